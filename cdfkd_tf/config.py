@@ -1,0 +1,237 @@
+"""Every option of a run, once: its name, default, help text and allowed values.
+
+The defaults are the published CIFAR-100 recipe; what differs for another data set
+stands in `experiments/<dataset>/base.flags` or the run's own flagfile.
+"""
+
+import dataclasses
+from typing import Any
+
+from cdfkd_tf.errors import RequestError
+
+ACTIONS = (
+    "pipeline",
+    "train_teachers",
+    "distill",
+    "fit_aggregator",
+    "evaluate",
+    "export",
+)
+EXPORT_FORMATS = ("saved_model", "tflite_float32", "tflite_int8")
+
+
+def option(
+    group: str, default: Any, help: str, choices: tuple[str, ...] | None = None
+) -> Any:
+    """A field of `RunConfig` with what the command line shows of it."""
+    metadata = {"group": group, "help": help, "choices": choices}
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+@dataclasses.dataclass(frozen=True)
+class RunConfig:
+    """One run, completely. Derive variants with `dataclasses.replace`.
+
+    Raises:
+        RequestError: if a value is outside its range; the message names the flag.
+    """
+
+    action: str = option(
+        "what",
+        "pipeline",
+        "What to do; pipeline does every step that the workdir does not hold yet.",
+        ACTIONS,
+    )
+    workdir: str = option("what", "runs/default", "Folder of this run.")
+    seed: int = option("what", 0, "Seed of every random draw.")
+
+    dataset: str = option(
+        "data",
+        "cifar100",
+        "Data set the teachers know.",
+        ("digits", "mnist", "cifar10", "cifar100"),
+    )
+    data_dir: str = option("data", "", "TFDS folder; empty: the TFDS default.")
+    evaluation_split: str = option(
+        "data",
+        "test",
+        "Images that accuracies are measured on. validation: a fifth of the "
+        "training images, kept from the teachers; use it to choose settings.",
+        ("test", "validation"),
+    )
+
+    teachers: tuple[str, ...] = option(
+        "teachers",
+        (),
+        "Comma list of .keras files; empty: WORKDIR/teachers, trained if missing.",
+    )
+    teacher: str = option("teachers", "resnet34", "Architecture to train.")
+    num_teachers: int = option("teachers", 3, "How many teachers to train.")
+    teacher_epochs: int = option("teachers", 200, "Passes over the training images.")
+    teacher_batch_size: int = option("teachers", 128, "Images per update.")
+    teacher_learning_rate: float = option("teachers", 0.1, "SGD learning rate.")
+    teacher_milestones: tuple[int, ...] = option(
+        "teachers", (80, 120), "Epochs at which the learning rate drops to a tenth."
+    )
+
+    method: str = option(
+        "method",
+        "cdfkd_mfs",
+        "Row of the comparison table.",
+        ("cdfkd_mfs", "cdfkd", "dfed", "dfad", "dfq"),
+    )
+    student: str = option("method", "resnet18", "Backbone of the student.")
+    student_headers: str = option(
+        "method",
+        "",
+        "How the student's headers share layers; empty: the method's way.",
+        ("", "single", "split", "multi_level"),
+    )
+    student_width: float = option("method", 1.0, "Factor on the student's channels.")
+    generator: str = option("method", "dafl", "Network that invents images.")
+    latent_size: int = option("method", 256, "Width of the generator's input noise.")
+    student_rounds: int = option(
+        "method", 5, "Student updates before each generator update."
+    )
+    student_header_weight: float | None = option(
+        "weights", None, "Student: each header against its teacher."
+    )
+    student_feature_weight: float | None = option(
+        "weights", None, "Student: pooled features, header against teacher."
+    )
+    student_ensemble_weight: float | None = option(
+        "weights", None, "Student: mean header against mean teacher."
+    )
+    generator_header_weight: float | None = option(
+        "weights", None, "Generator: headers against teachers; negative attacks."
+    )
+    generator_ensemble_weight: float | None = option(
+        "weights", None, "Generator: means against each other; negative attacks."
+    )
+    generator_bn_weight: float | None = option(
+        "weights", None, "Generator: BatchNorm statistics of the teachers."
+    )
+    generator_confidence_weight: float | None = option(
+        "weights", None, "Generator: entropy of each prediction."
+    )
+    generator_balance_weight: float | None = option(
+        "weights", None, "Generator: negative entropy of the mean prediction."
+    )
+
+    epochs: int = option("schedule", 300, "Epochs of the distillation.")
+    steps_per_epoch: int = option(
+        "schedule", 50, "Iterations per epoch: rounds of the student and one of G."
+    )
+    evaluate_every: int = option(
+        "schedule", 1, "Epochs between accuracies; 0 reads no data set at all."
+    )
+    batch_size: int = option("schedule", 256, "Invented images per update.")
+    student_learning_rate: float = option("schedule", 0.1, "SGD, momentum 0.9.")
+    generator_learning_rate: float = option("schedule", 1e-3, "Adam.")
+    schedule: str = option(
+        "schedule",
+        "steps",
+        "Both learning rates: a tenth at each milestone, or a half cosine to 0.",
+        ("steps", "cosine"),
+    )
+    milestones: tuple[int, ...] = option(
+        "schedule", (100, 200), "Epochs at which both rates drop to a tenth."
+    )
+
+    aggregator: str = option(
+        "aggregator",
+        "mean",
+        "How headers become one answer; all but mean learn from --real_samples.",
+        ("mean", "weights", "attention", "feature_attention"),
+    )
+    real_samples: int = option(
+        "aggregator", 0, "Labelled real training images the aggregator may use."
+    )
+    aggregator_epochs: int = option("aggregator", 100, "Passes over them.")
+    aggregator_learning_rate: float = option("aggregator", 0.01, "Adam.")
+
+    dtype_policy: str = option(
+        "running",
+        "float32",
+        "Arithmetic of the networks; losses are always float32.",
+        ("float32", "mixed_bfloat16"),
+    )
+    deterministic: str = option(
+        "running",
+        "auto",
+        "Same seed, same bits; auto: where it is free, on CPUs.",
+        ("auto", "true", "false"),
+    )
+    resume: bool = option(
+        "running", True, "Continue a distillation from its last checkpoint."
+    )
+    checkpoint_every: int = option(
+        "running", 1, "Epochs between checkpoints; 0 keeps none."
+    )
+    debug: bool = option("running", False, "Show the traceback of an error.")
+
+    export_formats: tuple[str, ...] = option(
+        "export", EXPORT_FORMATS, "Comma list of formats to write; empty: none."
+    )
+
+    def __post_init__(self):
+        for name, limit in _AT_LEAST.items():
+            if getattr(self, name) < limit:
+                raise RequestError(
+                    f"--{name} must be at least {limit}; got {getattr(self, name)}."
+                )
+        for name in _POSITIVE:
+            if not getattr(self, name) > 0:
+                raise RequestError(
+                    f"--{name} must be positive; got {getattr(self, name)}."
+                )
+        for field in dataclasses.fields(self):
+            choices, value = field.metadata["choices"], getattr(self, field.name)
+            if choices and value not in choices:
+                known = ", ".join(choice for choice in choices if choice)
+                raise RequestError(
+                    f"--{field.name} must be one of {known}; got {value!r}."
+                )
+        for name in self.export_formats:
+            if name not in EXPORT_FORMATS:
+                raise RequestError(
+                    f"--export_formats knows {', '.join(EXPORT_FORMATS)}; "
+                    f"got {name!r}."
+                )
+        if self.aggregator != "mean" and not self.real_samples:
+            raise RequestError(
+                f"--aggregator={self.aggregator} learns from labelled real images, "
+                "and --real_samples is 0. Give --real_samples=N, or use "
+                "--aggregator=mean."
+            )
+
+    def option_dict(self) -> dict[str, Any]:
+        """Field names and values, as JSON can hold them."""
+        return {
+            name: list(value) if isinstance(value, tuple) else value
+            for name, value in dataclasses.asdict(self).items()
+        }
+
+
+_AT_LEAST = {
+    "seed": 0,
+    "num_teachers": 1,
+    "teacher_epochs": 1,
+    "teacher_batch_size": 1,
+    "latent_size": 1,
+    "student_rounds": 1,
+    "epochs": 1,
+    "steps_per_epoch": 1,
+    "evaluate_every": 0,
+    "batch_size": 2,  # BatchNorm statistics of one image are no statistics
+    "real_samples": 0,
+    "aggregator_epochs": 1,
+    "checkpoint_every": 0,
+}
+_POSITIVE = (
+    "teacher_learning_rate",
+    "student_width",
+    "student_learning_rate",
+    "generator_learning_rate",
+    "aggregator_learning_rate",
+)

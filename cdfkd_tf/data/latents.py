@@ -1,0 +1,36 @@
+"""Noise: the data of data-free distillation."""
+
+import tensorflow as tf
+
+
+def latent_dataset(
+    batch_size: int,
+    num_rounds: int,
+    latent_size: int,
+    *,
+    seed: int,
+    first_step: int = 0,
+) -> tf.data.Dataset:
+    """Endless seeded noise, one element per iteration.
+
+    Element i depends on `seed` and i alone, so that a resumed run goes on with the
+    noise it would have seen, on any number of replicas.
+
+    Args:
+        batch_size: B.
+        num_rounds: R, the student's rounds and the generator's one.
+        latent_size: Z.
+        seed: of all the noise.
+        first_step: iteration to start with.
+
+    Returns:
+        Elements `(B, R, Z)`, float32, standard normal.
+    """
+    shape = [batch_size, num_rounds, latent_size]
+
+    def draw(step):
+        pair = tf.stack([tf.constant(seed, tf.int64), step])
+        return tf.random.stateless_normal(shape, seed=pair)
+
+    steps = tf.data.Dataset.counter(first_step)
+    return steps.map(draw, deterministic=True).prefetch(2)

@@ -1,0 +1,16 @@
+"""The two ways in which a run can end badly, and what the shell is told of them."""
+
+
+class RequestError(ValueError):
+    """The request is wrong: a flag, a file or a combination. Exit code 2.
+
+    The message is one sentence or two: what was expected, what arrived, what to do.
+    """
+
+    exit_code = 2
+
+
+class RunError(RuntimeError):
+    """A right request failed while running (NaN, failed export). Exit code 1."""
+
+    exit_code = 1

@@ -1,0 +1,140 @@
+"""One absl flag per `RunConfig` field, and the way back."""
+
+import dataclasses
+import sys
+import types
+import typing
+from typing import Any
+
+from absl import app
+from absl import flags as absl_flags
+
+from cdfkd_tf.config import RunConfig
+from cdfkd_tf.errors import RequestError
+
+INTRODUCTION = """\
+Several trained image classifiers in, one small network out, without their data.
+
+  python main.py --flagfile=FILE [--flag=value ...]
+
+Put --flagfile first: the last value of a flag wins. Defaults stand in brackets."""
+
+
+class _HelpFlag(absl_flags.BooleanFlag):
+    """`--help`: every flag of this project in one line, grouped."""
+
+    def __init__(self):
+        super().__init__("help", False, "Show this page.", short_name="?")
+
+    def parse(self, arg):
+        if self._parse(arg):
+            print(help_page())
+            sys.exit(0)
+
+
+def define(values: absl_flags.FlagValues = absl_flags.FLAGS) -> None:
+    """Defines every flag in `values`; call once per process."""
+    absl_flags.DEFINE_flag(_HelpFlag(), values)
+    absl_flags.DEFINE_flag(app.HelpfullFlag(), values)
+    defaults = RunConfig()
+    for field in dataclasses.fields(RunConfig):
+        choices, help = field.metadata["choices"], field.metadata["help"]
+        default = getattr(defaults, field.name)
+        kind = _value_type(field)
+        if choices:
+            absl_flags.DEFINE_enum(
+                field.name, default, choices, help, flag_values=values
+            )
+        elif kind is bool:
+            absl_flags.DEFINE_bool(field.name, default, help, flag_values=values)
+        elif kind is int:
+            absl_flags.DEFINE_integer(field.name, default, help, flag_values=values)
+        elif kind is float:
+            absl_flags.DEFINE_float(field.name, default, help, flag_values=values)
+        elif kind is tuple:
+            default = [str(item) for item in default]
+            absl_flags.DEFINE_list(field.name, default, help, flag_values=values)
+        else:
+            absl_flags.DEFINE_string(field.name, default, help, flag_values=values)
+
+
+def parse(
+    argv: list[str], values: absl_flags.FlagValues = absl_flags.FLAGS
+) -> RunConfig:
+    """The run that the command line describes.
+
+    Args:
+        argv: the program's name, then its arguments.
+
+    Raises:
+        RequestError: unknown flag, bad value, missing flagfile or stray argument.
+    """
+    try:
+        rest = values(argv)[1:]
+    except absl_flags.Error as error:
+        raise RequestError(" ".join(str(error).split())) from error
+    if rest:
+        raise RequestError(f"Unexpected argument {rest[0]!r}. Options start with --.")
+    return RunConfig(
+        **{
+            field.name: _read(field, values[field.name].value)
+            for field in dataclasses.fields(RunConfig)
+        }
+    )
+
+
+def flag_lines(config: RunConfig) -> str:
+    """The text of a flagfile that repeats `config`."""
+    lines = []
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if value is None:
+            continue
+        if isinstance(value, bool):
+            value = str(value).lower()
+        elif isinstance(value, tuple):
+            value = ",".join(str(item) for item in value)
+        lines.append(f"--{field.name}={value}\n")
+    return "".join(lines)
+
+
+def help_page() -> str:
+    """What `--help` prints."""
+    lines, group = [INTRODUCTION], None
+    for field in dataclasses.fields(RunConfig):
+        if field.metadata["group"] != group:
+            group = field.metadata["group"]
+            lines.append(f"\n{group}")
+        choices = [choice for choice in field.metadata["choices"] or () if choice]
+        default = field.default
+        if isinstance(default, tuple):
+            default = ",".join(str(item) for item in default)
+        shown = "method's" if default is None else "" if default == "" else default
+        text = field.metadata["help"]
+        if choices:
+            text += f" One of: {', '.join(choices)}."
+        lines.append(f"  --{field.name}: {text} [{shown}]")
+    lines.append("\n  --helpfull: also the flags of the libraries underneath.")
+    return "\n".join(lines)
+
+
+def _value_type(field: dataclasses.Field) -> type:
+    """`float` for `float | None`, `tuple` for `tuple[int, ...]`, and so on."""
+    kind = field.type
+    if isinstance(kind, types.UnionType):
+        kind = typing.get_args(kind)[0]
+    return typing.get_origin(kind) or kind
+
+
+def _read(field: dataclasses.Field, value: Any) -> Any:
+    """A flag's value as the field's type: lists become tuples of their item type."""
+    if _value_type(field) is not tuple:
+        return value
+    item_type = typing.get_args(field.type)[0]
+    try:
+        return tuple(item_type(item) for item in value)
+    except ValueError:
+        raise RequestError(
+            f"--{field.name} must be a comma list of whole numbers; got "
+            f"{','.join(value)!r}."
+        ) from None

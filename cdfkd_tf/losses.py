@@ -1,0 +1,134 @@
+"""Distances between what the student says and what the teachers say, and priors.
+
+Pure functions of tensors: no network, no weight, no flag. Each returns one float32
+scalar averaged over the batch; `methods.py` decides what it weighs.
+"""
+
+from keras import KerasTensor, ops
+
+# Norms have no gradient at zero; under the root this keeps it finite.
+_TINY = 1e-12
+
+
+def l1(student_logits: KerasTensor, teacher_logits: KerasTensor) -> KerasTensor:
+    """Mean absolute difference, in logit units. Symmetric.
+
+    Args:
+        student_logits: `(..., C)`, unnormalised.
+        teacher_logits: of the same shape.
+
+    Raises:
+        ValueError: if the shapes differ.
+    """
+    _check_same_shape(student_logits, teacher_logits)
+    gap = ops.cast(student_logits, "float32") - ops.cast(teacher_logits, "float32")
+    return ops.mean(ops.abs(gap))
+
+
+def kl(student_logits: KerasTensor, teacher_logits: KerasTensor) -> KerasTensor:
+    """KL(teacher || student) of the softmaxes, in nats, averaged over all rows.
+
+    Args:
+        student_logits: `(..., C)`, unnormalised.
+        teacher_logits: of the same shape.
+
+    Raises:
+        ValueError: if the shapes differ.
+    """
+    _check_same_shape(student_logits, teacher_logits)
+    student = ops.log_softmax(ops.cast(student_logits, "float32"))
+    teacher = ops.log_softmax(ops.cast(teacher_logits, "float32"))
+    return ops.mean(ops.sum(ops.exp(teacher) * (teacher - student), axis=-1))
+
+
+def feature_gap(
+    student_features: KerasTensor, teacher_features: list[KerasTensor]
+) -> KerasTensor:
+    """L1 distance of pooled features, summed over width, averaged over headers.
+
+    Args:
+        student_features: `(B, H, W)`.
+        teacher_features: H tensors `(B, W)`, one per header's teacher.
+
+    Raises:
+        ValueError: if a teacher's width is not W, or there are not H teachers.
+    """
+    widths = [features.shape[-1] for features in teacher_features]
+    headers, width = student_features.shape[1:]
+    if widths != [width] * headers:
+        raise ValueError(
+            f"The feature term needs {headers} teachers with the student's feature "
+            f"width {width}; the teachers have widths {widths}. Use "
+            "--student_feature_weight=0, or a student of the teachers' width."
+        )
+    teacher = ops.cast(ops.stack(teacher_features, axis=1), "float32")
+    gap = ops.abs(ops.cast(student_features, "float32") - teacher)
+    return ops.mean(ops.sum(gap, axis=-1))
+
+
+def bn_gap(
+    layer_input: KerasTensor,
+    moving_mean: KerasTensor,
+    moving_variance: KerasTensor,
+) -> KerasTensor:
+    """How far a batch is from what one BatchNormalization saw in training.
+
+    The Euclidean distance of the batch's biased variances from the stored ones, plus
+    that of the means (Yin et al., DeepInversion, CVPR 2020, eq. 4, unsquared).
+
+    Args:
+        layer_input: `(B, ..., channels)`, channels last.
+        moving_mean: `(channels,)`.
+        moving_variance: `(channels,)`.
+    """
+    layer_input = ops.cast(layer_input, "float32")
+    axes = list(range(len(layer_input.shape) - 1))
+    mean, variance = ops.moments(layer_input, axes)
+    return _norm(variance - moving_variance) + _norm(mean - moving_mean)
+
+
+def confidence(logits: KerasTensor) -> KerasTensor:
+    """Mean entropy of the predictions, in nats: small where they are sure.
+
+    Args:
+        logits: `(..., C)`, unnormalised.
+    """
+    log_probabilities = ops.log_softmax(ops.cast(logits, "float32"))
+    return ops.mean(_entropy(log_probabilities))
+
+
+def balance(logits: KerasTensor) -> KerasTensor:
+    """Negative entropy of the batch's mean prediction, in nats.
+
+    Smallest, `-log C`, where every class is predicted equally often (Choi et al.,
+    DFQ, CVPR Workshops 2020).
+
+    Args:
+        logits: `(B, ..., C)`, unnormalised; the mean runs over the batch.
+    """
+    log_probabilities = ops.log_softmax(ops.cast(logits, "float32"))
+    batch = float(logits.shape[0]) if logits.shape[0] else ops.cast(
+        ops.shape(logits)[0], "float32"
+    )
+    # log of the mean of exponentials: finite where a plain log would underflow.
+    mean = ops.logsumexp(log_probabilities, axis=0) - ops.log(batch)
+    return -ops.mean(_entropy(mean))
+
+
+def _entropy(log_probabilities: KerasTensor) -> KerasTensor:
+    probabilities = ops.exp(log_probabilities)
+    return -ops.sum(probabilities * log_probabilities, axis=-1)
+
+
+def _norm(vector: KerasTensor) -> KerasTensor:
+    return ops.sqrt(ops.sum(ops.square(vector)) + _TINY)
+
+
+def _check_same_shape(student_logits: KerasTensor, teacher_logits: KerasTensor) -> None:
+    if tuple(student_logits.shape) != tuple(teacher_logits.shape):
+        raise ValueError(
+            "Student and teachers must give logits of one shape. Received "
+            f"student_logits.shape={tuple(student_logits.shape)}, "
+            f"teacher_logits.shape={tuple(teacher_logits.shape)}. Check that there "
+            "is one header per teacher and that all know the same classes."
+        )

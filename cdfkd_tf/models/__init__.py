@@ -1,0 +1,17 @@
+"""Networks. Importing this package fills the tables of backbones and generators."""
+
+from cdfkd_tf.models import resnet, wide_resnet
+from cdfkd_tf.models.backbones import BACKBONES
+from cdfkd_tf.models.classifiers import build_classifier
+from cdfkd_tf.models.generators import GENERATORS, build_generator
+from cdfkd_tf.models.students import build_student
+
+__all__ = [
+    "BACKBONES",
+    "GENERATORS",
+    "build_classifier",
+    "build_generator",
+    "build_student",
+    "resnet",
+    "wide_resnet",
+]

@@ -1,0 +1,124 @@
+"""Layers that every network here is built of.
+
+Convolutions pad as the published networks do: symmetrically by half the kernel, also
+where the stride is 2 and Keras's "same" would pad one side only. Layer names are
+paths (`stage1_block0_conv1`), so that stored tensors find their layer.
+"""
+
+import dataclasses
+from collections.abc import Callable
+
+import keras
+from keras import KerasTensor, layers
+
+
+@dataclasses.dataclass(frozen=True)
+class Trunk:
+    """What a backbone offers to the networks built on it.
+
+    Attributes:
+        maps: the output of each stage, `(B, height, width, channels)`, coarsest last.
+        before_last_block: what enters the last residual block, or None if the
+            backbone has no such block.
+        last_block: builds one more copy of that block: `(tensor, prefix) -> map`,
+            with `prefix` before the names of its layers.
+        finish: what a plain classifier applies before pooling:
+            `(map, prefix) -> map`.
+    """
+
+    maps: list[KerasTensor]
+    before_last_block: KerasTensor | None
+    last_block: Callable[[KerasTensor, str], KerasTensor] | None
+    finish: Callable[[KerasTensor, str], KerasTensor]
+
+
+def scale_width(channels: int, width: float) -> int:
+    """`channels * width` as the nearest multiple of 8, at least 8.
+
+    Multiples of 8 fill the vector units of phones and microcontrollers. Width 1
+    leaves any channel count as it is.
+    """
+    if width == 1:
+        return channels
+    return max(8, int(channels * width / 8 + 0.5) * 8)
+
+
+def conv(
+    tensor: KerasTensor,
+    filters: int,
+    *,
+    name: str,
+    kernel: int = 3,
+    stride: int = 1,
+    bias: bool = False,
+) -> KerasTensor:
+    """Convolution, symmetrically padded by `kernel // 2`."""
+    tensor, padding = _pad(tensor, kernel, stride, name)
+    return layers.Conv2D(
+        filters,
+        kernel,
+        strides=stride,
+        padding=padding,
+        use_bias=bias,
+        kernel_initializer=_he_normal(),
+        name=name,
+    )(tensor)
+
+
+def depthwise_conv(tensor: KerasTensor, *, name: str, stride: int = 1) -> KerasTensor:
+    """Depthwise 3x3 convolution without bias, symmetrically padded by 1."""
+    tensor, padding = _pad(tensor, 3, stride, name)
+    return layers.DepthwiseConv2D(
+        3,
+        strides=stride,
+        padding=padding,
+        use_bias=False,
+        # Fan-in counts the 9 taps of one channel; Keras's fan-out counts none.
+        depthwise_initializer=keras.initializers.RandomNormal(stddev=(2 / 9) ** 0.5),
+        name=name,
+    )(tensor)
+
+
+def batch_norm(
+    tensor: KerasTensor, *, name: str, epsilon: float = 1e-5, affine: bool = True
+) -> KerasTensor:
+    """BatchNormalization with the published momentum; `affine`: scale and shift."""
+    return layers.BatchNormalization(
+        momentum=0.9, epsilon=epsilon, center=affine, scale=affine, name=name
+    )(tensor)
+
+
+def relu(tensor: KerasTensor) -> KerasTensor:
+    """Rectifier as a layer."""
+    return layers.ReLU()(tensor)
+
+
+def separable_encoder(tensor: KerasTensor, filters: int, *, name: str) -> KerasTensor:
+    """The header's encoder: halves the resolution, ends with `filters` channels.
+
+    Two depthwise-pointwise pairs; the first keeps the input's width and has stride 2
+    (CDFKD-MFS, the header encoders of the multi-level student).
+    """
+    widths = (tensor.shape[-1], filters)
+    for index, (channels, stride) in enumerate(zip(widths, (2, 1)), start=1):
+        tensor = depthwise_conv(tensor, stride=stride, name=f"{name}_depthwise{index}")
+        tensor = conv(tensor, channels, kernel=1, name=f"{name}_pointwise{index}")
+        tensor = relu(batch_norm(tensor, name=f"{name}_bn{index}"))
+    return tensor
+
+
+def _pad(
+    tensor: KerasTensor, kernel: int, stride: int, name: str
+) -> tuple[KerasTensor, str]:
+    if kernel == 1:
+        return tensor, "valid"
+    if stride == 1:
+        return tensor, "same"
+    return layers.ZeroPadding2D(kernel // 2, name=f"{name}_pad")(tensor), "valid"
+
+
+def _he_normal() -> keras.initializers.Initializer:
+    """A new one each time: an initializer object repeats its draw."""
+    return keras.initializers.VarianceScaling(
+        2.0, mode="fan_out", distribution="untruncated_normal"
+    )
