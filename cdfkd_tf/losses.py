@@ -1,9 +1,11 @@
 """Distances between what the student says and what the teachers say, and priors.
 
 Pure functions of tensors: no network, no weight, no flag. Each returns one float32
-scalar averaged over the batch; `methods.py` decides what it weighs.
+scalar averaged over the batch (float64 where the networks are); `methods.py` decides
+what it weighs.
 """
 
+import keras
 from keras import KerasTensor, ops
 
 # Norms have no gradient at zero; under the root this keeps it finite.
@@ -21,7 +23,7 @@ def l1(student_logits: KerasTensor, teacher_logits: KerasTensor) -> KerasTensor:
         ValueError: if the shapes differ.
     """
     _check_same_shape(student_logits, teacher_logits)
-    gap = ops.cast(student_logits, "float32") - ops.cast(teacher_logits, "float32")
+    gap = _exact(student_logits) - _exact(teacher_logits)
     return ops.mean(ops.abs(gap))
 
 
@@ -36,8 +38,8 @@ def kl(student_logits: KerasTensor, teacher_logits: KerasTensor) -> KerasTensor:
         ValueError: if the shapes differ.
     """
     _check_same_shape(student_logits, teacher_logits)
-    student = ops.log_softmax(ops.cast(student_logits, "float32"))
-    teacher = ops.log_softmax(ops.cast(teacher_logits, "float32"))
+    student = ops.log_softmax(_exact(student_logits))
+    teacher = ops.log_softmax(_exact(teacher_logits))
     return ops.mean(ops.sum(ops.exp(teacher) * (teacher - student), axis=-1))
 
 
@@ -61,8 +63,8 @@ def feature_gap(
             f"width {width}; the teachers have widths {widths}. Use "
             "--student_feature_weight=0, or a student of the teachers' width."
         )
-    teacher = ops.cast(ops.stack(teacher_features, axis=1), "float32")
-    gap = ops.abs(ops.cast(student_features, "float32") - teacher)
+    teacher = _exact(ops.stack(teacher_features, axis=1))
+    gap = ops.abs(_exact(student_features) - teacher)
     return ops.mean(ops.sum(gap, axis=-1))
 
 
@@ -81,7 +83,7 @@ def bn_gap(
         moving_mean: `(channels,)`.
         moving_variance: `(channels,)`.
     """
-    layer_input = ops.cast(layer_input, "float32")
+    layer_input = _exact(layer_input)
     axes = list(range(len(layer_input.shape) - 1))
     mean, variance = ops.moments(layer_input, axes)
     return _norm(variance - moving_variance) + _norm(mean - moving_mean)
@@ -93,7 +95,7 @@ def confidence(logits: KerasTensor) -> KerasTensor:
     Args:
         logits: `(..., C)`, unnormalised.
     """
-    log_probabilities = ops.log_softmax(ops.cast(logits, "float32"))
+    log_probabilities = ops.log_softmax(_exact(logits))
     return ops.mean(_entropy(log_probabilities))
 
 
@@ -106,10 +108,8 @@ def balance(logits: KerasTensor) -> KerasTensor:
     Args:
         logits: `(B, ..., C)`, unnormalised; the mean runs over the batch.
     """
-    log_probabilities = ops.log_softmax(ops.cast(logits, "float32"))
-    batch = float(logits.shape[0]) if logits.shape[0] else ops.cast(
-        ops.shape(logits)[0], "float32"
-    )
+    log_probabilities = ops.log_softmax(_exact(logits))
+    batch = ops.cast(ops.shape(logits)[0], log_probabilities.dtype)
     # log of the mean of exponentials: finite where a plain log would underflow.
     mean = ops.logsumexp(log_probabilities, axis=0) - ops.log(batch)
     return -ops.mean(_entropy(mean))
@@ -118,6 +118,11 @@ def balance(logits: KerasTensor) -> KerasTensor:
 def _entropy(log_probabilities: KerasTensor) -> KerasTensor:
     probabilities = ops.exp(log_probabilities)
     return -ops.sum(probabilities * log_probabilities, axis=-1)
+
+
+def _exact(tensor: KerasTensor) -> KerasTensor:
+    """In the precision of losses: the networks may compute in half of it."""
+    return ops.cast(tensor, keras.config.floatx())
 
 
 def _norm(vector: KerasTensor) -> KerasTensor:

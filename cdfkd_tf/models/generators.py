@@ -39,14 +39,14 @@ def build_generator(
     latent = keras.Input((latent_size,), name="latent")
     image = GENERATORS[name](latent, image_shape)
     image = conv(image, image_shape[-1], bias=True, name="image_conv")
-    image = layers.Activation("tanh", dtype="float32", name="image_tanh")(image)
+    image = layers.Activation("tanh", dtype=keras.config.floatx(), name="image_tanh")(image)
     if standardised:
         image = layers.BatchNormalization(
             momentum=0.9,
             epsilon=1e-5,
             center=False,
             scale=False,
-            dtype="float32",
+            dtype=keras.config.floatx(),
             name="image_bn",
         )(image)
     return keras.Model(latent, image, name=name)

@@ -98,7 +98,7 @@ class Teacher:
             for layer, inputs in records
             if layer is not self.classifier
         ]
-        return ops.cast(logits, "float32"), features[-1], bn
+        return ops.cast(logits, keras.config.floatx()), features[-1], bn
 
 
 class TeacherEnsemble:

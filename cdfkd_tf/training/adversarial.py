@@ -1,0 +1,146 @@
+"""The student's opponent: a generator that makes the images both players learn on."""
+
+from typing import Any
+
+import keras
+import tensorflow as tf
+from keras import KerasTensor, ops
+
+from cdfkd_tf.methods import Method
+from cdfkd_tf.training.distiller import Distiller
+
+
+class AdversarialDistiller(Distiller):
+    """Several student rounds, then one generator round, without any real image.
+
+    `fit` on `latent_dataset`, whose elements are `(B, R, Z)`: R - 1 student rounds
+    and one generator round.
+
+    Args:
+        student: see `Distiller`, as the next two.
+        teachers: the frozen teachers.
+        method: which terms weigh what.
+        generator: noise `(B, Z)` to normalised images; always in training mode.
+        generator_moves_statistics: whether the generator round updates the student's
+            BatchNormalization moving statistics, as the published code does. It only
+            blurs what inference will use, so the default is not to.
+    """
+
+    def __init__(
+        self,
+        student: keras.Model,
+        teachers: Any,
+        method: Method,
+        generator: keras.Model,
+        *,
+        generator_moves_statistics: bool = False,
+        **kwargs,
+    ):
+        super().__init__(student, teachers, method, **kwargs)
+        self.generator = generator
+        self.generator_moves_statistics = generator_moves_statistics
+
+    def compile(
+        self,
+        student_optimizer: keras.optimizers.Optimizer,
+        generator_optimizer: keras.optimizers.Optimizer,
+        **kwargs,
+    ):
+        """Sets both optimisers and builds their state, so that it can be saved."""
+        super().compile(student_optimizer, **kwargs)
+        self.generator_optimizer = generator_optimizer
+        generator_optimizer.build(self.generator.trainable_variables)
+
+    def train_step(self, latents: KerasTensor) -> dict[str, KerasTensor]:
+        """One iteration, readable: the reference for the traced loop below.
+
+        Args:
+            latents: `(B, R, Z)`.
+        """
+        rounds = self.prepare_rounds(latents)
+        for index in range(latents.shape[1] - 1):
+            self.student_round(rounds, index)
+        self.generator_round(latents)
+        return self.term_means()
+
+    def prepare_rounds(self, latents: KerasTensor) -> dict[str, Any]:
+        """Images of all student rounds, and the teachers' answers to them.
+
+        Neither teachers nor generator move during the student's rounds, so the
+        teachers see all images as one large batch. The generator runs round by
+        round: its BatchNormalizations use the round's own statistics.
+
+        Returns:
+            `images` and the teachers' answers, each with a leading axis R - 1.
+        """
+        num_rounds = latents.shape[1] - 1
+        images = ops.concatenate(
+            [self.generator(latents[:, k], training=True) for k in range(num_rounds)]
+        )
+        answers = {"images": images, "teachers": self.ask_teachers(images)}
+        return tf.nest.map_structure(
+            lambda tensor: ops.reshape(tensor, (num_rounds, -1, *tensor.shape[1:])),
+            answers,
+        )
+
+    def student_round(self, rounds: dict[str, Any], index: int | tf.Tensor) -> None:
+        """Student update number `index` on what `prepare_rounds` made."""
+        chosen = tf.nest.map_structure(lambda tensor: tensor[index], rounds)
+        self.update_student(chosen["images"], chosen["teachers"])
+
+    def generator_round(self, latents: KerasTensor) -> None:
+        """The generator's update, on the last of the rounds' noise."""
+        self.update_generator(latents[:, -1])
+
+    def update_generator(self, noise: KerasTensor) -> None:
+        """Moves the generator alone; student and teachers only lend gradients.
+
+        Args:
+            noise: `(B, Z)`.
+        """
+        student_state = self.student.non_trainable_variables
+        before = [tf.identity(variable.value) for variable in student_state]
+        with tf.GradientTape() as tape:
+            images = self.generator(noise, training=True)
+            teachers = self.teachers(images)
+            if not self.method.teacher_gradient:
+                teachers["logits"] = ops.stop_gradient(teachers["logits"])
+            loss = self.weigh("generator", images, teachers)
+            # Inside the tape: replicas sum gradients, low precision scales them.
+            loss = self.generator_optimizer.scale_loss(loss / self.num_replicas)
+        variables = self.generator.trainable_variables
+        self.generator_optimizer.apply(tape.gradient(loss, variables), variables)
+        if not self.generator_moves_statistics:
+            for variable, value in zip(student_state, before):
+                variable.assign(value)
+
+    def make_train_function(self, force: bool = False):
+        """The same updates as one traced loop, not R copies of the student's round.
+
+        Five unrolled rounds trace several times longer. The loop stands outside
+        `strategy.run`: inside, optimisers cannot meet across replicas.
+        """
+        if self.train_function is not None and not force:
+            return self.train_function
+        if self.run_eagerly:
+            return super().make_train_function(force)
+        strategy = self.distribute_strategy
+
+        def iterate(iterator):
+            latents = next(iterator)
+            rounds = strategy.run(self.prepare_rounds, args=(latents,))
+            for index in tf.range(latents.shape[1] - 1):
+                strategy.run(self.student_round, args=(rounds, index))
+            strategy.run(self.generator_round, args=(latents,))
+
+        @tf.function(reduce_retracing=True)
+        def train_function(iterator):
+            if self.steps_per_execution == 1:
+                iterate(iterator)
+            else:
+                for _ in tf.range(self.steps_per_execution):
+                    iterate(iterator)
+            return self.term_means()
+
+        self.train_function = train_function
+        return train_function

@@ -1,0 +1,160 @@
+"""One student learning from frozen teachers, on images that somebody provides."""
+
+from typing import Any
+
+import keras
+import tensorflow as tf
+from keras import KerasTensor, ops
+
+from cdfkd_tf.errors import RequestError
+from cdfkd_tf.methods import Answers, Method, terms_of
+
+
+class Distiller(keras.Model):
+    """Moves a student towards its teachers.
+
+    Args:
+        student: images to `{"logits": (B, H, C), "features": (B, H, W)}`.
+        teachers: images to `{"logits", "features", "bn"}`, see `TeacherEnsemble`.
+        method: which terms weigh what.
+
+    Raises:
+        RequestError: if headers, teachers and the method's terms do not fit together.
+    """
+
+    def __init__(self, student: keras.Model, teachers: Any, method: Method, **kwargs):
+        super().__init__(**kwargs)
+        _check_fit(student, teachers, method)
+        self.student, self.teachers, self.method = student, teachers, method
+        self.weights_of = {"student": method.student, "generator": method.generator}
+        self.trackers = {
+            f"{player}_{term}": keras.metrics.Mean(name=f"{player}_{term}")
+            for player in ("student", "generator")
+            for term, weight in self.weights_of[player].items()
+            if weight
+        }
+        self.num_headers = student.output["logits"].shape[1]
+        headers = [f"header_{header}_accuracy" for header in range(self.num_headers)]
+        self.accuracies = {
+            name: keras.metrics.SparseCategoricalAccuracy(name=name)
+            for name in ("accuracy", *headers)
+        }
+        # fit() would otherwise call the model on latents to build it.
+        self.built = True
+
+    def compile(self, student_optimizer: keras.optimizers.Optimizer, **kwargs):
+        """Sets the student's optimiser and builds its state, so that it can be saved.
+
+        Args:
+            student_optimizer: moves the student's trainable variables.
+            **kwargs: as in `keras.Model.compile`.
+        """
+        super().compile(optimizer=student_optimizer, **kwargs)
+        student_optimizer.build(self.student.trainable_variables)
+
+    @property
+    def metrics(self) -> list[keras.metrics.Metric]:
+        """What `fit` resets at each epoch."""
+        return [*self.trackers.values(), *self.accuracies.values()]
+
+    @property
+    def num_replicas(self) -> int:
+        """Replicas that train together."""
+        return self.distribute_strategy.num_replicas_in_sync
+
+    def call(self, images: KerasTensor, training: bool = False) -> dict:
+        """The student's answer to normalised images."""
+        return self.student(images, training=training)
+
+    def train_step(self, data) -> dict[str, KerasTensor]:
+        """One student update on real images. `data`: `(images, labels)`."""
+        images = data[0] if isinstance(data, tuple) else data
+        self.update_student(images, self.ask_teachers(images))
+        return self.term_means()
+
+    def test_step(self, data) -> dict[str, KerasTensor]:
+        """Accuracy of each header and of their mean. `data`: `(images, labels)`."""
+        images, labels = data
+        logits = self.student(images, training=False)["logits"]
+        self.accuracies["accuracy"].update_state(labels, ops.mean(logits, axis=1))
+        for header in range(self.num_headers):
+            tracker = self.accuracies[f"header_{header}_accuracy"]
+            tracker.update_state(labels, logits[:, header])
+        return {name: tracker.result() for name, tracker in self.accuracies.items()}
+
+    def ask_teachers(self, images: KerasTensor) -> dict[str, Any]:
+        """The teachers' logits and features, without BatchNorm inputs."""
+        answers = self.teachers(images)
+        return {"logits": answers["logits"], "features": answers["features"]}
+
+    def update_student(self, images: KerasTensor, teachers: dict[str, Any]) -> None:
+        """Moves the student alone, by one gradient step.
+
+        Args:
+            images: `(B, height, width, channels)`, normalised.
+            teachers: what `ask_teachers` said of them.
+        """
+        with tf.GradientTape() as tape:
+            loss = self.weigh("student", images, {**teachers, "bn": []})
+            # Inside the tape: replicas sum gradients, low precision scales them.
+            loss = self.optimizer.scale_loss(loss / self.num_replicas)
+        variables = self.student.trainable_variables
+        self.optimizer.apply(tape.gradient(loss, variables), variables)
+
+    def weigh(self, player: str, images: KerasTensor, teachers: dict) -> KerasTensor:
+        """What `player` minimises on `images`; logs each term's true value."""
+        said = self.student(images, training=True)
+        answers = Answers(
+            student_logits=said["logits"],
+            student_features=said["features"],
+            teacher_logits=teachers["logits"],
+            teacher_features=teachers["features"],
+            teacher_bn=teachers["bn"],
+        )
+        weights = self.weights_of[player]
+        terms = terms_of(answers, weights, self.method)
+        for name, value in terms.items():
+            self.trackers[f"{player}_{name}"].update_state(value)
+        return sum(weights[name] * value for name, value in terms.items())
+
+    def term_means(self) -> dict[str, KerasTensor]:
+        """Running mean of each term over the epoch, by name."""
+        return {name: tracker.result() for name, tracker in self.trackers.items()}
+
+
+def _check_fit(student: keras.Model, teachers: Any, method: Method) -> None:
+    num_headers, num_classes = student.output["logits"].shape[1:]
+    if num_classes != teachers.num_classes:
+        raise RequestError(
+            f"The student answers {num_classes} classes, the teachers "
+            f"{teachers.num_classes}. Check --dataset and --teachers."
+        )
+    if method.num_teachers not in (None, len(teachers)):
+        raise RequestError(
+            f"This method takes {method.num_teachers} teacher; got {len(teachers)}. "
+            "Name one with --teachers, or choose a method for several."
+        )
+    needs_header = method.student.get("header") or method.generator.get("header")
+    if needs_header and num_headers != len(teachers):
+        raise RequestError(
+            f"The header term needs one header per teacher; the student has "
+            f"{num_headers} headers and there are {len(teachers)} teachers. Use "
+            "--student_headers=multi_level or split."
+        )
+    if method.student.get("feature"):
+        widths = {teacher.feature_width for teacher in teachers.teachers}
+        width = student.output["features"].shape[-1]
+        if widths != {width} or num_headers != len(teachers):
+            raise RequestError(
+                f"The feature term compares equal widths, header by teacher; the "
+                f"student's {num_headers} headers are {width} wide, the "
+                f"{len(teachers)} teachers' features {sorted(widths)}. Use "
+                "--student_feature_weight=0, or a student of the teachers' width."
+            )
+    if method.generator.get("bn"):
+        for index, teacher in enumerate(teachers.teachers):
+            if not teacher.batch_norms:
+                raise RequestError(
+                    f"The bn term reads the teachers' BatchNormalization statistics; "
+                    f"teacher {index} has none. Use --generator_bn_weight=0."
+                )
