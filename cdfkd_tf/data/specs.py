@@ -1,0 +1,113 @@
+"""What networks and pipelines must know about each data set."""
+
+import dataclasses
+from typing import Any
+
+from cdfkd_tf.errors import RequestError
+
+
+@dataclasses.dataclass(frozen=True)
+class DatasetSpec:
+    """One data set, as the teachers see it.
+
+    Attributes:
+        name: what users type after `--dataset=`.
+        tfds_name: its name in TensorFlow Datasets.
+        num_classes: C.
+        image_shape: `(height, width, channels)` that the networks take.
+        mean: per channel, of images in [0, 1].
+        std: likewise.
+        crop_padding: training images are padded by this and cropped back; pixels.
+        flip: whether training images are mirrored at random.
+        download_host: where TFDS fetches it from; empty: nothing is fetched.
+    """
+
+    name: str
+    tfds_name: str
+    num_classes: int
+    image_shape: tuple[int, int, int]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    crop_padding: int = 0
+    flip: bool = False
+    download_host: str = ""
+
+    @property
+    def standardised(self) -> bool:
+        """True for mean 0 and deviation 1 per channel, False for plain [-1, 1]."""
+        return any(value != 0.5 for value in (*self.mean, *self.std))
+
+    @property
+    def pixel_range(self) -> tuple[float, float]:
+        """Smallest and largest value that a normalised image can hold."""
+        low = min(-mean / std for mean, std in zip(self.mean, self.std))
+        high = max((1 - mean) / std for mean, std in zip(self.mean, self.std))
+        return low, high
+
+    def normalise(self, images: Any) -> Any:
+        """Images in [0, 1] as the networks take them; channels last."""
+        return (images - list(self.mean)) / list(self.std)
+
+    def denormalise(self, images: Any) -> Any:
+        """The way back; values that no image can hold leave [0, 1]."""
+        return images * list(self.std) + list(self.mean)
+
+
+SPECS = {
+    spec.name: spec
+    for spec in (
+        DatasetSpec(
+            name="digits",
+            tfds_name="digits",
+            num_classes=10,
+            image_shape=(16, 16, 1),
+            mean=(0.3051,),
+            std=(0.3182,),
+            crop_padding=1,
+        ),
+        DatasetSpec(
+            name="mnist",
+            tfds_name="mnist",
+            num_classes=10,
+            image_shape=(32, 32, 1),
+            mean=(0.1307,),
+            std=(0.3081,),
+            download_host="storage.googleapis.com",
+        ),
+        DatasetSpec(
+            name="cifar10",
+            tfds_name="cifar10",
+            num_classes=10,
+            image_shape=(32, 32, 3),
+            mean=(0.4914, 0.4822, 0.4465),
+            std=(0.2470, 0.2435, 0.2616),
+            crop_padding=4,
+            flip=True,
+            download_host="www.cs.toronto.edu",
+        ),
+        DatasetSpec(
+            name="cifar100",
+            tfds_name="cifar100",
+            num_classes=100,
+            image_shape=(32, 32, 3),
+            mean=(0.5071, 0.4865, 0.4409),
+            std=(0.2673, 0.2564, 0.2762),
+            crop_padding=4,
+            flip=True,
+            download_host="www.cs.toronto.edu",
+        ),
+    )
+}
+
+
+def spec_of(name: str) -> DatasetSpec:
+    """The data set called `name`.
+
+    Raises:
+        RequestError: if there is none; the message lists the known names.
+    """
+    if name not in SPECS:
+        raise RequestError(
+            f"Unknown data set {name!r}. Known: {', '.join(sorted(SPECS))}."
+        )
+    return SPECS[name]

@@ -1,0 +1,1 @@
+"""Learning: students, generators, optimisers, callbacks."""

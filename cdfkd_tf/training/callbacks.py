@@ -1,0 +1,153 @@
+"""What a person can watch: curves, invented images, which classes they show."""
+
+import math
+import pathlib
+import time
+from collections.abc import Callable
+
+import keras
+import numpy as np
+import tensorflow as tf
+from PIL import Image
+
+from cdfkd_tf.errors import RunError
+
+GRID = 8  # rows and columns of a sample grid
+_GRID_PIXELS = 512  # small images are enlarged to fill about this
+
+
+class StopOnNaN(keras.callbacks.Callback):
+    """Ends the run with a message when a loss is no number any more."""
+
+    def on_epoch_end(self, epoch, logs=None):
+        for name, value in (logs or {}).items():
+            if not math.isfinite(value):
+                raise RunError(
+                    f"{name} became {value} in epoch {epoch + 1}; checkpoints of "
+                    "earlier epochs are intact. A smaller --student_learning_rate or "
+                    "--generator_learning_rate usually helps."
+                )
+
+
+class Curves(keras.callbacks.Callback):
+    """TensorBoard scalars: one curve per logged name, true values.
+
+    Args:
+        directory: of the event files.
+        optimizers: name -> optimiser, whose learning rates are curves too.
+        images_per_epoch: for the speed curve.
+    """
+
+    def __init__(
+        self,
+        directory: pathlib.Path,
+        optimizers: dict[str, keras.optimizers.Optimizer],
+        images_per_epoch: int,
+    ):
+        super().__init__()
+        self.directory, self.optimizers = directory, optimizers
+        self.images_per_epoch = images_per_epoch
+
+    def on_train_begin(self, logs=None):
+        self.writer = tf.summary.create_file_writer(str(self.directory))
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self._started = time.monotonic()
+
+    def on_epoch_end(self, epoch, logs=None):
+        seconds = time.monotonic() - self._started
+        values = dict(logs or {}, images_per_second=self.images_per_epoch / seconds)
+        for name, optimizer in self.optimizers.items():
+            values[f"{name}_learning_rate"] = float(optimizer.learning_rate)
+        with self.writer.as_default(step=epoch + 1):
+            for name, value in values.items():
+                tf.summary.scalar(name, value)
+        self.writer.flush()
+
+    def on_train_end(self, logs=None):
+        self.writer.close()
+
+
+class InventedImages(keras.callbacks.Callback):
+    """Grids of generated images, and how often each class is seen in them.
+
+    A histogram on few classes is mode collapse. `invented_classes` is the
+    exponential of its entropy: the number of classes as good as in use.
+
+    Args:
+        generator: noise to normalised images.
+        classify: normalised images to logits `(B, C)`: the teachers' mean.
+        noise: `(n, Z)`, the same at every epoch so that pictures compare.
+        denormalise: normalised images to [0, 1].
+        samples: folder for the PNG grids.
+        logs: folder for TensorBoard's copy.
+    """
+
+    def __init__(
+        self,
+        generator: keras.Model,
+        classify: Callable,
+        noise: np.ndarray,
+        denormalise: Callable,
+        samples: pathlib.Path,
+        logs: pathlib.Path,
+    ):
+        super().__init__()
+        self.noise, self.denormalise = tf.constant(noise), denormalise
+        self.samples, self.logs = pathlib.Path(samples), logs
+        self._weights = generator.non_trainable_variables
+
+        @tf.function
+        def invent():
+            images = generator(self.noise, training=True)
+            return images, classify(images)
+
+        self._invent = invent
+
+    def on_train_begin(self, logs=None):
+        self.samples.mkdir(parents=True, exist_ok=True)
+        self.writer = tf.summary.create_file_writer(str(self.logs))
+
+    def on_epoch_end(self, epoch, logs=None):
+        # Looking must not move anything: the generator's statistics are put back.
+        before = [tf.identity(variable.value) for variable in self._weights]
+        images, logits = self._invent()
+        for variable, value in zip(self._weights, before):
+            variable.assign(value)
+        grid = tile(self.denormalise(images.numpy()))
+        grid.save(self.samples / f"epoch_{epoch + 1:04d}.png")
+        classes = logits.numpy().argmax(-1)
+        shares = np.bincount(classes, minlength=logits.shape[-1]) / len(classes)
+        entropy = -sum(share * math.log(share) for share in shares if share)
+        with self.writer.as_default(step=epoch + 1):
+            pixels = np.asarray(grid.convert("RGB"))[None]
+            tf.summary.image("invented_images", pixels)
+            tf.summary.histogram("invented_class", classes, buckets=len(shares))
+            tf.summary.scalar("invented_classes", math.exp(entropy))
+        self.writer.flush()
+
+    def on_train_end(self, logs=None):
+        self.writer.close()
+
+
+def tile(images: np.ndarray) -> Image.Image:
+    """Up to 64 images `(n, height, width, 1 or 3)` in [0, 1] as one picture."""
+    images = np.clip(images[: GRID * GRID], 0, 1)
+    count, height, width, channels = images.shape
+    rows = math.ceil(count / GRID)
+    empty = np.ones((rows * GRID - count, height, width, channels))
+    cells = np.concatenate([images, empty]).reshape(
+        rows, GRID, height, width, channels
+    )
+    # One white pixel between neighbours.
+    cells = np.pad(
+        cells, [(0, 0), (0, 0), (0, 1), (0, 1), (0, 0)], constant_values=1
+    )
+    picture = cells.transpose(0, 2, 1, 3, 4).reshape(
+        rows * (height + 1), GRID * (width + 1), channels
+    )
+    pixels = np.rint(picture * 255).astype("uint8")
+    image = Image.fromarray(pixels[..., 0] if channels == 1 else pixels)
+    scale = max(1, _GRID_PIXELS // image.width)
+    size = (image.width * scale, image.height * scale)
+    return image.resize(size, Image.Resampling.NEAREST)
