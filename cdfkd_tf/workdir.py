@@ -31,33 +31,37 @@ class Workdir:
         self.results = self.path / "results.json"
         self.config = self.path / "config.json"
         self.flags = self.path / "run.flags"
-        self._finished = self.path / "finished.json"
+        self._progress = self.path / "progress.json"
 
     def teacher(self, index: int) -> pathlib.Path:
         """File of the teacher with this index."""
         return self.teachers / f"teacher_{index}.keras"
 
-    def finished(self) -> dict[str, dict[str, Any]]:
-        """Step -> the options it was finished with."""
-        return read_json(self._finished)
+    def record_of(self, step: str) -> dict[str, Any]:
+        """`{"options": ..., "done": ...}` of a step that was begun, else empty."""
+        return read_json(self._progress).get(step, {})
 
-    def finish(self, step: str, options: dict[str, Any]) -> None:
-        """Remembers that `step` is done with these options."""
-        write_json(self._finished, {**self.finished(), step: options})
+    def note(self, step: str, options: dict[str, Any], *, done: bool) -> None:
+        """Remembers with which options `step` was begun, or finished."""
+        entry = {"options": options, "done": done}
+        write_json(self._progress, {**read_json(self._progress), step: entry})
 
-    def forget(self, steps: list[str]) -> None:
+    def forget(self, steps: tuple[str, ...]) -> None:
         """Drops the memory of these steps; their files stay until overwritten."""
-        kept = {k: v for k, v in self.finished().items() if k not in steps}
-        if kept != self.finished():
-            write_json(self._finished, kept)
+        known = read_json(self._progress)
+        kept = {step: entry for step, entry in known.items() if step not in steps}
+        if kept != known:
+            write_json(self._progress, kept)
 
     def read_results(self) -> dict[str, Any]:
         """results.json, or an empty table."""
         return read_json(self.results)
 
-    def clear_checkpoints(self) -> None:
-        """Removes the training state."""
-        shutil.rmtree(self.checkpoints, ignore_errors=True)
+    def clear(self, step: str) -> None:
+        """Removes what `step` would otherwise go on with."""
+        folder = {"train_teachers": self.teachers, "distill": self.checkpoints}
+        if step in folder:
+            shutil.rmtree(folder[step], ignore_errors=True)
 
 
 def read_json(path: pathlib.Path) -> dict[str, Any]:

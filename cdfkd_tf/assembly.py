@@ -1,0 +1,171 @@
+"""Names become objects here: what a `RunConfig` asks for, built once and on demand."""
+
+import functools
+import pathlib
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from cdfkd_tf.config import RunConfig
+from cdfkd_tf.data.images import RealImages
+from cdfkd_tf.data.specs import DatasetSpec, spec_of
+from cdfkd_tf.errors import RequestError
+from cdfkd_tf.methods import METHODS, Method, with_overrides
+from cdfkd_tf.models import build_classifier, build_generator, build_student
+from cdfkd_tf.models.teachers import TeacherEnsemble, load_teacher
+from cdfkd_tf.training.adversarial import AdversarialDistiller
+from cdfkd_tf.training.optimizers import CoupledSGD, PaperAdam
+from cdfkd_tf.workdir import Workdir
+
+# Offsets that keep the draws of one run apart.
+_TEACHER_SEEDS = 1000  # per teacher
+SAMPLE_SEED = 1
+CALIBRATION_SEED = 2
+
+
+class Assembly:
+    """Everything one run is made of.
+
+    Args:
+        config: the request.
+        workdir: its folder.
+    """
+
+    def __init__(self, config: RunConfig, workdir: Workdir):
+        self.config, self.workdir = config, workdir
+        self.spec: DatasetSpec = spec_of(config.dataset)
+        self.images = RealImages(self.spec, config.data_dir, config.evaluation_split)
+
+    @functools.cached_property
+    def method(self) -> Method:
+        """The method's row with the weights of the command line."""
+        players = ("student", "generator")
+        weights = {
+            name.removesuffix("_weight"): value
+            for name, value in vars(self.config).items()
+            if name.startswith(players) and name.endswith("_weight")
+        }
+        return with_overrides(METHODS[self.config.method], **weights)
+
+    @functools.cached_property
+    def evaluation_pixels(self) -> tuple[np.ndarray, np.ndarray]:
+        """The evaluation split in [0, 1] with labels, read once."""
+        return self.images.evaluation_pixels()
+
+    def teacher_files(self) -> list[pathlib.Path]:
+        """The teachers' files, given or trained.
+
+        Raises:
+            RequestError: if one does not exist.
+        """
+        config = self.config
+        files = [pathlib.Path(name) for name in config.teachers] or [
+            self.workdir.teacher(index) for index in range(config.num_teachers)
+        ]
+        for file in files:
+            if not file.is_file():
+                hint = (
+                    "Check --teachers."
+                    if config.teachers
+                    else "Run --action=train_teachers first, or name files with "
+                    "--teachers."
+                )
+                raise RequestError(f"There is no teacher file {file}. {hint}")
+        return files
+
+    @functools.cached_property
+    def teachers(self) -> TeacherEnsemble:
+        """The teachers, loaded and frozen.
+
+        Raises:
+            RequestError: if a file is no teacher for this data set.
+        """
+        models = []
+        for file in self.teacher_files():
+            model = load_teacher(str(file))
+            self._check_teacher(model, file)
+            models.append(model)
+        return TeacherEnsemble(models)
+
+    def _check_teacher(self, model: keras.Model, file: pathlib.Path) -> None:
+        spec = self.spec
+        given = (tuple(model.input_shape[1:]), model.output_shape[-1])
+        expected = (spec.image_shape, spec.num_classes)
+        fits = all(g in (None, e) for g, e in zip(given[0], expected[0]))
+        if len(given[0]) != 3 or not fits or given[1] != expected[1]:
+            raise RequestError(
+                f"Teacher {file} takes images {given[0]} and answers {given[1]} "
+                f"classes; --dataset={spec.name} has {expected[0]} and {expected[1]}."
+            )
+
+    def build_teacher(self, index: int) -> keras.Model:
+        """A fresh teacher, its initial weights drawn from its own seed."""
+        keras.utils.set_random_seed(self.teacher_seed(index))
+        return build_classifier(
+            self.config.teacher, self.spec.image_shape, self.spec.num_classes
+        )
+
+    def teacher_seed(self, index: int) -> int:
+        """Seed of the teacher with this index."""
+        return self.config.seed * _TEACHER_SEEDS + index
+
+    def build_distiller(self) -> AdversarialDistiller:
+        """Fresh student and generator with their optimisers, before the teachers."""
+        config, spec, teachers = self.config, self.spec, self.teachers
+        keras.utils.set_random_seed(config.seed)
+        sharing = config.student_headers or self.method.sharing
+        student = build_student(
+            config.student,
+            spec.image_shape,
+            spec.num_classes,
+            1 if sharing == "single" else len(teachers),
+            sharing=sharing,
+            width=config.student_width,
+        )
+        generator = build_generator(
+            config.generator,
+            spec.image_shape,
+            config.latent_size,
+            standardised=spec.standardised,
+        )
+        distiller = AdversarialDistiller(student, teachers, self.method, generator)
+        distiller.compile(
+            CoupledSGD(config.student_learning_rate),
+            PaperAdam(config.generator_learning_rate),
+        )
+        return distiller
+
+    def noise(self, count: int, seed: int) -> np.ndarray:
+        """`(count, Z)` latents for looking, not for learning."""
+        pair = [self.config.seed, seed]
+        shape = (count, self.config.latent_size)
+        # The stream of training noise counts from 0 on; this one stands apart.
+        rng = np.random.default_rng([2**32 - 1, *pair])
+        return rng.standard_normal(shape).astype("float32")
+
+    def load(self, path: pathlib.Path, step: str) -> keras.Model:
+        """A network that an earlier step left.
+
+        Raises:
+            RequestError: if it is not there or cannot be read.
+        """
+        if not path.is_file():
+            raise RequestError(f"There is no {path}. Run --action={step} first.")
+        try:
+            return keras.saving.load_model(path, compile=False)
+        except Exception as error:  # Keras raises many kinds for a bad file
+            reason = " ".join(str(error).split())[:200]
+            raise RequestError(
+                f"Cannot read {path}: {reason} Run --action={step} --noresume."
+            ) from error
+
+
+def prepare_process(config: RunConfig) -> None:
+    """Sets what holds for the whole process: arithmetic and determinism."""
+    keras.config.set_dtype_policy(config.dtype_policy)
+    has_gpu = bool(tf.config.list_physical_devices("GPU"))
+    if config.deterministic == "true" or (
+        config.deterministic == "auto" and not has_gpu
+    ):
+        tf.config.experimental.enable_op_determinism()

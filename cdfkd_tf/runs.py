@@ -1,0 +1,151 @@
+"""Which steps a run needs, what is there already, and what it says at the end.
+
+TensorFlow is imported only when a step has work to do: asking for a finished run
+answers at once.
+"""
+
+import dataclasses
+from typing import Any
+
+from cdfkd_tf.config import RunConfig
+from cdfkd_tf.errors import RequestError
+from cdfkd_tf.flags import flag_lines
+from cdfkd_tf.workdir import Workdir, write_json, write_text
+
+# Step -> the groups of options that it adds to what its result depends on.
+STEPS = {
+    "train_teachers": ("data", "teachers"),
+    "distill": ("method", "weights", "schedule"),
+    "fit_aggregator": ("aggregator",),
+    "evaluate": (),
+    "export": ("export",),
+}
+COSTLY = ("train_teachers", "distill")  # never repeated without being told to
+_DECIDE_NOTHING = ("data_dir", "evaluate_every")
+
+
+def run(config: RunConfig) -> None:
+    """Runs the action that `config` names and prints the results.
+
+    Raises:
+        RequestError: wrong request, also where the workdir holds another run.
+        RunError: a step failed.
+    """
+    workdir = Workdir(config.workdir)
+    wanted = tuple(STEPS) if config.action == "pipeline" else (config.action,)
+    todo = [step for step in wanted if not _is_done(step, config, workdir)]
+    if config.action == "pipeline" and todo:
+        todo = list(wanted[wanted.index(todo[0]) :])  # later steps build on earlier
+    for step in todo:
+        _refuse_mixed_runs(step, config, workdir)
+    if todo:
+        _do(todo, config, workdir)
+    else:
+        print(f"Nothing to do: {config.workdir} holds all of it already.")
+    results = workdir.read_results()
+    if results:
+        print(summary(results, config.workdir))
+
+
+def _do(todo: list[str], config: RunConfig, workdir: Workdir) -> None:
+    order = tuple(STEPS)
+    write_json(workdir.config, config.option_dict())
+    write_text(workdir.flags, flag_lines(config))
+    from cdfkd_tf.steps import Steps
+
+    steps = Steps(config, workdir)
+    for step in todo:
+        if not config.resume:
+            workdir.clear(step)
+        workdir.forget(order[order.index(step) + 1 :])
+        options = options_behind(step, config)
+        workdir.note(step, options, done=False)
+        steps.run(step)
+        workdir.note(step, options, done=True)
+
+
+def options_behind(step: str, config: RunConfig) -> dict[str, Any]:
+    """The options that the result of `step` depends on, earlier steps' included."""
+    order = list(STEPS)
+    groups = {group for s in order[: order.index(step) + 1] for group in STEPS[s]}
+    values = config.option_dict()
+    return {
+        field.name: values[field.name]
+        for field in dataclasses.fields(config)
+        if field.name in ("seed", "dtype_policy")
+        or (field.metadata["group"] in groups and field.name not in _DECIDE_NOTHING)
+    }
+
+
+def _is_done(step: str, config: RunConfig, workdir: Workdir) -> bool:
+    record = workdir.record_of(step)
+    repeats = config.action != "pipeline" and step not in COSTLY
+    return (
+        config.resume
+        and not repeats
+        and record.get("done", False)
+        and record["options"] == options_behind(step, config)
+    )
+
+
+def _refuse_mixed_runs(step: str, config: RunConfig, workdir: Workdir) -> None:
+    """A costly step that was begun with other options is not mixed with these.
+
+    Raises:
+        RequestError: naming the first option that differs.
+    """
+    record = workdir.record_of(step)
+    if step not in COSTLY or not record or not config.resume:
+        return
+    for name, value in options_behind(step, config).items():
+        known = record["options"].get(name)
+        if known != value:
+            raise RequestError(
+                f"{config.workdir} holds {step} made with --{name}={known}; now it is "
+                f"--{name}={value}. Give another --workdir, or --noresume to make it "
+                "again."
+            )
+
+
+def summary(results: dict[str, Any], workdir: str) -> str:
+    """The results as a small table for people."""
+    rows = [("", "parameters", "accuracy", "")]
+    for index, teacher in enumerate(results["teachers"]):
+        rows.append((f"teacher {index}", teacher["parameters"], teacher["accuracy"], ""))
+    ensemble, student = results["teacher_ensemble"], results["student"]
+    rows.append(
+        ("teachers' mean", ensemble["parameters"], ensemble["accuracy"], "")
+    )
+    rows.append(
+        (
+            "student, mean of headers",
+            student["parameters"],
+            student["accuracy"],
+            f"agrees with the teachers on {_percent(student['agreement'])}",
+        )
+    )
+    aggregator = results["aggregator"]
+    if aggregator["kind"] != "mean":
+        note = f"learned from {aggregator['real_samples']} real images"
+        if not aggregator.get("learned"):
+            note = "no gain on held-out samples: the mean is kept"
+        rows.append((f"student, {aggregator['kind']}", "", aggregator["accuracy"], note))
+    for entry in results["exports"]:
+        note = f"{entry['bytes']:,} bytes, {entry['latency_ms']:.2f} ms per image"
+        rows.append((entry["format"], "", entry["accuracy"], note))
+    lines = [
+        f"{name:26}{_number(parameters):>12}{_percent(accuracy):>10}  {note}".rstrip()
+        for name, parameters, accuracy, note in rows
+    ]
+    title = f"{results['dataset']}, {results['method']}, seed {results['seed']}"
+    return "\n".join(["", title, *lines, f"All of it is in {workdir}"])
+
+
+def _number(value: Any) -> str:
+    return f"{value:,}" if isinstance(value, int) else value or ""
+
+
+def _percent(value: Any) -> str:
+    if value is None:
+        return "-"
+    return value if isinstance(value, str) else f"{value:.2%}"

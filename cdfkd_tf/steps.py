@@ -1,0 +1,294 @@
+"""What each step of a run does. `runs.py` decides which of them are needed."""
+
+import os
+import sys
+import time
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+import cdfkd_tf
+from cdfkd_tf.assembly import CALIBRATION_SEED, SAMPLE_SEED, Assembly, prepare_process
+from cdfkd_tf.config import RunConfig
+from cdfkd_tf.data.latents import latent_dataset
+from cdfkd_tf.export import calibration_pixels, check_export, export_predictor
+from cdfkd_tf.models.aggregation import build_aggregator, build_predictor
+from cdfkd_tf.training.aggregation import fit_aggregator
+from cdfkd_tf.training.callbacks import Curves, InventedImages, StopOnNaN
+from cdfkd_tf.training.checkpoints import TrainingState
+from cdfkd_tf.training.classifier import train_classifier
+from cdfkd_tf.training.optimizers import LearningRates
+from cdfkd_tf.workdir import Workdir, write_json
+
+_LOOKED_AT = 256  # invented images behind each histogram
+_CALIBRATION = 512
+
+
+class Steps:
+    """The steps of one run, in one process.
+
+    Args:
+        config: the request.
+        workdir: its folder.
+    """
+
+    def __init__(self, config: RunConfig, workdir: Workdir):
+        prepare_process(config)
+        self.config, self.workdir = config, workdir
+        self.assembly = Assembly(config, workdir)
+        self.verbose = 1 if sys.stdout.isatty() else 2
+
+    def train_teachers(self) -> None:
+        """Trains the teachers that are missing, or links those that were given."""
+        config, assembly = self.config, self.assembly
+        if config.teachers:
+            self._link_teachers()
+            return
+        for index in range(config.num_teachers):
+            file = self.workdir.teacher(index)
+            if file.exists():
+                continue
+            print(f"Teacher {index + 1} of {config.num_teachers}: {config.teacher}")
+            model = assembly.build_teacher(index)
+            images, steps = assembly.images.training(
+                config.teacher_batch_size, assembly.teacher_seed(index)
+            )
+            train_classifier(
+                model,
+                images,
+                steps_per_epoch=steps,
+                epochs=config.teacher_epochs,
+                learning_rate=config.teacher_learning_rate,
+                milestones=config.teacher_milestones,
+                verbose=self.verbose,
+            )
+            _save(model, file)
+
+    def _link_teachers(self) -> None:
+        self.assembly.teachers  # noqa: B018  (loads, and so checks, every file)
+        self.workdir.teachers.mkdir(parents=True, exist_ok=True)
+        for index, file in enumerate(self.assembly.teacher_files()):
+            link = self.workdir.teacher(index)
+            if link.is_symlink():
+                link.unlink()
+            if not link.exists():
+                os.symlink(file.resolve(), link)
+
+    def distill(self) -> None:
+        """Trains student and generator against the teachers, without any image."""
+        config, assembly, workdir = self.config, self.assembly, self.workdir
+        distiller = assembly.build_distiller()
+        spec, teachers = assembly.spec, assembly.teachers
+        rates = LearningRates(
+            [
+                (distiller.optimizer, config.student_learning_rate),
+                (distiller.generator_optimizer, config.generator_learning_rate),
+            ],
+            schedule=config.schedule,
+            epochs=config.epochs,
+            milestones=config.milestones,
+        )
+        state = TrainingState(distiller, workdir.checkpoints, config.checkpoint_every)
+        first_epoch = state.restore()
+        if first_epoch:
+            print(f"Going on after epoch {first_epoch} of {config.epochs}.")
+        invented = InventedImages(
+            distiller.generator,
+            lambda images: keras.ops.mean(teachers(images)["logits"], axis=1),
+            assembly.noise(_LOOKED_AT, SAMPLE_SEED),
+            spec.denormalise,
+            workdir.samples,
+            workdir.logs,
+        )
+        optimizers = {
+            "student": distiller.optimizer,
+            "generator": distiller.generator_optimizer,
+        }
+        rounds = config.student_rounds + 1
+        images_per_epoch = config.steps_per_epoch * rounds * config.batch_size
+        curves = Curves(workdir.logs, optimizers, images_per_epoch)
+        latents = latent_dataset(
+            config.batch_size,
+            rounds,
+            config.latent_size,
+            seed=config.seed,
+            first_step=first_epoch * config.steps_per_epoch,
+        )
+        every = config.evaluate_every
+        if first_epoch < config.epochs:
+            distiller.fit(
+                latents,
+                initial_epoch=first_epoch,
+                epochs=config.epochs,
+                steps_per_epoch=config.steps_per_epoch,
+                validation_data=assembly.images.evaluation() if every else None,
+                validation_freq=max(every, 1),
+                callbacks=[StopOnNaN(), rates, curves, invented, state],
+                shuffle=False,
+                verbose=self.verbose,
+            )
+        _save(distiller.student, workdir.student)
+        _save(distiller.generator, workdir.generator)
+        self.record("seconds", {"distill": round(state.seconds, 2)})
+
+    def fit_aggregator(self) -> None:
+        """Learns how to weigh the headers, if asked to, and builds the predictor."""
+        config, assembly, workdir = self.config, self.assembly, self.workdir
+        student = assembly.load(workdir.student, "distill")
+        keras.utils.set_random_seed(config.seed)
+        aggregator = build_aggregator(config.aggregator, student)
+        entry = {"kind": config.aggregator, "real_samples": 0, "learned": False}
+        if config.aggregator != "mean":
+            fit = fit_aggregator(
+                aggregator,
+                student,
+                *assembly.images.few_shot(config.real_samples, config.seed),
+                epochs=config.aggregator_epochs,
+                learning_rate=config.aggregator_learning_rate,
+                seed=config.seed,
+            )
+            entry.update(real_samples=config.real_samples, learned=fit.learned)
+            print(
+                f"Aggregator {config.aggregator}: {fit.accuracy:.1%} of "
+                f"{fit.held_out} held-out samples, the mean {fit.mean_accuracy:.1%}; "
+                + (f"epoch {fit.epoch} chosen." if fit.learned else "the mean stays.")
+            )
+        _save(aggregator, workdir.aggregator)
+        spec = assembly.spec
+        predictor = build_predictor(student, aggregator, spec.mean, spec.std)
+        _save(predictor, workdir.predictor)
+        self.record("aggregator", {**entry, "accuracy": None, "mean_accuracy": None})
+
+    def evaluate(self) -> None:
+        """Measures teachers, student and predictor on the evaluation split."""
+        assembly, workdir = self.assembly, self.workdir
+        student = assembly.load(workdir.student, "distill")
+        predictor = assembly.load(workdir.predictor, "fit_aggregator")
+        pixels, labels = assembly.evaluation_pixels
+        images = assembly.spec.normalise(pixels).astype("float32")
+
+        def share(logits, truth=labels):
+            return float(np.mean(logits.argmax(-1) == truth))
+
+        entries, teacher_logits = [], []
+        for file, teacher in zip(assembly.teacher_files(), assembly.teachers.teachers):
+            logits = teacher.model.predict(images, batch_size=256, verbose=0)
+            teacher_logits.append(logits)
+            entries.append(
+                {
+                    "file": str(file),
+                    "parameters": _parameters(teacher.model),
+                    "accuracy": share(logits),
+                }
+            )
+        ensemble = np.mean(teacher_logits, axis=0)
+        headers = student.predict(images, batch_size=256, verbose=0)["logits"]
+        mean = headers.mean(axis=1)
+        self.record("teachers", entries)
+        self.record(
+            "teacher_ensemble",
+            {
+                "parameters": sum(entry["parameters"] for entry in entries),
+                "accuracy": share(ensemble),
+            },
+        )
+        self.record(
+            "student",
+            {
+                "parameters": _parameters(student),
+                "accuracy": share(mean),
+                "header_accuracy": [
+                    share(headers[:, header]) for header in range(headers.shape[1])
+                ],
+                "agreement": share(mean, ensemble.argmax(-1)),
+            },
+        )
+        probabilities = predictor.predict(pixels, batch_size=256, verbose=0)
+        self.record(
+            "aggregator",
+            {"accuracy": share(probabilities), "mean_accuracy": share(mean)},
+        )
+
+    def export(self) -> None:
+        """Writes the predictor in every format asked for, and checks each file."""
+        assembly, workdir = self.assembly, self.workdir
+        predictor = assembly.load(workdir.predictor, "fit_aggregator")
+        entries = []
+        if self.config.export_formats:
+            generator = assembly.load(workdir.generator, "distill")
+            noise = assembly.noise(_CALIBRATION, CALIBRATION_SEED)
+            invented = np.asarray(generator(noise, training=True))
+            calibration = calibration_pixels(assembly.spec.denormalise(invented))
+            files = export_predictor(
+                predictor, self.config.export_formats, workdir.export, calibration
+            )
+            pixels, labels = assembly.evaluation_pixels
+            entries = [
+                check_export(name, path, predictor, pixels, labels)
+                for name, path in files.items()
+            ]
+        self.record("exports", entries)
+
+    def run(self, step: str) -> None:
+        """Runs one step and notes how long it took."""
+        print(f"-- {step.replace('_', ' ')}", flush=True)
+        start = time.monotonic()
+        getattr(self, step)()
+        if step in ("train_teachers", "fit_aggregator", "export"):
+            seconds = round(time.monotonic() - start, 2)
+            self.record("seconds", {step: seconds})  # distill counts resumed time too
+
+    def record(self, key: str, value: dict | list) -> None:
+        """Puts measured values into results.json; tables are merged."""
+        results = {**self._blank_results(), **self.workdir.read_results()}
+        if isinstance(value, dict):
+            value = {**results[key], **value}
+        results[key] = value
+        write_json(self.workdir.results, results)
+
+    def _blank_results(self) -> dict:
+        config = self.config
+        steps = ("train_teachers", "distill", "fit_aggregator", "export")
+        return {
+            "format": 1,
+            "dataset": config.dataset,
+            "method": config.method,
+            "seed": config.seed,
+            "teachers": [],
+            "teacher_ensemble": {"parameters": None, "accuracy": None},
+            "student": {
+                "parameters": None,
+                "accuracy": None,
+                "header_accuracy": None,
+                "agreement": None,
+            },
+            "aggregator": {
+                "kind": config.aggregator,
+                "real_samples": config.real_samples,
+                "accuracy": None,
+                "mean_accuracy": None,
+            },
+            "exports": [],
+            "seconds": dict.fromkeys(steps),
+            "versions": {
+                "cdfkd_tf": cdfkd_tf.__version__,
+                "tensorflow": tf.__version__,
+                "keras": keras.version(),
+            },
+        }
+
+
+def _parameters(model: keras.Model) -> int:
+    """Trainable parameters as papers count them, also of frozen networks."""
+    statistics = ("moving_mean", "moving_variance")
+    counted = [w.shape for w in model.weights if w.name not in statistics]
+    return int(sum(np.prod(shape) for shape in counted))
+
+
+def _save(model: keras.Model, path) -> None:
+    """Saves under another name first: a file that is there is complete."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name("." + path.name)
+    model.save(temporary)
+    os.replace(temporary, path)
