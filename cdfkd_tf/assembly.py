@@ -128,6 +128,7 @@ class Assembly:
             spec.image_shape,
             config.latent_size,
             standardised=spec.standardised,
+            width=config.generator_width,
         )
         distiller = AdversarialDistiller(student, teachers, self.method, generator)
         distiller.compile(

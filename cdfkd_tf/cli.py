@@ -1,21 +1,22 @@
-"""The door: a command line in, an exit code out.
+"""The door: a command line in, an exit code out."""
 
-TensorFlow is imported behind the flags, so that `--help` and wrong flags answer at
-once.
-"""
-
-import contextlib
-import os
 import sys
 import traceback
-from collections.abc import Iterator
 
-from cdfkd_tf import flags
-from cdfkd_tf.errors import RequestError
+from absl import flags as absl_flags
+
+from cdfkd_tf import flags, runs
 
 
-def main(argv: list[str] | None = None) -> int:
+def main(
+    argv: list[str] | None = None, values: absl_flags.FlagValues = absl_flags.FLAGS
+) -> int:
     """Runs one action.
+
+    Args:
+        argv: the program's name and its arguments; None: this process's.
+        values: where flags are defined and parsed; a fresh one where main is called
+            more than once in a process.
 
     Returns:
         0 done, 1 failed while running, 2 wrong request, 130 interrupted. Whatever
@@ -24,11 +25,9 @@ def main(argv: list[str] | None = None) -> int:
     argv = sys.argv if argv is None else argv
     debug = "--debug" in argv
     try:
-        flags.define()
-        config = flags.parse(argv)
+        flags.define(values)
+        config = flags.parse(argv, values)
         debug = config.debug
-        with _quiet_import():
-            from cdfkd_tf import runs
         runs.run(config)
     except KeyboardInterrupt:
         _say("Interrupted. The last checkpoint is kept; the same command continues.")
@@ -43,7 +42,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _one_line(error: Exception) -> str:
     text = " ".join(str(error).split())
-    if isinstance(error, RequestError) or hasattr(error, "exit_code"):
+    if hasattr(error, "exit_code"):  # our own words, meant for users
         return text
     text = text if len(text) < 300 else text[:300] + " ..."
     return f"{type(error).__name__}: {text} Run again with --debug for the traceback."
@@ -52,23 +51,3 @@ def _one_line(error: Exception) -> str:
 def _say(text: str) -> None:
     sys.stdout.flush()
     print(f"error: {text}", file=sys.stderr, flush=True)
-
-
-@contextlib.contextmanager
-def _quiet_import() -> Iterator[None]:
-    """Hides what TensorFlow's C++ side writes to standard error when it loads.
-
-    Its log level variables silence only part of it. A Python exception still shows:
-    it is raised after standard error is back.
-    """
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    sys.stderr.flush()
-    saved, null = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    os.dup2(null, 2)
-    os.close(null)
-    try:
-        yield
-    finally:
-        sys.stderr.flush()
-        os.dup2(saved, 2)
-        os.close(saved)

@@ -89,6 +89,9 @@ class RunConfig:
     )
     student_width: float = option("method", 1.0, "Factor on the student's channels.")
     generator: str = option("method", "dafl", "Network that invents images.")
+    generator_width: float = option(
+        "method", 1.0, "Factor on the generator's channels."
+    )
     latent_size: int = option("method", 256, "Width of the generator's input noise.")
     student_rounds: int = option(
         "method", 5, "Student updates before each generator update."
@@ -195,8 +198,7 @@ class RunConfig:
         for name in self.export_formats:
             if name not in EXPORT_FORMATS:
                 raise RequestError(
-                    f"--export_formats knows {', '.join(EXPORT_FORMATS)}; "
-                    f"got {name!r}."
+                    f"--export_formats knows {', '.join(EXPORT_FORMATS)}; got {name!r}."
                 )
         if self.aggregator != "mean" and not self.real_samples:
             raise RequestError(
@@ -211,6 +213,19 @@ class RunConfig:
             name: list(value) if isinstance(value, tuple) else value
             for name, value in dataclasses.asdict(self).items()
         }
+
+    def flag_lines(self) -> str:
+        """The text of a flagfile that repeats this run."""
+        lines = []
+        for name, value in self.option_dict().items():
+            if value is None:
+                continue
+            if isinstance(value, bool):
+                value = str(value).lower()
+            elif isinstance(value, list):
+                value = ",".join(str(item) for item in value)
+            lines.append(f"--{name}={value}\n")
+        return "".join(lines)
 
 
 _AT_LEAST = {
@@ -231,6 +246,7 @@ _AT_LEAST = {
 _POSITIVE = (
     "teacher_learning_rate",
     "student_width",
+    "generator_width",
     "student_learning_rate",
     "generator_learning_rate",
     "aggregator_learning_rate",

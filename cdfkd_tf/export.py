@@ -12,6 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 from cdfkd_tf.errors import RunError
+from cdfkd_tf.quiet import quiet_stderr
 
 FILES = {
     "saved_model": "saved_model",
@@ -144,7 +145,8 @@ def _convert(saved_model: pathlib.Path, calibration: np.ndarray | None) -> bytes
         converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
         converter.inference_input_type = tf.uint8
         converter.inference_output_type = tf.uint8
-    return converter.convert()
+    with quiet_stderr():
+        return converter.convert()
 
 
 def _saved_model_runner(path: pathlib.Path):
@@ -161,7 +163,8 @@ def _saved_model_runner(path: pathlib.Path):
 def _litert_runner(path: pathlib.Path):
     from ai_edge_litert.interpreter import Interpreter
 
-    interpreter = Interpreter(str(path), num_threads=1)
+    with quiet_stderr():
+        interpreter = Interpreter(str(path), num_threads=1)
     (entry,) = interpreter.get_input_details()
     (leave,) = interpreter.get_output_details()
 

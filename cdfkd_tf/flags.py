@@ -83,21 +83,6 @@ def parse(
     )
 
 
-def flag_lines(config: RunConfig) -> str:
-    """The text of a flagfile that repeats `config`."""
-    lines = []
-    for field in dataclasses.fields(config):
-        value = getattr(config, field.name)
-        if value is None:
-            continue
-        if isinstance(value, bool):
-            value = str(value).lower()
-        elif isinstance(value, tuple):
-            value = ",".join(str(item) for item in value)
-        lines.append(f"--{field.name}={value}\n")
-    return "".join(lines)
-
-
 def help_page() -> str:
     """What `--help` prints."""
     lines, group = [INTRODUCTION], None

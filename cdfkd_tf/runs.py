@@ -9,7 +9,7 @@ from typing import Any
 
 from cdfkd_tf.config import RunConfig
 from cdfkd_tf.errors import RequestError
-from cdfkd_tf.flags import flag_lines
+from cdfkd_tf.quiet import quiet_tensorflow
 from cdfkd_tf.workdir import Workdir, write_json, write_text
 
 # Step -> the groups of options that it adds to what its result depends on.
@@ -50,7 +50,8 @@ def run(config: RunConfig) -> None:
 def _do(todo: list[str], config: RunConfig, workdir: Workdir) -> None:
     order = tuple(STEPS)
     write_json(workdir.config, config.option_dict())
-    write_text(workdir.flags, flag_lines(config))
+    write_text(workdir.flags, config.flag_lines())
+    quiet_tensorflow()
     from cdfkd_tf.steps import Steps
 
     steps = Steps(config, workdir)
@@ -111,28 +112,25 @@ def summary(results: dict[str, Any], workdir: str) -> str:
     """The results as a small table for people."""
     rows = [("", "parameters", "accuracy", "")]
     for index, teacher in enumerate(results["teachers"]):
-        rows.append((f"teacher {index}", teacher["parameters"], teacher["accuracy"], ""))
-    ensemble, student = results["teacher_ensemble"], results["student"]
-    rows.append(
-        ("teachers' mean", ensemble["parameters"], ensemble["accuracy"], "")
-    )
-    rows.append(
-        (
-            "student, mean of headers",
-            student["parameters"],
-            student["accuracy"],
-            f"agrees with the teachers on {_percent(student['agreement'])}",
+        rows.append(
+            (f"teacher {index}", teacher["parameters"], teacher["accuracy"], "")
         )
-    )
+    ensemble, student = results["teacher_ensemble"], results["student"]
+    rows.append(("teachers' mean", ensemble["parameters"], ensemble["accuracy"], ""))
+    note = f"agrees with the teachers on {_percent(student['agreement'])}"
+    name = "student, mean of headers"
+    rows.append((name, student["parameters"], student["accuracy"], note))
     aggregator = results["aggregator"]
     if aggregator["kind"] != "mean":
         note = f"learned from {aggregator['real_samples']} real images"
         if not aggregator.get("learned"):
             note = "no gain on held-out samples: the mean is kept"
-        rows.append((f"student, {aggregator['kind']}", "", aggregator["accuracy"], note))
+        name = f"student, {aggregator['kind']}"
+        rows.append((name, "", aggregator["accuracy"], note))
     for entry in results["exports"]:
         note = f"{entry['bytes']:,} bytes, {entry['latency_ms']:.2f} ms per image"
         rows.append((entry["format"], "", entry["accuracy"], note))
+    rows = [row for row in rows if row[2] is not None]  # what was measured
     lines = [
         f"{name:26}{_number(parameters):>12}{_percent(accuracy):>10}  {note}".rstrip()
         for name, parameters, accuracy, note in rows

@@ -15,7 +15,7 @@ from cdfkd_tf.data.latents import latent_dataset
 from cdfkd_tf.export import calibration_pixels, check_export, export_predictor
 from cdfkd_tf.models.aggregation import build_aggregator, build_predictor
 from cdfkd_tf.training.aggregation import fit_aggregator
-from cdfkd_tf.training.callbacks import Curves, InventedImages, StopOnNaN
+from cdfkd_tf.training.callbacks import Curves, FirstStep, InventedImages, StopOnNaN
 from cdfkd_tf.training.checkpoints import TrainingState
 from cdfkd_tf.training.classifier import train_classifier
 from cdfkd_tf.training.optimizers import LearningRates
@@ -78,6 +78,7 @@ class Steps:
     def distill(self) -> None:
         """Trains student and generator against the teachers, without any image."""
         config, assembly, workdir = self.config, self.assembly, self.workdir
+        first_step = FirstStep()
         distiller = assembly.build_distiller()
         spec, teachers = assembly.spec, assembly.teachers
         rates = LearningRates(
@@ -124,13 +125,16 @@ class Steps:
                 steps_per_epoch=config.steps_per_epoch,
                 validation_data=assembly.images.evaluation() if every else None,
                 validation_freq=max(every, 1),
-                callbacks=[StopOnNaN(), rates, curves, invented, state],
+                callbacks=[first_step, StopOnNaN(), rates, curves, invented, state],
                 shuffle=False,
                 verbose=self.verbose,
             )
         _save(distiller.student, workdir.student)
         _save(distiller.generator, workdir.generator)
-        self.record("seconds", {"distill": round(state.seconds, 2)})
+        seconds = {"distill": round(state.seconds, 2)}
+        if first_step.seconds is not None:
+            seconds["first_step"] = round(first_step.seconds, 2)
+        self.record("seconds", seconds)
 
     def fit_aggregator(self) -> None:
         """Learns how to weigh the headers, if asked to, and builds the predictor."""

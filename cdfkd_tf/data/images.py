@@ -1,5 +1,7 @@
 """Real images: TFDS data sets as pipelines of normalised batches."""
 
+import contextlib
+import io
 import socket
 from typing import NamedTuple
 
@@ -157,10 +159,12 @@ class RealImages:
                 f"Data set {spec.name} is not prepared in {builder.data_dir}, and "
                 f"{spec.download_host} cannot be reached. On a machine with network "
                 'run: python -c "import tensorflow_datasets as tfds; '
-                f"tfds.load({spec.tfds_name!r}{where})\" and copy that folder here."
+                f'tfds.load({spec.tfds_name!r}{where})" and copy that folder here.'
             )
+        print(f"Preparing {spec.name} in {builder.data_dir}", flush=True)
         tfds.disable_progress_bar()
-        builder.download_and_prepare()
+        with contextlib.redirect_stdout(io.StringIO()):
+            builder.download_and_prepare()
         return builder
 
 

@@ -90,11 +90,11 @@ def _feature_attention(logits: KerasTensor, features: KerasTensor) -> KerasTenso
 
 
 def _attend(logits: KerasTensor, scored: KerasTensor) -> KerasTensor:
-    num_headers, num_classes = logits.shape[1:]
+    num_classes = logits.shape[-1]
     # One linear scorer for all headers, without bias: softmax would cancel it.
-    scores = layers.Dense(
-        1, use_bias=False, kernel_initializer="zeros", name="scorer"
-    )(scored)
+    scores = layers.Dense(1, use_bias=False, kernel_initializer="zeros", name="scorer")(
+        scored
+    )
     weights = layers.Softmax(axis=1, name="header_weights")(scores)  # (B, H, 1)
     merged = layers.Dot(axes=1, name="weighted_sum")([weights, logits])  # (B, 1, C)
     return layers.Reshape((num_classes,), name="aggregated")(merged)

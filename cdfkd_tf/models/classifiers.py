@@ -31,5 +31,7 @@ def build_classifier(
     trunk = BACKBONES[backbone](image, width)
     last_map = trunk.finish(trunk.maps[-1], "")
     features = layers.GlobalAveragePooling2D(name="features")(last_map)
-    logits = layers.Dense(num_classes, name="logits", dtype=keras.config.floatx())(features)
+    logits = layers.Dense(num_classes, name="logits", dtype=keras.config.floatx())(
+        features
+    )
     return keras.Model(image, logits, name=backbone)

@@ -7,7 +7,7 @@ import keras
 from keras import KerasTensor, layers
 
 from cdfkd_tf.errors import RequestError
-from cdfkd_tf.models.blocks import batch_norm, conv
+from cdfkd_tf.models.blocks import batch_norm, conv, scale_width
 from cdfkd_tf.registry import Registry
 
 GENERATORS = Registry("generator")
@@ -19,6 +19,7 @@ def build_generator(
     latent_size: int,
     *,
     standardised: bool,
+    width: float = 1.0,
 ) -> keras.Model:
     """The generator called `name`.
 
@@ -29,6 +30,7 @@ def build_generator(
         standardised: True if the teachers see images of mean 0 and deviation 1 per
             channel: the generator then ends in a BatchNormalization without scale
             and shift. False if they see [-1, 1]: it ends in tanh.
+        width: factor on the inner channels; 1 is the published generator.
 
     Returns:
         A functional model from `(B, Z)` to `(B, *image_shape)`.
@@ -37,9 +39,11 @@ def build_generator(
         RequestError: unknown name, or an image size it cannot make.
     """
     latent = keras.Input((latent_size,), name="latent")
-    image = GENERATORS[name](latent, image_shape)
+    image = GENERATORS[name](latent, image_shape, width)
     image = conv(image, image_shape[-1], bias=True, name="image_conv")
-    image = layers.Activation("tanh", dtype=keras.config.floatx(), name="image_tanh")(image)
+    image = layers.Activation("tanh", dtype=keras.config.floatx(), name="image_tanh")(
+        image
+    )
     if standardised:
         image = layers.BatchNormalization(
             momentum=0.9,
@@ -53,30 +57,36 @@ def build_generator(
 
 
 @GENERATORS.register("dafl")
-def dafl(latent: KerasTensor, image_shape: tuple[int, int, int]) -> KerasTensor:
+def dafl(
+    latent: KerasTensor, image_shape: tuple[int, int, int], width: float
+) -> KerasTensor:
     """Two nearest-neighbour doublings (Chen et al., DAFL, ICCV 2019).
 
     The two inner BatchNormalizations have epsilon 0.8, as published: it damps them,
     and training relies on it.
     """
-    tensor = _project(latent, image_shape, 128, shrink=4)
+    tensor = _project(latent, image_shape, scale_width(128, width), shrink=4)
     tensor = batch_norm(tensor, name="latent_bn")
     for index, filters in enumerate((128, 64), start=1):
         tensor = layers.UpSampling2D(2, name=f"up{index}")(tensor)
-        tensor = conv(tensor, filters, bias=True, name=f"up{index}_conv")
+        tensor = conv(
+            tensor, scale_width(filters, width), bias=True, name=f"up{index}_conv"
+        )
         tensor = batch_norm(tensor, epsilon=0.8, name=f"up{index}_bn")
         tensor = layers.LeakyReLU(0.2, name=f"up{index}_relu")(tensor)
     return tensor
 
 
 @GENERATORS.register("dcgan")
-def dcgan(latent: KerasTensor, image_shape: tuple[int, int, int]) -> KerasTensor:
+def dcgan(
+    latent: KerasTensor, image_shape: tuple[int, int, int], width: float
+) -> KerasTensor:
     """Four transposed convolutions of stride 2 (Radford et al., DCGAN, ICLR 2016)."""
-    tensor = _project(latent, image_shape, 512, shrink=16)
+    tensor = _project(latent, image_shape, scale_width(512, width), shrink=16)
     tensor = batch_norm(tensor, name="latent_bn")
     for index, filters in enumerate((256, 128, 64, 64), start=1):
         tensor = layers.Conv2DTranspose(
-            filters,
+            scale_width(filters, width),
             4,
             strides=2,
             padding="same",

@@ -110,9 +110,7 @@ def _find_layer(model: keras.Model, module: str, name: str) -> keras.layers.Laye
     )
 
 
-def _find_weight(
-    layer: keras.layers.Layer, kind: str, name: str
-) -> keras.Variable:
+def _find_weight(layer: keras.layers.Layer, kind: str, name: str) -> keras.Variable:
     if isinstance(layer, keras.layers.BatchNormalization):
         names = {
             "weight": "gamma",

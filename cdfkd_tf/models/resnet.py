@@ -14,9 +14,7 @@ STAGE_WIDTHS = (64, 128, 256, 512)
 LARGE_IMAGE = 64
 
 
-def resnet(
-    image: KerasTensor, width: float, *, num_blocks: tuple[int, ...]
-) -> Trunk:
+def resnet(image: KerasTensor, width: float, *, num_blocks: tuple[int, ...]) -> Trunk:
     """A ResNet trunk with four stages.
 
     Args:

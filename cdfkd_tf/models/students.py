@@ -48,7 +48,9 @@ def build_student(
     for header, last_map in enumerate(header_maps):
         name = f"header{header}"
         feature = layers.GlobalAveragePooling2D(name=f"{name}_features")(last_map)
-        answer = layers.Dense(num_classes, name=f"{name}_logits", dtype=keras.config.floatx())
+        answer = layers.Dense(
+            num_classes, name=f"{name}_logits", dtype=keras.config.floatx()
+        )
         logits.append(answer(feature))
         features.append(feature)
     outputs = {

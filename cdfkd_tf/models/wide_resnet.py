@@ -10,9 +10,7 @@ from cdfkd_tf.models.blocks import Trunk, batch_norm, conv, relu, scale_width
 GROUP_WIDTHS = (16, 32, 64)
 
 
-def wide_resnet(
-    image: KerasTensor, width: float, *, depth: int, widen: int
-) -> Trunk:
+def wide_resnet(image: KerasTensor, width: float, *, depth: int, widen: int) -> Trunk:
     """WRN-`depth`-`widen`, three stages.
 
     The maps are the block groups' outputs, without the final BN-ReLU: so the

@@ -16,6 +16,19 @@ GRID = 8  # rows and columns of a sample grid
 _GRID_PIXELS = 512  # small images are enlarged to fill about this
 
 
+class FirstStep(keras.callbacks.Callback):
+    """Seconds from now, when it is made, to the end of the first step; else None."""
+
+    def __init__(self):
+        super().__init__()
+        self._made = time.monotonic()
+        self.seconds = None
+
+    def on_train_batch_end(self, batch, logs=None):
+        if self.seconds is None:
+            self.seconds = time.monotonic() - self._made
+
+
 class StopOnNaN(keras.callbacks.Callback):
     """Ends the run with a message when a loss is no number any more."""
 
@@ -136,13 +149,9 @@ def tile(images: np.ndarray) -> Image.Image:
     count, height, width, channels = images.shape
     rows = math.ceil(count / GRID)
     empty = np.ones((rows * GRID - count, height, width, channels))
-    cells = np.concatenate([images, empty]).reshape(
-        rows, GRID, height, width, channels
-    )
+    cells = np.concatenate([images, empty]).reshape(rows, GRID, height, width, channels)
     # One white pixel between neighbours.
-    cells = np.pad(
-        cells, [(0, 0), (0, 0), (0, 1), (0, 1), (0, 0)], constant_values=1
-    )
+    cells = np.pad(cells, [(0, 0), (0, 0), (0, 1), (0, 1), (0, 0)], constant_values=1)
     picture = cells.transpose(0, 2, 1, 3, 4).reshape(
         rows * (height + 1), GRID * (width + 1), channels
     )

@@ -62,7 +62,9 @@ def test_classifier_is_the_single_header_student(name):
     classifier = build_classifier(name, *CIFAR)
     load_pytorch_tensors(classifier, fill(name, RECORDED[name]["tensors"]))
     images = draw(name, "x", RECORDED[name]["input"])
-    assert_close(classifier(images, training=False), load(f"forward_{name}")["logits_eval"])
+    assert_close(
+        classifier(images, training=False), load(f"forward_{name}")["logits_eval"]
+    )
 
 
 @pytest.mark.parametrize("name", sorted(GENERATORS))

@@ -1,0 +1,81 @@
+"""Tiny networks and helpers that many tests share."""
+
+import os
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import keras
+import numpy as np
+import pytest
+from absl import flags as absl_flags
+
+from cdfkd_tf import cli
+from cdfkd_tf.methods import METHODS, with_overrides
+from cdfkd_tf.models import build_classifier, build_generator, build_student
+from cdfkd_tf.models.teachers import TeacherEnsemble
+from cdfkd_tf.training.adversarial import AdversarialDistiller
+from cdfkd_tf.training.optimizers import CoupledSGD, PaperAdam
+
+SHAPE, CLASSES, LATENT = (8, 8, 1), 4, 6
+TOY = (
+    "--teacher=wrn10_1",
+    "--num_teachers=2",
+    "--teacher_epochs=1",
+    "--teacher_batch_size=512",
+    "--student=wrn10_1",
+    "--student_width=0.5",
+    "--student_feature_weight=0",
+    "--latent_size=8",
+    "--student_rounds=2",
+    "--epochs=2",
+    "--steps_per_epoch=2",
+    "--batch_size=8",
+    "--milestones=1",
+    "--aggregator_epochs=2",
+)
+
+
+@pytest.fixture(scope="session")
+def data_dir(tmp_path_factory):
+    """A TFDS folder that the whole session shares."""
+    return tmp_path_factory.mktemp("tfds")
+
+
+def tiny_distiller(method="cdfkd_mfs", num_teachers=2, seed=0, **kwargs):
+    """An engine on 8x8 images with 4 classes, its weights drawn from `seed`."""
+    keras.utils.set_random_seed(seed)
+    row = with_overrides(
+        METHODS[method], student_feature=0 if method == "cdfkd_mfs" else None
+    )
+    headers = 1 if row.sharing == "single" else num_teachers
+    teachers = TeacherEnsemble(
+        [build_classifier("wrn10_1", SHAPE, CLASSES) for _ in range(num_teachers)]
+    )
+    student = build_student(
+        "wrn10_1", SHAPE, CLASSES, headers, sharing=row.sharing, width=0.5
+    )
+    generator = build_generator("dafl", SHAPE, LATENT, standardised=True)
+    distiller = AdversarialDistiller(student, teachers, row, generator, **kwargs)
+    distiller.compile(CoupledSGD(0.1), PaperAdam(1e-3))
+    return distiller
+
+
+def latents(rounds=3, batch=8, seed=0):
+    """Noise `(B, R, Z)` for the tiny engine."""
+    rng = np.random.default_rng(seed)
+    return rng.standard_normal((batch, rounds, LATENT)).astype("float32")
+
+
+def values_of(model):
+    """Copies of all weights, by path."""
+    return {weight.path: np.array(weight) for weight in model.weights}
+
+
+def moved(before, after):
+    """Paths of the weights that differ."""
+    return {path for path in before if not np.array_equal(before[path], after[path])}
+
+
+def run_main(*arguments):
+    """The command line in this process; returns the exit code."""
+    return cli.main(["main.py", *arguments], absl_flags.FlagValues())
