@@ -41,6 +41,17 @@ def data_dir(tmp_path_factory):
     return tmp_path_factory.mktemp("tfds")
 
 
+@pytest.fixture
+def float64():
+    """Networks, noise and losses in double precision, where rounding cannot drift."""
+    before = keras.config.floatx(), keras.config.dtype_policy()
+    keras.config.set_floatx("float64")
+    keras.config.set_dtype_policy("float64")
+    yield
+    keras.config.set_floatx(before[0])
+    keras.config.set_dtype_policy(before[1])
+
+
 def tiny_distiller(method="cdfkd_mfs", num_teachers=2, seed=0, **kwargs):
     """An engine on 8x8 images with 4 classes, its weights drawn from `seed`."""
     keras.utils.set_random_seed(seed)

@@ -82,8 +82,8 @@ def test_fitting_finds_the_header_to_trust(kind):
         student,
         np.zeros((200, 1)),
         labels,
-        epochs=200,
-        learning_rate=0.05,
+        epochs=30,
+        learning_rate=0.3,
         seed=0,
     )
     assert fit.learned and fit.held_out == 40

@@ -64,5 +64,5 @@ def test_a_broken_checkpoint_says_what_to_delete(tmp_path):
     train(distiller, TrainingState(distiller, tmp_path, every=1), 0, 1)
     for file in tmp_path.glob("*.data*"):
         file.write_bytes(b"")
-    with pytest.raises(RunError, match="Cannot resume from .*Delete the folder"):
+    with pytest.raises(RunError, match=r"Cannot resume from .*Delete the folder"):
         TrainingState(tiny_distiller(), tmp_path, every=1).restore()

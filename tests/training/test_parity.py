@@ -1,5 +1,11 @@
-"""Two whole iterations give the losses that the published implementation gave."""
+"""Two whole iterations are those of the published implementation.
 
+Its recorded float32 losses bind the first updates; from then on rounding alone sends
+any two implementations apart (tests/parity/README.md). Where rounding cannot, in
+float64, all twelve updates are compared with an independent PyTorch implementation.
+"""
+
+import keras
 import numpy as np
 import pytest
 
@@ -76,32 +82,48 @@ def read_terms(distiller, player):
     return values
 
 
-@pytest.mark.parametrize("tag", sorted(TEACHERS))
-def test_two_iterations_equal_the_recorded_ones(tag):
-    settings, recorded = RECORDED[tag], load(tag)
-    salt, batch = tag.removeprefix("iteration_"), settings["batch"]
-    distiller = distiller_of(tag, settings)
-    rows = iter(recorded["losses"])
+def run_iterations(tag):
+    """Losses of the 12 updates `(12, 3)` and the student's logits on the probe."""
+    settings, salt = RECORDED[tag], tag.removeprefix("iteration_")
+    distiller, rows = distiller_of(tag, settings), []
     for iteration in range(settings["iterations"]):
         names = [*range(ROUNDS), "g"]
-        noise = [draw(salt, f"z{iteration}.{name}", (batch, 256)) for name in names]
-        latents = np.stack(noise, axis=1)
+        shape = (settings["batch"], 256)
+        noise = [draw(salt, f"z{iteration}.{name}", shape) for name in names]
+        latents = np.stack(noise, axis=1).astype(keras.config.floatx())
         rounds = distiller.prepare_rounds(latents)
         for index in range(ROUNDS):
             distiller.student_round(rounds, index)
-            expected = next(rows)[2:]
-            np.testing.assert_allclose(
-                read_terms(distiller, "student"), expected, rtol=1e-3
-            )
+            rows.append(read_terms(distiller, "student"))
         distiller.generator_round(latents)
-        expected = next(rows)[2:4]
-        np.testing.assert_allclose(
-            read_terms(distiller, "generator"), expected, rtol=1e-3
-        )
+        rows.append([*read_terms(distiller, "generator"), 0.0])
     probe = draw(salt, "probe", (8, *SHAPE))
-    logits = np.moveaxis(distiller.student(probe, training=False)["logits"], 1, 0)
-    recorded_logits = recorded["student_logits_eval"]
-    difference = np.abs(logits - recorded_logits).max()
-    assert difference <= 1e-2 * np.abs(recorded_logits).max()
-    images = distiller.generator(draw(salt, "probe_z", (batch, 256)), training=True)
-    assert np.abs(images - recorded["generator_images_train"]).max() <= 1e-2
+    logits = distiller.student(probe, training=False)["logits"]
+    return np.array(rows), np.moveaxis(np.asarray(logits), 1, 0)
+
+
+@pytest.mark.parametrize("tag", sorted(TEACHERS))
+def test_all_updates_equal_an_independent_implementation(tag, float64):
+    losses, logits = run_iterations(tag)
+    expected = load(f"{tag}_float64")
+    np.testing.assert_allclose(losses, expected["losses"], rtol=1e-6)
+    theirs = expected["student_logits_eval"]
+    # PyTorch's moving variances are unbiased, Keras's are not: 0.4 % here.
+    assert np.abs(logits - theirs).max() <= 1e-2 * np.abs(theirs).max()
+
+
+@pytest.mark.parametrize("tag", sorted(TEACHERS))
+def test_losses_follow_the_published_float32_ones(tag):
+    losses, _ = run_iterations(tag)
+    assert_follows(losses, load(tag)["losses"][:, 2:])
+
+
+@pytest.mark.parametrize("tag", sorted(TEACHERS))
+def test_the_independent_implementation_follows_the_published_one(tag):
+    assert_follows(load(f"{tag}_float64")["losses"], load(tag)["losses"][:, 2:])
+
+
+def assert_follows(losses, published):
+    """1e-3 for the first four updates, then as far as PyTorch strays from itself."""
+    np.testing.assert_allclose(losses[:4], published[:4], rtol=1e-3)
+    np.testing.assert_allclose(losses, published, rtol=3e-2)
