@@ -12,7 +12,12 @@ from cdfkd_tf.data.images import RealImages
 from cdfkd_tf.data.specs import DatasetSpec, spec_of
 from cdfkd_tf.errors import RequestError
 from cdfkd_tf.methods import METHODS, Method, with_overrides
-from cdfkd_tf.models import build_classifier, build_generator, build_student
+from cdfkd_tf.models import (
+    BACKBONES,
+    build_classifier,
+    build_generator,
+    build_student,
+)
 from cdfkd_tf.models.teachers import TeacherEnsemble, load_teacher
 from cdfkd_tf.training.adversarial import AdversarialDistiller
 from cdfkd_tf.training.optimizers import CoupledSGD, PaperAdam
@@ -30,12 +35,19 @@ class Assembly:
     Args:
         config: the request.
         workdir: its folder.
+
+    Raises:
+        RequestError: a name that no table holds, or a generator that cannot make the
+            data set's images: found before any teacher is trained.
     """
 
     def __init__(self, config: RunConfig, workdir: Workdir):
         self.config, self.workdir = config, workdir
         self.spec: DatasetSpec = spec_of(config.dataset)
         self.images = RealImages(self.spec, config.data_dir, config.evaluation_split)
+        BACKBONES[config.teacher]
+        BACKBONES[config.student]
+        self._build_generator()
 
     @functools.cached_property
     def method(self) -> Method:
@@ -123,19 +135,24 @@ class Assembly:
             sharing=sharing,
             width=config.student_width,
         )
-        generator = build_generator(
+        distiller = AdversarialDistiller(
+            student, teachers, self.method, self._build_generator()
+        )
+        distiller.compile(
+            CoupledSGD(config.student_learning_rate),
+            PaperAdam(config.generator_learning_rate),
+        )
+        return distiller
+
+    def _build_generator(self) -> keras.Model:
+        config, spec = self.config, self.spec
+        return build_generator(
             config.generator,
             spec.image_shape,
             config.latent_size,
             standardised=spec.standardised,
             width=config.generator_width,
         )
-        distiller = AdversarialDistiller(student, teachers, self.method, generator)
-        distiller.compile(
-            CoupledSGD(config.student_learning_rate),
-            PaperAdam(config.generator_learning_rate),
-        )
-        return distiller
 
     def noise(self, count: int, seed: int) -> np.ndarray:
         """`(count, Z)` latents for looking, not for learning."""

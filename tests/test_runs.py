@@ -1,0 +1,169 @@
+"""Whole runs at toy size, through the command line."""
+
+import json
+
+import keras
+import numpy as np
+import pytest
+
+from cdfkd_tf.data.images import RealImages
+from cdfkd_tf.data.specs import spec_of
+from tests.conftest import TOY, run_main
+
+
+def toy(workdir, data_dir, *more):
+    return run_main(
+        "--dataset=digits",
+        f"--workdir={workdir}",
+        f"--data_dir={data_dir}",
+        *TOY,
+        *more,
+    )
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, data_dir):
+    """A workdir that holds a whole pipeline."""
+    workdir = tmp_path_factory.mktemp("run")
+    assert toy(workdir, data_dir, "--aggregator=attention", "--real_samples=20") == 0
+    return workdir
+
+
+def student_of(workdir):
+    return keras.saving.load_model(workdir / "student.keras").get_weights()
+
+
+def assert_same(ours, theirs, **tolerance):
+    for a, b in zip(ours, theirs, strict=True):
+        np.testing.assert_allclose(a, b, **tolerance)
+
+
+def test_pipeline_leaves_the_promised_files(finished):
+    for name in (
+        "config.json",
+        "run.flags",
+        "teachers/teacher_0.keras",
+        "teachers/teacher_1.keras",
+        "checkpoints/checkpoint",
+        "student.keras",
+        "generator.keras",
+        "predictor.keras",
+        "export/saved_model/saved_model.pb",
+        "export/student_float32.tflite",
+        "export/student_int8.tflite",
+        "samples/epoch_0002.png",
+        "results.json",
+    ):
+        assert (finished / name).exists(), name
+    assert any((finished / "logs").iterdir())
+
+
+def test_results_have_the_promised_form(finished):
+    results = json.loads((finished / "results.json").read_text())
+    assert results["format"] == 1
+    assert (results["dataset"], results["method"], results["seed"]) == (
+        "digits",
+        "cdfkd_mfs",
+        0,
+    )
+    assert [entry["parameters"] for entry in results["teachers"]] == [77_562] * 2
+    assert results["teacher_ensemble"]["parameters"] == 155_124
+    assert len(results["student"]["header_accuracy"]) == 2
+    assert results["aggregator"]["kind"] == "attention"
+    assert results["aggregator"]["real_samples"] == 20
+    shares = [
+        *(entry["accuracy"] for entry in results["teachers"]),
+        results["teacher_ensemble"]["accuracy"],
+        results["student"]["accuracy"],
+        results["student"]["agreement"],
+        results["aggregator"]["accuracy"],
+        results["aggregator"]["mean_accuracy"],
+    ]
+    assert all(0 <= share <= 1 for share in shares)
+    formats = [entry["format"] for entry in results["exports"]]
+    assert formats == ["saved_model", "tflite_float32", "tflite_int8"]
+    for entry in results["exports"]:
+        assert entry["bytes"] > 10_000 and entry["latency_ms"] > 0
+        assert 0 <= entry["accuracy"] <= 1 and 0 <= entry["agreement"] <= 1
+    assert set(results["seconds"]) >= {"train_teachers", "distill", "export"}
+    assert set(results["versions"]) == {"cdfkd_tf", "tensorflow", "keras"}
+
+
+def test_predictor_is_what_was_measured(finished, data_dir):
+    predictor = keras.saving.load_model(finished / "predictor.keras")
+    images = RealImages(spec_of("digits"), str(data_dir))
+    pixels, labels = images.evaluation_pixels()
+    accuracy = np.mean(predictor.predict(pixels, verbose=0).argmax(-1) == labels)
+    results = json.loads((finished / "results.json").read_text())
+    np.testing.assert_allclose(accuracy, results["aggregator"]["accuracy"])
+
+
+def test_a_finished_run_is_not_repeated(finished, data_dir, capsys, monkeypatch):
+    monkeypatch.setattr("cdfkd_tf.runs._do", None)  # calling it would fail
+    again = ("--aggregator=attention", "--real_samples=20")
+    assert toy(finished, data_dir, *again) == 0
+    printed = capsys.readouterr().out
+    assert "Nothing to do" in printed and "student, mean of headers" in printed
+
+
+def test_another_aggregator_repeats_only_what_depends_on_it(finished, data_dir, capsys):
+    before = student_of(finished)
+    assert toy(finished, data_dir, "--export_formats=") == 0
+    printed = capsys.readouterr().out
+    assert "-- fit aggregator" in printed and "-- distill" not in printed
+    assert_same(student_of(finished), before)
+    results = json.loads((finished / "results.json").read_text())
+    assert results["aggregator"]["kind"] == "mean" and results["exports"] == []
+
+
+def test_a_costly_step_is_not_mixed_with_other_options(finished, data_dir, capsys):
+    assert toy(finished, data_dir, "--student_rounds=3") == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and error.count("\n") == 1
+    assert "--student_rounds=2" in error and "--student_rounds=3" in error
+
+
+def test_written_flags_repeat_the_run(finished, tmp_path, capsys):
+    code = run_main(f"--flagfile={finished / 'run.flags'}", "--action=evaluate")
+    assert code == 0 and "student" in capsys.readouterr().out
+
+
+def refuse(*args, **kwargs):
+    raise AssertionError("a data set was read")
+
+
+def test_distilling_reads_no_data_set(finished, data_dir, tmp_path, monkeypatch):
+    """And what is learned does not depend on whether accuracy is watched."""
+    teachers = ",".join(str(finished / f"teachers/teacher_{i}.keras") for i in (0, 1))
+    shared = ("--action=distill", f"--teachers={teachers}")
+    assert toy(tmp_path / "watched", data_dir, *shared, "--evaluate_every=1") == 0
+    monkeypatch.setattr(RealImages, "_read", refuse)
+    monkeypatch.setattr("tensorflow_datasets.load", refuse)
+    monkeypatch.setattr("tensorflow_datasets.builder", refuse)
+    blind = ("--data_dir=/nowhere", "--evaluate_every=0")
+    assert toy(tmp_path / "blind", data_dir, *shared, *blind) == 0
+    assert_same(
+        student_of(tmp_path / "watched"), student_of(tmp_path / "blind"), rtol=0
+    )
+
+
+def test_an_interrupted_distillation_goes_on(finished, data_dir, tmp_path, capsys):
+    teachers = ",".join(str(finished / f"teachers/teacher_{i}.keras") for i in (0, 1))
+    shared = ("--action=distill", f"--teachers={teachers}", "--evaluate_every=0")
+    assert toy(tmp_path / "whole", data_dir, *shared) == 0
+
+    def interrupt(self, epoch, logs=None):
+        if epoch == 1:
+            raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        # The curves' turn comes before the checkpoint's.
+        patch.setattr("cdfkd_tf.training.callbacks.Curves.on_epoch_end", interrupt)
+        assert toy(tmp_path / "parts", data_dir, *shared) == 130
+    assert not (tmp_path / "parts/student.keras").exists()
+    capsys.readouterr()
+    assert toy(tmp_path / "parts", data_dir, *shared) == 0
+    assert "Going on after epoch 1 of 2." in capsys.readouterr().out
+    assert_same(
+        student_of(tmp_path / "whole"), student_of(tmp_path / "parts"), atol=1e-6
+    )
