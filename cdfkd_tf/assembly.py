@@ -27,6 +27,8 @@ from cdfkd_tf.workdir import Workdir
 _TEACHER_SEEDS = 1000  # per teacher
 SAMPLE_SEED = 1
 CALIBRATION_SEED = 2
+_EVALUATION_SEED = 3
+_INVENTED = 512  # images to measure on where there are no real ones
 
 
 class Assembly:
@@ -61,9 +63,25 @@ class Assembly:
         return with_overrides(METHODS[self.config.method], **weights)
 
     @functools.cached_property
-    def evaluation_pixels(self) -> tuple[np.ndarray, np.ndarray]:
-        """The evaluation split in [0, 1] with labels, read once."""
+    def evaluation_pixels(self) -> tuple[np.ndarray, np.ndarray | None]:
+        """Images in [0, 1] to measure on, and their labels, read once.
+
+        With `--evaluation_split=none` they are invented, and the labels are None.
+        """
+        if self.config.evaluation_split == "none":
+            return self.invented_pixels(_INVENTED, _EVALUATION_SEED), None
         return self.images.evaluation_pixels()
+
+    def invented_pixels(self, count: int, seed: int) -> np.ndarray:
+        """Images of the trained generator in [0, 1], for measuring, not for learning.
+
+        Args:
+            count: how many.
+            seed: of their noise; the run's seed counts too.
+        """
+        generator = self.load(self.workdir.generator, "distill")
+        images = np.asarray(generator(self.noise(count, seed), training=True))
+        return np.clip(self.spec.denormalise(images), 0, 1).astype("float32")
 
     def teacher_files(self) -> list[pathlib.Path]:
         """The teachers' files, given or trained.

@@ -55,9 +55,10 @@ class RunConfig:
     evaluation_split: str = option(
         "data",
         "test",
-        "Images that accuracies are measured on. validation: a fifth of the "
-        "training images, kept from the teachers; use it to choose settings.",
-        ("test", "validation"),
+        "Images to measure on. validation: a fifth of the training images, kept from "
+        "the teachers; use it to choose settings. none: no real image is read; only "
+        "agreement is measured, on invented images.",
+        ("test", "validation", "none"),
     )
 
     teachers: tuple[str, ...] = option(

@@ -109,41 +109,41 @@ def _refuse_mixed_runs(step: str, config: RunConfig, workdir: Workdir) -> None:
 
 
 def summary(results: dict[str, Any], workdir: str) -> str:
-    """The results as a small table for people."""
-    rows = [("", "parameters", "accuracy", "")]
-    for index, teacher in enumerate(results["teachers"]):
-        rows.append(
-            (f"teacher {index}", teacher["parameters"], teacher["accuracy"], "")
-        )
-    ensemble, student = results["teacher_ensemble"], results["student"]
-    rows.append(("teachers' mean", ensemble["parameters"], ensemble["accuracy"], ""))
+    """The results as a small table for people; what was not measured is left out."""
+    teachers, ensemble = results["teachers"], results["teacher_ensemble"]
+    student, aggregator = results["student"], results["aggregator"]
+    rows = [
+        (f"teacher {index}", _size(teacher), teacher["accuracy"], "")
+        for index, teacher in enumerate(teachers)
+    ]
+    rows.append(("teachers' mean", _size(ensemble), ensemble["accuracy"], ""))
     note = f"agrees with the teachers on {_percent(student['agreement'])}"
-    name = "student, mean of headers"
-    rows.append((name, student["parameters"], student["accuracy"], note))
-    aggregator = results["aggregator"]
-    if aggregator["kind"] != "mean":
+    rows.append(("student, mean of headers", _size(student), student["accuracy"], note))
+    if aggregator["kind"] != "mean" and aggregator["accuracy"] is not None:
         note = f"learned from {aggregator['real_samples']} real images"
         if not aggregator.get("learned"):
             note = "no gain on held-out samples: the mean is kept"
         name = f"student, {aggregator['kind']}"
-        rows.append((name, "", aggregator["accuracy"], note))
+        rows.append((name, " ", aggregator["accuracy"], note))
     for entry in results["exports"]:
-        note = f"{entry['bytes']:,} bytes, {entry['latency_ms']:.2f} ms per image"
-        rows.append((entry["format"], "", entry["accuracy"], note))
-    rows = [row for row in rows if row[2] is not None]  # what was measured
+        note = (
+            f"agrees with Keras on {_percent(entry['agreement'])}, "
+            f"{entry['latency_ms']:.2f} ms per image"
+        )
+        rows.append((entry["format"], f"{entry['bytes']:,} B", entry["accuracy"], note))
     lines = [
-        f"{name:26}{_number(parameters):>12}{_percent(accuracy):>10}  {note}".rstrip()
-        for name, parameters, accuracy, note in rows
+        f"{name:25}{size:>16}{_percent(accuracy):>10}  {note}".rstrip()
+        for name, size, accuracy, note in rows
+        if size
     ]
     title = f"{results['dataset']}, {results['method']}, seed {results['seed']}"
-    return "\n".join(["", title, *lines, f"All of it is in {workdir}"])
+    head = f"{title:25}{'size':>16}{'accuracy':>10}"
+    return "\n".join(["", head, *lines, f"All of it is in {workdir}"])
 
 
-def _number(value: Any) -> str:
-    return f"{value:,}" if isinstance(value, int) else value or ""
+def _size(entry: dict[str, Any]) -> str:
+    return f"{entry['parameters']:,} weights" if entry["parameters"] else ""
 
 
-def _percent(value: Any) -> str:
-    if value is None:
-        return "-"
-    return value if isinstance(value, str) else f"{value:.2%}"
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2%}"

@@ -116,7 +116,7 @@ class Steps:
             seed=config.seed,
             first_step=first_epoch * config.steps_per_epoch,
         )
-        every = config.evaluate_every
+        every = 0 if config.evaluation_split == "none" else config.evaluate_every
         if first_epoch < config.epochs:
             distiller.fit(
                 latents,
@@ -173,7 +173,7 @@ class Steps:
         images = assembly.spec.normalise(pixels).astype("float32")
 
         def share(logits, truth=labels):
-            return float(np.mean(logits.argmax(-1) == truth))
+            return None if truth is None else float(np.mean(logits.argmax(-1) == truth))
 
         entries, teacher_logits = [], []
         for file, teacher in zip(assembly.teacher_files(), assembly.teachers.teachers):
@@ -220,12 +220,12 @@ class Steps:
         predictor = assembly.load(workdir.predictor, "fit_aggregator")
         entries = []
         if self.config.export_formats:
-            generator = assembly.load(workdir.generator, "distill")
-            noise = assembly.noise(_CALIBRATION, CALIBRATION_SEED)
-            invented = np.asarray(generator(noise, training=True))
-            calibration = calibration_pixels(assembly.spec.denormalise(invented))
+            invented = assembly.invented_pixels(_CALIBRATION, CALIBRATION_SEED)
             files = export_predictor(
-                predictor, self.config.export_formats, workdir.export, calibration
+                predictor,
+                self.config.export_formats,
+                workdir.export,
+                calibration_pixels(invented),
             )
             pixels, labels = assembly.evaluation_pixels
             entries = [

@@ -1,7 +1,7 @@
 """Runs one flagfile with several seeds and prints mean and deviation.
 
     python experiments/repeat.py --flagfile=experiments/digits/quickstart.flags
-    python experiments/repeat.py --flagfile=... --seeds=0,1,2 --output=table.json -- --epochs=5
+    python experiments/repeat.py --flagfile=... --seeds=0,1 --output=x.json -- --epochs=5
 
 Each seed has a folder of its own beside the flagfile's workdir, and trains its own
 teachers; finished ones are not repeated. What stands behind `--` goes to every run.
@@ -65,7 +65,7 @@ def table(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def numbers_of(result: dict[str, Any]) -> dict[str, float]:
-    """The numbers of one results.json that are worth a row; unmeasured ones left out."""
+    """The numbers of one results.json that are worth a row, if they were measured."""
     teachers = [teacher["accuracy"] for teacher in result["teachers"]]
     numbers = {
         "teacher accuracy, mean of them": statistics.fmean(teachers),

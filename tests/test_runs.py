@@ -147,6 +147,22 @@ def test_distilling_reads_no_data_set(finished, data_dir, tmp_path, monkeypatch)
     )
 
 
+def test_a_whole_run_needs_no_data_set(finished, tmp_path, monkeypatch, capsys):
+    """Own teachers, no data: everything but the accuracies is there."""
+    teachers = ",".join(str(finished / f"teachers/teacher_{i}.keras") for i in (0, 1))
+    monkeypatch.setattr(RealImages, "_read", refuse)
+    none = (f"--teachers={teachers}", "--evaluation_split=none")
+    assert toy(tmp_path, "/nowhere", *none) == 0
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert results["student"]["accuracy"] is None
+    assert results["teachers"][0]["accuracy"] is None
+    assert 0 <= results["student"]["agreement"] <= 1
+    for entry in results["exports"]:
+        assert entry["accuracy"] is None and 0 <= entry["agreement"] <= 1
+    assert (tmp_path / "teachers/teacher_1.keras").is_symlink()
+    assert "tflite_int8" in capsys.readouterr().out
+
+
 def test_an_interrupted_distillation_goes_on(finished, data_dir, tmp_path, capsys):
     teachers = ",".join(str(finished / f"teachers/teacher_{i}.keras") for i in (0, 1))
     shared = ("--action=distill", f"--teachers={teachers}", "--evaluate_every=0")
