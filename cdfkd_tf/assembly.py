@@ -1,7 +1,9 @@
 """Names become objects here: what a `RunConfig` asks for, built once and on demand."""
 
+import contextlib
 import functools
 import pathlib
+from collections.abc import Iterator
 
 import keras
 import numpy as np
@@ -132,9 +134,10 @@ class Assembly:
     def build_teacher(self, index: int) -> keras.Model:
         """A fresh teacher, its initial weights drawn from its own seed."""
         keras.utils.set_random_seed(self.teacher_seed(index))
-        return build_classifier(
-            self.config.teacher, self.spec.image_shape, self.spec.num_classes
-        )
+        with _policy(self.config.dtype_policy):
+            return build_classifier(
+                self.config.teacher, self.spec.image_shape, self.spec.num_classes
+            )
 
     def teacher_seed(self, index: int) -> int:
         """Seed of the teacher with this index."""
@@ -142,25 +145,43 @@ class Assembly:
 
     def build_distiller(self) -> AdversarialDistiller:
         """Fresh student and generator with their optimisers, before the teachers."""
-        config, spec, teachers = self.config, self.spec, self.teachers
+        config, teachers = self.config, self.teachers
         keras.utils.set_random_seed(config.seed)
-        sharing = config.student_headers or self.method.sharing
-        student = build_student(
-            config.student,
-            spec.image_shape,
-            spec.num_classes,
-            1 if sharing == "single" else len(teachers),
-            sharing=sharing,
-            width=config.student_width,
-        )
-        distiller = AdversarialDistiller(
-            student, teachers, self.method, self._build_generator()
-        )
+        with _policy(config.dtype_policy):
+            student, generator = self._build_student(), self._build_generator()
+        distiller = AdversarialDistiller(student, teachers, self.method, generator)
         distiller.compile(
             CoupledSGD(config.student_learning_rate),
             PaperAdam(config.generator_learning_rate),
         )
         return distiller
+
+    def players_to_keep(
+        self, distiller: AdversarialDistiller
+    ) -> tuple[keras.Model, keras.Model]:
+        """Student and generator in float32, whatever they were trained in.
+
+        Devices and converters know no bfloat16.
+        """
+        trained = (distiller.student, distiller.generator)
+        if self.config.dtype_policy == "float32":
+            return trained
+        kept = (self._build_student(), self._build_generator())
+        for copy, original in zip(kept, trained):
+            copy.set_weights(original.get_weights())
+        return kept
+
+    def _build_student(self) -> keras.Model:
+        config, spec, num_teachers = self.config, self.spec, len(self.teachers)
+        sharing = config.student_headers or self.method.sharing
+        return build_student(
+            config.student,
+            spec.image_shape,
+            spec.num_classes,
+            1 if sharing == "single" else num_teachers,
+            sharing=sharing,
+            width=config.student_width,
+        )
 
     def _build_generator(self) -> keras.Model:
         config, spec = self.config, self.spec
@@ -197,9 +218,19 @@ class Assembly:
             ) from error
 
 
-def prepare_process(config: RunConfig) -> None:
-    """Sets what holds for the whole process: arithmetic and determinism."""
-    keras.config.set_dtype_policy(config.dtype_policy)
+@contextlib.contextmanager
+def _policy(name: str) -> Iterator[None]:
+    """Networks built within compute so; what is shipped is built outside."""
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(name)
+    try:
+        yield
+    finally:
+        keras.config.set_dtype_policy(before)
+
+
+def make_deterministic(config: RunConfig) -> None:
+    """Same seed, same bits, if the request or a CPU says so; for the whole process."""
     has_gpu = bool(tf.config.list_physical_devices("GPU"))
     if config.deterministic == "true" or (
         config.deterministic == "auto" and not has_gpu

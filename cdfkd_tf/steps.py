@@ -9,7 +9,12 @@ import numpy as np
 import tensorflow as tf
 
 import cdfkd_tf
-from cdfkd_tf.assembly import CALIBRATION_SEED, SAMPLE_SEED, Assembly, prepare_process
+from cdfkd_tf.assembly import (
+    CALIBRATION_SEED,
+    SAMPLE_SEED,
+    Assembly,
+    make_deterministic,
+)
 from cdfkd_tf.config import RunConfig
 from cdfkd_tf.data.latents import latent_dataset
 from cdfkd_tf.export import calibration_pixels, check_export, export_predictor
@@ -34,7 +39,7 @@ class Steps:
     """
 
     def __init__(self, config: RunConfig, workdir: Workdir):
-        prepare_process(config)
+        make_deterministic(config)
         self.config, self.workdir = config, workdir
         self.assembly = Assembly(config, workdir)
         self.verbose = 1 if sys.stdout.isatty() else 2
@@ -129,8 +134,9 @@ class Steps:
                 shuffle=False,
                 verbose=self.verbose,
             )
-        _save(distiller.student, workdir.student)
-        _save(distiller.generator, workdir.generator)
+        student, generator = assembly.players_to_keep(distiller)
+        _save(student, workdir.student)
+        _save(generator, workdir.generator)
         seconds = {"distill": round(state.seconds, 2)}
         if first_step.seconds is not None:
             seconds["first_step"] = round(first_step.seconds, 2)

@@ -1,7 +1,7 @@
 """Runs one flagfile with several seeds and prints mean and deviation.
 
     python experiments/repeat.py --flagfile=experiments/digits/quickstart.flags
-    python experiments/repeat.py --flagfile=... --seeds=0,1 --output=x.json -- --epochs=5
+    python experiments/repeat.py --flagfile=... --seeds=0,1 -- --epochs=3
 
 Each seed has a folder of its own beside the flagfile's workdir, and trains its own
 teachers; finished ones are not repeated. What stands behind `--` goes to every run.

@@ -163,6 +163,15 @@ def test_a_whole_run_needs_no_data_set(finished, tmp_path, monkeypatch, capsys):
     assert "tflite_int8" in capsys.readouterr().out
 
 
+def test_bfloat16_training_leaves_float32_files(finished, tmp_path):
+    teachers = ",".join(str(finished / f"teachers/teacher_{i}.keras") for i in (0, 1))
+    more = (f"--teachers={teachers}", "--evaluation_split=none")
+    assert toy(tmp_path, "/nowhere", *more, "--dtype_policy=mixed_bfloat16") == 0
+    student = keras.saving.load_model(tmp_path / "student.keras")
+    assert {layer.compute_dtype for layer in student.layers} == {"float32"}
+    assert (tmp_path / "export/student_int8.tflite").exists()
+
+
 def test_an_interrupted_distillation_goes_on(finished, data_dir, tmp_path, capsys):
     teachers = ",".join(str(finished / f"teachers/teacher_{i}.keras") for i in (0, 1))
     shared = ("--action=distill", f"--teachers={teachers}", "--evaluate_every=0")

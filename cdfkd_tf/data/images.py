@@ -30,8 +30,8 @@ def splits_for(evaluation_split: str) -> Splits:
     """The two splits for `--evaluation_split=test` or `validation`.
 
     With `validation`, a fifth of the training images is measured on instead of the
-    test split, and nothing learns from it. `none` reads nothing to measure on. TFDS stores examples shuffled, so a slice
-    is a random part.
+    test split, and nothing learns from it. TFDS stores examples shuffled, so a slice
+    is a random part. With `none` nobody measures.
     """
     if evaluation_split == "validation":
         return Splits("train[:80%]", "train[80%:]")
