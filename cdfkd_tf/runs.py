@@ -10,7 +10,8 @@ from typing import Any
 from cdfkd_tf.config import RunConfig
 from cdfkd_tf.errors import RequestError
 from cdfkd_tf.quiet import quiet_tensorflow
-from cdfkd_tf.workdir import Workdir, write_json, write_text
+from cdfkd_tf.results import summary
+from cdfkd_tf.workdir import Workdir, read_json, write_json, write_text
 
 # Step -> the groups of options that it adds to what its result depends on.
 STEPS = {
@@ -42,7 +43,7 @@ def run(config: RunConfig) -> None:
         _do(todo, config, workdir)
     else:
         print(f"Nothing to do: {config.workdir} holds all of it already.")
-    results = workdir.read_results()
+    results = read_json(workdir.results)
     if results:
         print(summary(results, config.workdir))
 
@@ -106,44 +107,3 @@ def _refuse_mixed_runs(step: str, config: RunConfig, workdir: Workdir) -> None:
                 f"--{name}={value}. Give another --workdir, or --noresume to make it "
                 "again."
             )
-
-
-def summary(results: dict[str, Any], workdir: str) -> str:
-    """The results as a small table for people; what was not measured is left out."""
-    teachers, ensemble = results["teachers"], results["teacher_ensemble"]
-    student, aggregator = results["student"], results["aggregator"]
-    rows = [
-        (f"teacher {index}", _size(teacher), teacher["accuracy"], "")
-        for index, teacher in enumerate(teachers)
-    ]
-    rows.append(("teachers' mean", _size(ensemble), ensemble["accuracy"], ""))
-    note = f"agrees with the teachers on {_percent(student['agreement'])}"
-    rows.append(("student, mean of headers", _size(student), student["accuracy"], note))
-    if aggregator["kind"] != "mean" and aggregator["accuracy"] is not None:
-        note = f"learned from {aggregator['real_samples']} real images"
-        if not aggregator.get("learned"):
-            note = "no gain on held-out samples: the mean is kept"
-        name = f"student, {aggregator['kind']}"
-        rows.append((name, " ", aggregator["accuracy"], note))
-    for entry in results["exports"]:
-        note = (
-            f"agrees with Keras on {_percent(entry['agreement'])}, "
-            f"{entry['latency_ms']:.2f} ms per image"
-        )
-        rows.append((entry["format"], f"{entry['bytes']:,} B", entry["accuracy"], note))
-    lines = [
-        f"{name:25}{size:>16}{_percent(accuracy):>10}  {note}".rstrip()
-        for name, size, accuracy, note in rows
-        if size
-    ]
-    title = f"{results['dataset']}, {results['method']}, seed {results['seed']}"
-    head = f"{title:25}{'size':>16}{'accuracy':>10}"
-    return "\n".join(["", head, *lines, f"All of it is in {workdir}"])
-
-
-def _size(entry: dict[str, Any]) -> str:
-    return f"{entry['parameters']:,} weights" if entry["parameters"] else ""
-
-
-def _percent(value: float | None) -> str:
-    return "-" if value is None else f"{value:.2%}"

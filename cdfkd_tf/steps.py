@@ -19,12 +19,13 @@ from cdfkd_tf.config import RunConfig
 from cdfkd_tf.data.latents import latent_dataset
 from cdfkd_tf.export import calibration_pixels, check_export, export_predictor
 from cdfkd_tf.models.aggregation import build_aggregator, build_predictor
+from cdfkd_tf.results import Results
 from cdfkd_tf.training.aggregation import fit_aggregator
 from cdfkd_tf.training.callbacks import Curves, FirstStep, InventedImages, StopOnNaN
 from cdfkd_tf.training.checkpoints import TrainingState
 from cdfkd_tf.training.classifier import train_classifier
 from cdfkd_tf.training.optimizers import LearningRates
-from cdfkd_tf.workdir import Workdir, write_json
+from cdfkd_tf.workdir import Workdir
 
 _LOOKED_AT = 256  # invented images behind each histogram
 _CALIBRATION = 512
@@ -42,6 +43,12 @@ class Steps:
         make_deterministic(config)
         self.config, self.workdir = config, workdir
         self.assembly = Assembly(config, workdir)
+        versions = {
+            "cdfkd_tf": cdfkd_tf.__version__,
+            "tensorflow": tf.__version__,
+            "keras": keras.version(),
+        }
+        self.results = Results(workdir.results, config, versions)
         self.verbose = 1 if sys.stdout.isatty() else 2
 
     def train_teachers(self) -> None:
@@ -140,7 +147,7 @@ class Steps:
         seconds = {"distill": round(state.seconds, 2)}
         if first_step.seconds is not None:
             seconds["first_step"] = round(first_step.seconds, 2)
-        self.record("seconds", seconds)
+        self.results.record("seconds", seconds)
 
     def fit_aggregator(self) -> None:
         """Learns how to weigh the headers, if asked to, and builds the predictor."""
@@ -168,7 +175,9 @@ class Steps:
         spec = assembly.spec
         predictor = build_predictor(student, aggregator, spec.mean, spec.std)
         _save(predictor, workdir.predictor)
-        self.record("aggregator", {**entry, "accuracy": None, "mean_accuracy": None})
+        self.results.record(
+            "aggregator", {**entry, "accuracy": None, "mean_accuracy": None}
+        )
 
     def evaluate(self) -> None:
         """Measures teachers, student and predictor on the evaluation split."""
@@ -195,15 +204,15 @@ class Steps:
         ensemble = np.mean(teacher_logits, axis=0)
         headers = student.predict(images, batch_size=256, verbose=0)["logits"]
         mean = headers.mean(axis=1)
-        self.record("teachers", entries)
-        self.record(
+        self.results.record("teachers", entries)
+        self.results.record(
             "teacher_ensemble",
             {
                 "parameters": sum(entry["parameters"] for entry in entries),
                 "accuracy": share(ensemble),
             },
         )
-        self.record(
+        self.results.record(
             "student",
             {
                 "parameters": _parameters(student),
@@ -215,7 +224,7 @@ class Steps:
             },
         )
         probabilities = predictor.predict(pixels, batch_size=256, verbose=0)
-        self.record(
+        self.results.record(
             "aggregator",
             {"accuracy": share(probabilities), "mean_accuracy": share(mean)},
         )
@@ -238,55 +247,19 @@ class Steps:
                 check_export(name, path, predictor, pixels, labels)
                 for name, path in files.items()
             ]
-        self.record("exports", entries)
+        self.results.record("exports", entries)
 
     def run(self, step: str) -> None:
         """Runs one step and notes how long it took."""
         print(f"-- {step.replace('_', ' ')}", flush=True)
         start = time.monotonic()
+        self.results.begin(step)
         getattr(self, step)()
         if step in ("train_teachers", "fit_aggregator", "export"):
             seconds = round(time.monotonic() - start, 2)
-            self.record("seconds", {step: seconds})  # distill counts resumed time too
-
-    def record(self, key: str, value: dict | list) -> None:
-        """Puts measured values into results.json; tables are merged."""
-        results = {**self._blank_results(), **self.workdir.read_results()}
-        if isinstance(value, dict):
-            value = {**results[key], **value}
-        results[key] = value
-        write_json(self.workdir.results, results)
-
-    def _blank_results(self) -> dict:
-        config = self.config
-        steps = ("train_teachers", "distill", "fit_aggregator", "export")
-        return {
-            "format": 1,
-            "dataset": config.dataset,
-            "method": config.method,
-            "seed": config.seed,
-            "teachers": [],
-            "teacher_ensemble": {"parameters": None, "accuracy": None},
-            "student": {
-                "parameters": None,
-                "accuracy": None,
-                "header_accuracy": None,
-                "agreement": None,
-            },
-            "aggregator": {
-                "kind": config.aggregator,
-                "real_samples": config.real_samples,
-                "accuracy": None,
-                "mean_accuracy": None,
-            },
-            "exports": [],
-            "seconds": dict.fromkeys(steps),
-            "versions": {
-                "cdfkd_tf": cdfkd_tf.__version__,
-                "tensorflow": tf.__version__,
-                "keras": keras.version(),
-            },
-        }
+            self.results.record(
+                "seconds", {step: seconds}
+            )  # distill counts resumed time too
 
 
 def _parameters(model: keras.Model) -> int:

@@ -53,10 +53,6 @@ class Workdir:
         if kept != known:
             write_json(self._progress, kept)
 
-    def read_results(self) -> dict[str, Any]:
-        """results.json, or an empty table."""
-        return read_json(self.results)
-
     def clear(self, step: str) -> None:
         """Removes what `step` would otherwise go on with."""
         folder = {"train_teachers": self.teachers, "distill": self.checkpoints}

@@ -11,7 +11,7 @@ LAYERS = (
     ("errors", "config", "registry", "quiet", "losses"),
     ("data", "models"),
     ("methods", "training"),
-    ("workdir", "export", "assembly", "steps", "runs"),
+    ("workdir", "results", "export", "assembly", "steps", "runs"),
     ("flags", "cli"),
 )
 
