@@ -165,6 +165,7 @@ def _litert_runner(path: pathlib.Path):
 
     with quiet_stderr():
         interpreter = Interpreter(str(path), num_threads=1)
+        interpreter.allocate_tensors()
     (entry,) = interpreter.get_input_details()
     (leave,) = interpreter.get_output_details()
 
