@@ -124,7 +124,9 @@ class RunConfig:
 
     epochs: int = option("schedule", 300, "Epochs of the distillation.")
     steps_per_epoch: int = option(
-        "schedule", 50, "Iterations per epoch: rounds of the student and one of G."
+        "schedule",
+        50,
+        "Iterations per epoch: student rounds, then one update of the generator.",
     )
     evaluate_every: int = option(
         "schedule", 1, "Epochs between accuracies; 0 reads no data set at all."
@@ -167,7 +169,7 @@ class RunConfig:
         ("auto", "true", "false"),
     )
     resume: bool = option(
-        "running", True, "Continue a distillation from its last checkpoint."
+        "running", True, "Go on where this workdir stopped; --noresume starts again."
     )
     checkpoint_every: int = option(
         "running", 1, "Epochs between checkpoints; 0 keeps none."

@@ -71,6 +71,8 @@ def options_behind(step: str, config: RunConfig) -> dict[str, Any]:
     order = list(STEPS)
     groups = {group for s in order[: order.index(step) + 1] for group in STEPS[s]}
     values = config.option_dict()
+    if step in COSTLY and values["evaluation_split"] == "none":
+        values["evaluation_split"] = "test"  # the teachers' images are the same
     return {
         field.name: values[field.name]
         for field in dataclasses.fields(config)

@@ -175,9 +175,7 @@ class Steps:
         spec = assembly.spec
         predictor = build_predictor(student, aggregator, spec.mean, spec.std)
         _save(predictor, workdir.predictor)
-        self.results.record(
-            "aggregator", {**entry, "accuracy": None, "mean_accuracy": None}
-        )
+        self.results.record("aggregator", entry)
 
     def evaluate(self) -> None:
         """Measures teachers, student and predictor on the evaluation split."""
@@ -256,10 +254,9 @@ class Steps:
         self.results.begin(step)
         getattr(self, step)()
         if step in ("train_teachers", "fit_aggregator", "export"):
+            # Distilling counts for itself: time before an interruption, too.
             seconds = round(time.monotonic() - start, 2)
-            self.results.record(
-                "seconds", {step: seconds}
-            )  # distill counts resumed time too
+            self.results.record("seconds", {step: seconds})
 
 
 def _parameters(model: keras.Model) -> int:

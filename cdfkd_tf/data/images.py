@@ -102,22 +102,39 @@ class RealImages:
         Raises:
             RequestError: if the training split has fewer images.
         """
-        pixels, labels = _as_arrays(self._read(self.splits.train)[0])
+        chosen = self._balanced_choice(count, seed)
+        is_chosen = tf.scatter_nd(chosen[:, None], [True] * count, [chosen.max() + 1])
+        dataset, _ = self._read(self.splits.train)
+        few = (
+            dataset.take(len(is_chosen))
+            .enumerate()
+            .filter(lambda index, _: is_chosen[index])
+            .map(lambda _, example: (self.spec.normalise(example[0]), example[1]))
+        )
+        images, labels = _as_arrays(few)
+        mixed = np.random.default_rng(seed).permutation(count)
+        return images[mixed], labels[mixed]
+
+    def _balanced_choice(self, count: int, seed: int) -> np.ndarray:
+        """Indices of `count` training images, as many of each class as can be."""
+        labels = self._prepared_builder().as_dataset(
+            split=self.splits.train,
+            as_supervised=True,
+            decoders={"image": tfds.decode.SkipDecoding()},
+        )
+        labels = np.array([int(label) for _, label in labels.as_numpy_iterator()])
         if count > len(labels):
             raise RequestError(
                 f"--real_samples={count}, but {self.spec.name} has only "
                 f"{len(labels)} training images."
             )
-        rng = np.random.default_rng(seed)
         # Deal rank by rank: the first of each class, then the second of each ...
-        order = rng.permutation(len(labels))
+        order = np.random.default_rng(seed).permutation(len(labels))
         ranks = np.empty(len(labels), int)
         for label in np.unique(labels):
             members = order[labels[order] == label]
             ranks[members] = np.arange(len(members))
-        chosen = order[np.argsort(ranks[order], kind="stable")][:count]
-        chosen = rng.permutation(chosen)
-        return self.spec.normalise(pixels[chosen]).astype("float32"), labels[chosen]
+        return order[np.argsort(ranks[order], kind="stable")][:count]
 
     def _read(self, split: str) -> tuple[tf.data.Dataset, int]:
         """Pixels in [0, 1] of the networks' size with labels; how many there are."""
