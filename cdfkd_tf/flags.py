@@ -71,8 +71,12 @@ def parse(
     """
     try:
         rest = values(argv)[1:]
+    except absl_flags.CantOpenFlagFileError as error:
+        reason = str(error).removeprefix("ERROR:: ")
+        raise RequestError(f"{reason}. Check the path after --flagfile.") from error
     except absl_flags.Error as error:
-        raise RequestError(" ".join(str(error).split())) from error
+        reason = " ".join(str(error).split()).rstrip(".")
+        raise RequestError(f"{reason}. See --help for every flag.") from error
     if rest:
         raise RequestError(f"Unexpected argument {rest[0]!r}. Options start with --.")
     return RunConfig(

@@ -1,6 +1,7 @@
 """Keeps the libraries' chatter off standard error, so that our own lines are seen."""
 
 import contextlib
+import logging
 import os
 import sys
 from collections.abc import Iterator
@@ -32,4 +33,5 @@ def quiet_tensorflow() -> None:
         import tensorflow as tf
 
         tf.constant(0)  # the first operation looks for devices, and talks
-    tf.get_logger().setLevel("ERROR")
+    for library in ("tensorflow", "absl"):  # absl: TFDS on folders not made yet
+        logging.getLogger(library).setLevel(logging.ERROR)

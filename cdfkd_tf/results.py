@@ -104,6 +104,8 @@ def summary(results: dict[str, Any], workdir: str) -> str:
         for name, size, accuracy, note in rows
         if size
     ]
+    if not lines:
+        return f"The results so far are in {workdir}"
     title = f"{results['dataset']}, {results['method']}, seed {results['seed']}"
     head = f"{title:25}{'size':>16}{'accuracy':>10}"
     return "\n".join(["", head, *lines, f"All of it is in {workdir}"])

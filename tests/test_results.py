@@ -52,3 +52,8 @@ def test_the_summary_leaves_out_what_was_not_measured(results):
     text = summary(read(results), "runs/x")
     assert "1,234 weights" in text and "50.00%" in text and "runs/x" in text
     assert "student" not in text
+
+
+def test_without_any_measured_value_the_summary_is_one_line(results):
+    results.record("seconds", {"distill": 1.0})
+    assert summary(read(results), "runs/x") == "The results so far are in runs/x"

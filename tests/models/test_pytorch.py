@@ -16,7 +16,10 @@ def tensors():
 
 def test_batch_counters_are_ignored(tensors):
     tensors["bn1.num_batches_tracked"] = np.array(3)
-    load_pytorch_tensors(build_classifier("wrn16_1", (32, 32, 3), 100), tensors)
+    model = build_classifier("wrn16_1", (32, 32, 3), 100)
+    load_pytorch_tensors(model, tensors)
+    kernel = model.get_layer("logits").kernel
+    np.testing.assert_array_equal(kernel, tensors["fc.weight"].T)
 
 
 def test_a_missing_tensor_is_named(tensors):
