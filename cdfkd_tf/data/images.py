@@ -176,8 +176,10 @@ class RealImages:
                 f"Data set {spec.name} is not prepared in {builder.data_dir}, and "
                 f"{spec.download_host} cannot be reached. On a machine with network "
                 'run: python -c "import tensorflow_datasets as tfds; '
-                f'tfds.load({spec.tfds_name!r}{where})" and copy that folder here. "
-                "Given teachers are distilled without it by --evaluation_split=none."Preparing {spec.name} in {builder.data_dir}", flush=True)
+                f'tfds.load({spec.tfds_name!r}{where})" and copy that folder here. '
+                "Given teachers are distilled without it by --evaluation_split=none."
+            )
+        print(f"Preparing {spec.name} in {builder.data_dir}", flush=True)
         tfds.disable_progress_bar()
         with contextlib.redirect_stdout(io.StringIO()):
             builder.download_and_prepare()
