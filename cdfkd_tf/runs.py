@@ -99,13 +99,15 @@ def _refuse_mixed_runs(step: str, config: RunConfig, workdir: Workdir) -> None:
         RequestError: naming the first option that differs.
     """
     record = workdir.record_of(step)
-    if step not in COSTLY or not record or not config.resume:
+    has_work = record.get("done") or workdir.holds(step)
+    if step not in COSTLY or not config.resume or not has_work:
         return
+    begun_with = record.get("options", {})
     for name, value in options_behind(step, config).items():
-        known = record["options"].get(name)
+        known = begun_with.get(name, value)
         if known != value:
             raise RequestError(
                 f"{config.workdir} holds {step} made with --{name}={known}; now it is "
-                f"--{name}={value}. Give another --workdir, or --noresume to make it "
-                "again."
+                f"--{name}={value}. Give another --workdir, or make that step again "
+                f"with --action={step} --noresume."
             )

@@ -55,9 +55,18 @@ class Workdir:
 
     def clear(self, step: str) -> None:
         """Removes what `step` would otherwise go on with."""
-        folder = {"train_teachers": self.teachers, "distill": self.checkpoints}
-        if step in folder:
-            shutil.rmtree(folder[step], ignore_errors=True)
+        for folder in self._work_of(step):
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def holds(self, step: str) -> bool:
+        """Whether `step` left anything that it could go on with."""
+        return any(
+            folder.is_dir() and any(folder.iterdir()) for folder in self._work_of(step)
+        )
+
+    def _work_of(self, step: str) -> list[pathlib.Path]:
+        work = {"train_teachers": [self.teachers], "distill": [self.checkpoints]}
+        return work.get(step, [])
 
 
 def read_json(path: pathlib.Path) -> dict[str, Any]:

@@ -128,6 +128,17 @@ def test_written_flags_repeat_the_run(finished, tmp_path, capsys):
     assert code == 0 and "student" in capsys.readouterr().out
 
 
+def test_a_request_that_failed_before_any_work_can_be_mended(
+    finished, tmp_path, capsys
+):
+    teachers = ",".join(str(finished / f"teachers/teacher_{i}.keras") for i in (0, 1))
+    given = (f"--teachers={teachers}", "--evaluation_split=none", "--export_formats=")
+    wrong = toy(tmp_path, "/nowhere", *given, "--student_feature_weight=0.2")
+    assert wrong == 2
+    assert "Use --student_feature_weight=0" in capsys.readouterr().err
+    assert toy(tmp_path, "/nowhere", *given) == 0
+
+
 def refuse(*args, **kwargs):
     raise AssertionError("a data set was read")
 

@@ -37,13 +37,6 @@ class DatasetSpec:
         """True for mean 0 and deviation 1 per channel, False for plain [-1, 1]."""
         return any(value != 0.5 for value in (*self.mean, *self.std))
 
-    @property
-    def pixel_range(self) -> tuple[float, float]:
-        """Smallest and largest value that a normalised image can hold."""
-        low = min(-mean / std for mean, std in zip(self.mean, self.std))
-        high = max((1 - mean) / std for mean, std in zip(self.mean, self.std))
-        return low, high
-
     def normalise(self, images: Any) -> Any:
         """Images in [0, 1] as the networks take them; channels last."""
         return (images - list(self.mean)) / list(self.std)

@@ -13,6 +13,8 @@ import numpy as np
 from cdfkd_tf.errors import RequestError
 
 _STAGE = r"(?:layer|block|shared_layer)(\d)(?:_1|_b)?(?:\.layer)?"
+# A stage's last block, whose index depends on the depth: up to 5 in a ResNet-34.
+_LAST_BLOCK = "|".join(rf"{{0}}_block{index}_\2" for index in range(1, 6))
 _ENCODER_PARTS = {
     "0": "depthwise1",
     "1": "pointwise1",
@@ -33,8 +35,8 @@ _RULES = (
     (_STAGE + r"\.(\d+)\.(?:shortcut|downsample)\.0", r"stage\1_block\2_shortcut_conv"),
     (_STAGE + r"\.(\d+)\.(?:shortcut|downsample)\.1", r"stage\1_block\2_shortcut_bn"),
     (_STAGE + r"\.(\d+)\.((?:conv|bn)\d)", r"stage\1_block\2_\3"),
-    (r"shared_layer(\d)_t\.(\w+)", r"stage\1_block1_\2|stage\1_block2_\2"),
-    (r"layer4_2\.(\d)\.(\w+)", r"header\1_stage4_block1_\2|header\1_stage4_block2_\2"),
+    (r"shared_layer(\d)_t\.(\w+)", _LAST_BLOCK.format(r"stage\1")),
+    (r"layer4_2\.(\d)\.(\w+)", _LAST_BLOCK.format(r"header\1_stage4")),
     # Headers.
     (
         r"encoder(\d)\.(\d)\.op\.(\d)",
@@ -101,7 +103,7 @@ def _find_layer(model: keras.Model, module: str, name: str) -> keras.layers.Laye
         known = {layer.name: layer for layer in model.layers}
         target = replacement(match) if callable(replacement) else None
         candidates = (target or match.expand(replacement)).split("|")
-        # The last candidate that exists: `_t` is the deepest block of its stage.
+        # From the last on: the deepest block that the stage has.
         for candidate in reversed(candidates):
             if candidate in known:
                 return known[candidate]
