@@ -1,9 +1,10 @@
 """Names become objects here: what a `RunConfig` asks for, built once and on demand."""
 
 import contextlib
+import dataclasses
 import functools
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import keras
 import numpy as np
@@ -22,6 +23,7 @@ from cdfkd_tf.models import (
 )
 from cdfkd_tf.models.teachers import TeacherEnsemble, load_teacher
 from cdfkd_tf.training.adversarial import AdversarialDistiller
+from cdfkd_tf.training.distiller import Distiller
 from cdfkd_tf.training.optimizers import CoupledSGD, PaperAdam
 from cdfkd_tf.workdir import Workdir
 
@@ -30,7 +32,10 @@ _TEACHER_SEEDS = 1000  # per teacher
 SAMPLE_SEED = 1
 CALIBRATION_SEED = 2
 _EVALUATION_SEED = 3
+HELD_OUT_SEED = 4
+AGGREGATOR_SEED = 5
 _INVENTED = 512  # images to measure on where there are no real ones
+_MEASURED_AT_ONCE = 256
 
 
 class Assembly:
@@ -41,8 +46,9 @@ class Assembly:
         workdir: its folder.
 
     Raises:
-        RequestError: a name that no table holds, or a generator that cannot make the
-            data set's images: found before any teacher is trained.
+        RequestError: a name that no table holds, a generator that cannot make the
+            data set's images, a method without the data it needs: found before any
+            teacher is trained.
     """
 
     def __init__(self, config: RunConfig, workdir: Workdir):
@@ -51,7 +57,14 @@ class Assembly:
         self.images = RealImages(self.spec, config.data_dir, config.evaluation_split)
         BACKBONES[config.teacher]
         BACKBONES[config.student]
-        self._build_generator()
+        if self.method.generator:
+            self._build_generator()
+        elif config.evaluation_split == "none":
+            raise RequestError(
+                f"--method={config.method} learns from real images, and "
+                "--evaluation_split=none reads none. Choose a method with a generator, "
+                "or another --evaluation_split."
+            )
 
     @functools.cached_property
     def method(self) -> Method:
@@ -62,28 +75,61 @@ class Assembly:
             for name, value in vars(self.config).items()
             if name.startswith(players) and name.endswith("_weight")
         }
-        return with_overrides(METHODS[self.config.method], **weights)
+        method = with_overrides(METHODS[self.config.method], **weights)
+        if self.config.temperature != 1 and method.divergence != "kl":
+            raise RequestError(
+                f"--temperature={self.config.temperature} softens softmaxes, and "
+                f"--method={self.config.method} compares logits. Leave it out."
+            )
+        return dataclasses.replace(method, temperature=self.config.temperature)
+
+    @property
+    def rounds(self) -> int:
+        """Batches that one iteration takes: the student's, then the generator's."""
+        return self.config.student_rounds + bool(self.method.generator)
 
     @functools.cached_property
-    def evaluation_pixels(self) -> tuple[np.ndarray, np.ndarray | None]:
-        """Images in [0, 1] to measure on, and their labels, read once.
+    def evaluation_batches(self) -> Iterable[tuple[np.ndarray, np.ndarray | None]]:
+        """Batches of images in [0, 1] to measure on, and of their labels.
 
-        With `--evaluation_split=none` they are invented, and the labels are None.
+        Can be gone through many times. With `--evaluation_split=none` the images are
+        invented, and the labels are None.
         """
-        if self.config.evaluation_split == "none":
-            return self.invented_pixels(_INVENTED, _EVALUATION_SEED), None
-        return self.images.evaluation_pixels()
+        if self.config.evaluation_split != "none":
+            return self.images.evaluation_pixels(_MEASURED_AT_ONCE)
+        pixels = self.unlabelled_pixels(_INVENTED, _EVALUATION_SEED)
+        starts = range(0, _INVENTED, _MEASURED_AT_ONCE)
+        return [(pixels[start:][:_MEASURED_AT_ONCE], None) for start in starts]
 
-    def invented_pixels(self, count: int, seed: int) -> np.ndarray:
-        """Images of the trained generator in [0, 1], for measuring, not for learning.
+    def unlabelled_pixels(self, count: int, seed: int) -> np.ndarray:
+        """Images in [0, 1] that need no labels: for calibrating, also for fitting.
+
+        The trained generator's; where the method has none, real training images.
 
         Args:
             count: how many.
-            seed: of their noise; the run's seed counts too.
+            seed: of their noise or their choice; the run's seed counts too.
         """
+        if not self.method.generator:
+            return self.images.some_training_pixels(count, [self.config.seed, seed])
         generator = self.load(self.workdir.generator, "distill")
         images = np.asarray(generator(self.noise(count, seed), training=True))
         return np.clip(self.spec.denormalise(images), 0, 1).astype("float32")
+
+    def aggregator_samples(self) -> tuple[np.ndarray, np.ndarray]:
+        """Normalised images and labels that the aggregator learns from.
+
+        The few real ones; with `--real_samples=0` invented ones, labelled with the
+        class of the teachers' mean.
+        """
+        config = self.config
+        if config.real_samples:
+            return self.images.few_shot(config.real_samples, config.seed)
+        pixels = self.unlabelled_pixels(_INVENTED, AGGREGATOR_SEED)
+        images = self.spec.normalise(pixels).astype("float32")
+        batches = np.array_split(images, max(1, len(images) // _MEASURED_AT_ONCE))
+        logits = [np.asarray(self.ask_ensemble(batch)) for batch in batches]
+        return images, np.concatenate(logits).argmax(-1)
 
     def teacher_files(self) -> list[pathlib.Path]:
         """The teachers' files, given or trained.
@@ -131,44 +177,58 @@ class Assembly:
                 f"classes; --dataset={spec.name} has {expected[0]} and {expected[1]}."
             )
 
+    def ask_ensemble(self, images: tf.Tensor) -> tf.Tensor:
+        """The teachers' mean logits `(B, C)` for normalised images."""
+        return keras.ops.mean(self.teachers(images)["logits"], axis=1)
+
     def build_teacher(self, index: int) -> keras.Model:
         """A fresh teacher, its initial weights drawn from its own seed."""
         keras.utils.set_random_seed(self.teacher_seed(index))
         with _policy(self.config.dtype_policy):
             return build_classifier(
-                self.config.teacher, self.spec.image_shape, self.spec.num_classes
+                self.config.teacher,
+                self.spec.image_shape,
+                self.spec.num_classes,
+                width=self.config.teacher_width,
             )
 
     def teacher_seed(self, index: int) -> int:
         """Seed of the teacher with this index."""
         return self.config.seed * _TEACHER_SEEDS + index
 
-    def build_distiller(self) -> AdversarialDistiller:
-        """Fresh student and generator with their optimisers, before the teachers."""
-        config, teachers = self.config, self.teachers
+    def build_distiller(self) -> Distiller:
+        """Fresh student, and generator if any, with their optimisers."""
+        config, teachers, method = self.config, self.teachers, self.method
         keras.utils.set_random_seed(config.seed)
         with _policy(config.dtype_policy):
-            student, generator = self._build_student(), self._build_generator()
-        distiller = AdversarialDistiller(student, teachers, self.method, generator)
-        distiller.compile(
-            CoupledSGD(config.student_learning_rate),
-            PaperAdam(config.generator_learning_rate),
-        )
+            student = self._build_student()
+            generator = self._build_generator() if method.generator else None
+        sgd = CoupledSGD(config.student_learning_rate, nesterov=config.nesterov)
+        if not generator:
+            distiller = Distiller(student, teachers, method)
+            distiller.compile(sgd)
+            return distiller
+        distiller = AdversarialDistiller(student, teachers, method, generator)
+        adam = PaperAdam(config.generator_learning_rate, beta_1=config.generator_beta1)
+        distiller.compile(sgd, adam)
         return distiller
 
-    def players_to_keep(
-        self, distiller: AdversarialDistiller
-    ) -> tuple[keras.Model, keras.Model]:
-        """Student and generator in float32, whatever they were trained in.
+    def networks_to_keep(self, distiller: Distiller) -> dict[str, keras.Model]:
+        """Student and generator, if any, in float32, whatever they were trained in.
 
         Devices and converters know no bfloat16.
         """
-        trained = (distiller.student, distiller.generator)
+        trained = {
+            name: network
+            for name, network in distiller.state.items()
+            if isinstance(network, keras.Model)
+        }
         if self.config.dtype_policy == "float32":
             return trained
-        kept = (self._build_student(), self._build_generator())
-        for copy, original in zip(kept, trained):
-            copy.set_weights(original.get_weights())
+        builders = {"student": self._build_student, "generator": self._build_generator}
+        kept = {name: builders[name]() for name in trained}
+        for name, copy in kept.items():
+            copy.set_weights(trained[name].get_weights())
         return kept
 
     def _build_student(self) -> keras.Model:

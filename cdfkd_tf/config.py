@@ -49,7 +49,7 @@ class RunConfig:
         "data",
         "cifar100",
         "Data set the teachers know.",
-        ("digits", "mnist", "cifar10", "cifar100"),
+        ("digits", "mnist", "cifar10", "cifar100", "caltech101", "mini_imagenet"),
     )
     data_dir: str = option("data", "", "TFDS folder; empty: the TFDS default.")
     evaluation_split: str = option(
@@ -67,6 +67,7 @@ class RunConfig:
         "Comma list of .keras files; empty: WORKDIR/teachers, trained if missing.",
     )
     teacher: str = option("teachers", "resnet34", "Architecture to train.")
+    teacher_width: float = option("teachers", 1.0, "Factor on the teacher's channels.")
     num_teachers: int = option("teachers", 3, "How many teachers to train.")
     teacher_epochs: int = option("teachers", 200, "Passes over the training images.")
     teacher_batch_size: int = option("teachers", 128, "Images per update.")
@@ -79,7 +80,7 @@ class RunConfig:
         "method",
         "cdfkd_mfs",
         "Row of the comparison table.",
-        ("cdfkd_mfs", "cdfkd", "dfed", "dfad", "dfq"),
+        ("cdfkd_mfs", "cdfkd", "dfed", "dfad", "dfq", "kd"),
     )
     student: str = option("method", "resnet18", "Backbone of the student.")
     student_headers: str = option(
@@ -96,6 +97,9 @@ class RunConfig:
     latent_size: int = option("method", 256, "Width of the generator's input noise.")
     student_rounds: int = option(
         "method", 5, "Student updates before each generator update."
+    )
+    temperature: float = option(
+        "method", 1.0, "Of the softmaxes in cdfkd, dfq and kd; losses times its square."
     )
     student_header_weight: float | None = option(
         "weights", None, "Student: each header against its teacher."
@@ -126,32 +130,50 @@ class RunConfig:
     steps_per_epoch: int = option(
         "schedule",
         50,
-        "Iterations per epoch: student rounds, then one update of the generator.",
+        "Iterations per epoch: student rounds, then one update of the generator; "
+        "with kd: as many student updates.",
     )
     evaluate_every: int = option(
         "schedule", 1, "Epochs between accuracies; 0 reads no data set at all."
     )
-    batch_size: int = option("schedule", 256, "Invented images per update.")
+    batch_size: int = option("schedule", 256, "Images per update.")
     student_learning_rate: float = option("schedule", 0.1, "SGD, momentum 0.9.")
+    nesterov: bool = option("schedule", False, "Nesterov momentum for the student.")
     generator_learning_rate: float = option("schedule", 1e-3, "Adam.")
+    generator_beta1: float = option("schedule", 0.9, "Adam's decay of the gradient.")
     schedule: str = option(
         "schedule",
         "steps",
-        "Both learning rates: a tenth at each milestone, or a half cosine to 0.",
-        ("steps", "cosine"),
+        "Learning rates: a tenth at each milestone, a half cosine to 0, or constant.",
+        ("steps", "cosine", "constant"),
+    )
+    generator_schedule: str = option(
+        "schedule",
+        "",
+        "The same for the generator alone; empty: as --schedule.",
+        ("", "steps", "cosine", "constant"),
     )
     milestones: tuple[int, ...] = option(
-        "schedule", (100, 200), "Epochs at which both rates drop to a tenth."
+        "schedule", (100, 200), "Epochs at which the rates drop to a tenth."
+    )
+    keep_best: bool = option(
+        "schedule",
+        False,
+        "Keep the student of the epoch that agreed best with the teachers on invented "
+        "images, not the last one.",
     )
 
     aggregator: str = option(
         "aggregator",
         "mean",
-        "How headers become one answer; all but mean learn from --real_samples.",
+        "How headers become one answer; all but mean are learned.",
         ("mean", "weights", "attention", "feature_attention"),
     )
     real_samples: int = option(
-        "aggregator", 0, "Labelled real training images the aggregator may use."
+        "aggregator",
+        0,
+        "Labelled real training images the aggregator may use; 0: it learns from "
+        "invented ones, towards the teachers' mean.",
     )
     aggregator_epochs: int = option("aggregator", 100, "Passes over them.")
     aggregator_learning_rate: float = option("aggregator", 0.01, "Adam.")
@@ -203,11 +225,14 @@ class RunConfig:
                 raise RequestError(
                     f"--export_formats knows {', '.join(EXPORT_FORMATS)}; got {name!r}."
                 )
-        if self.aggregator != "mean" and not self.real_samples:
+        if not 0 <= self.generator_beta1 < 1:
             raise RequestError(
-                f"--aggregator={self.aggregator} learns from labelled real images, "
-                "and --real_samples is 0. Give --real_samples=N, or use "
-                "--aggregator=mean."
+                f"--generator_beta1 must be in [0, 1); got {self.generator_beta1}."
+            )
+        if self.real_samples == 1:
+            raise RequestError(
+                "--real_samples=1 cannot be learned from: a part of them is held out. "
+                "Give 0, or at least 2."
             )
 
     def option_dict(self) -> dict[str, Any]:
@@ -248,6 +273,8 @@ _AT_LEAST = {
 }
 _POSITIVE = (
     "teacher_learning_rate",
+    "teacher_width",
+    "temperature",
     "student_width",
     "generator_width",
     "student_learning_rate",

@@ -5,6 +5,7 @@ import pathlib
 import shutil
 import tempfile
 import time
+from collections.abc import Iterable
 from typing import Any
 
 import keras
@@ -68,8 +69,7 @@ def check_export(
     name: str,
     path: pathlib.Path,
     predictor: keras.Model,
-    pixels: np.ndarray,
-    labels: np.ndarray | None,
+    batches: Iterable[tuple[np.ndarray, np.ndarray | None]],
 ) -> dict[str, Any]:
     """Loads one exported file again and compares it with Keras.
 
@@ -77,8 +77,8 @@ def check_export(
         name: a key of `FILES`.
         path: what `export_predictor` wrote.
         predictor: the Keras model it was made from.
-        pixels: images in [0, 1].
-        labels: `(n,)`, or None if unknown; the accuracy is then None.
+        batches: images in [0, 1] and their labels, or None if those are unknown; the
+            accuracy is then None.
 
     Returns:
         The entry of results.json: bytes, accuracy, agreement (share of images with
@@ -88,9 +88,14 @@ def check_export(
     Raises:
         RunError: if a float file differs from Keras by more than rounding.
     """
-    expected = predictor.predict(pixels, batch_size=256, verbose=0)
     run = _saved_model_runner(path) if name == "saved_model" else _litert_runner(path)
-    answers = run(pixels)
+    rows = [
+        (predictor.predict_on_batch(pixels), run(pixels), labels)
+        for pixels, labels in batches
+    ]
+    expected, answers = (np.concatenate(part) for part in list(zip(*rows))[:2])
+    labels = None if rows[0][2] is None else np.concatenate([row[2] for row in rows])
+    first_image = next(iter(batches))[0][:1]
     difference = float(np.abs(answers - expected).max())
     if name != "tflite_int8" and not difference <= _FLOAT_TOLERANCE:
         raise RunError(
@@ -105,7 +110,7 @@ def check_export(
         "accuracy": None if labels is None else float(np.mean(classes == labels)),
         "agreement": float(np.mean(classes == expected.argmax(-1))),
         "max_abs_difference": difference,
-        "latency_ms": _latency(run, pixels[:1]),
+        "latency_ms": _latency(run, first_image),
     }
 
 

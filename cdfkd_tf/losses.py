@@ -27,20 +27,25 @@ def l1(student_logits: KerasTensor, teacher_logits: KerasTensor) -> KerasTensor:
     return ops.mean(ops.abs(gap))
 
 
-def kl(student_logits: KerasTensor, teacher_logits: KerasTensor) -> KerasTensor:
+def kl(
+    student_logits: KerasTensor, teacher_logits: KerasTensor, temperature: float = 1.0
+) -> KerasTensor:
     """KL(teacher || student) of the softmaxes, in nats, averaged over all rows.
 
     Args:
         student_logits: `(..., C)`, unnormalised.
         teacher_logits: of the same shape.
+        temperature: divides both logits; the result is multiplied by its square, so
+            that gradients keep their size (Hinton et al., 2015).
 
     Raises:
         ValueError: if the shapes differ.
     """
     _check_same_shape(student_logits, teacher_logits)
-    student = ops.log_softmax(_exact(student_logits))
-    teacher = ops.log_softmax(_exact(teacher_logits))
-    return ops.mean(ops.sum(ops.exp(teacher) * (teacher - student), axis=-1))
+    student = ops.log_softmax(_exact(student_logits) / temperature)
+    teacher = ops.log_softmax(_exact(teacher_logits) / temperature)
+    rows = ops.sum(ops.exp(teacher) * (teacher - student), axis=-1)
+    return temperature**2 * ops.mean(rows)
 
 
 def feature_gap(

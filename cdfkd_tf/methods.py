@@ -12,7 +12,6 @@ from keras import KerasTensor, ops
 from cdfkd_tf import losses
 from cdfkd_tf.errors import RequestError
 
-DIVERGENCES = {"l1": losses.l1, "kl": losses.kl}
 FIRST_BN_WEIGHT = 5.0  # the first BatchNormalization of each teacher; the rest weigh 1
 
 
@@ -43,21 +42,30 @@ class Method:
     Attributes:
         divergence: `l1` on logits or `kl` on softmaxes.
         student: term -> weight in what the student minimises.
-        generator: the same for the generator.
+        generator: the same for the generator; empty: there is none, and the student
+            learns from real images.
         sharing: how the student's headers share layers.
-        num_teachers: how many teachers it takes; None: any number.
         teacher_gradient: whether the generator's divergences see the teachers'
             gradient, or take their logits for constants.
+        temperature: of the softmaxes of `kl`.
     """
 
     divergence: str
     student: Mapping[str, float]
     generator: Mapping[str, float]
     sharing: str
-    num_teachers: int | None = None
     teacher_gradient: bool = True
+    temperature: float = 1.0
+
+    def distance(self, student: KerasTensor, teacher: KerasTensor) -> KerasTensor:
+        """The method's divergence of two tensors of logits `(..., C)`."""
+        if self.divergence == "l1":
+            return losses.l1(student, teacher)
+        return losses.kl(student, teacher, self.temperature)
 
 
+# A method with one header learns from the mean of all teachers; its published form is
+# the case of one teacher.
 METHODS = {
     "cdfkd_mfs": Method(
         divergence="l1",
@@ -83,27 +91,27 @@ METHODS = {
         student={"ensemble": 1.0},
         generator={"ensemble": -1.0},
         sharing="single",
-        num_teachers=1,
     ),
     "dfq": Method(
         divergence="kl",
         student={"ensemble": 1.0},
         generator={"ensemble": -1.0, "bn": 0.1, "confidence": 0.1, "balance": 0.1},
         sharing="single",
-        num_teachers=1,
+    ),
+    "kd": Method(
+        divergence="kl", student={"ensemble": 1.0}, generator={}, sharing="single"
     ),
 }
 
 
 def _header(answers: Answers, method: Method) -> KerasTensor:
     """Divergence of each header from its own teacher, averaged over headers."""
-    divergence = DIVERGENCES[method.divergence]
-    return divergence(answers.student_logits, answers.teacher_logits)
+    return method.distance(answers.student_logits, answers.teacher_logits)
 
 
 def _ensemble(answers: Answers, method: Method) -> KerasTensor:
     """Divergence of the mean header from the mean teacher."""
-    return DIVERGENCES[method.divergence](
+    return method.distance(
         ops.mean(answers.student_logits, axis=1),
         ops.mean(answers.teacher_logits, axis=1),
     )
@@ -158,7 +166,8 @@ def with_overrides(method: Method, **weights: float | None) -> Method:
         **weights: `student_header=0.5` and the like; None leaves the method's own.
 
     Raises:
-        RequestError: if a player has no such term to weigh.
+        RequestError: if a player has no such term to weigh, or there is no such
+            player.
     """
     players = {"student": dict(method.student), "generator": dict(method.generator)}
     for key, weight in weights.items():
@@ -169,6 +178,11 @@ def with_overrides(method: Method, **weights: float | None) -> Method:
             raise RequestError(
                 f"No term {key!r}. Terms: {', '.join(sorted(TERMS))}, for student or "
                 "generator."
+            )
+        if weight and not players[player]:
+            raise RequestError(
+                f"--{key}_weight={weight}, but this method learns from real images "
+                f"and has no {player}. Leave the flag out, or choose another --method."
             )
         players[player][term] = weight
     if not any(players["student"].values()):

@@ -88,7 +88,9 @@ def summary(results: dict[str, Any], workdir: str) -> str:
     note = f"agrees with the teachers on {_percent(student['agreement'])}"
     rows.append(("student, mean of headers", _size(student), student["accuracy"], note))
     if aggregator["kind"] != "mean" and aggregator["accuracy"] is not None:
-        note = f"learned from {aggregator['real_samples']} real images"
+        samples = aggregator["real_samples"]
+        source = f"{samples} real images" if samples else "invented images alone"
+        note = f"learned from {source}"
         if not aggregator.get("learned"):
             note = "no gain on held-out samples: the mean is kept"
         name = f"student, {aggregator['kind']}"

@@ -1,5 +1,6 @@
 """What each step of a run does. `runs.py` decides which of them are needed."""
 
+import collections
 import os
 import sys
 import time
@@ -9,25 +10,16 @@ import numpy as np
 import tensorflow as tf
 
 import cdfkd_tf
-from cdfkd_tf.assembly import (
-    CALIBRATION_SEED,
-    SAMPLE_SEED,
-    Assembly,
-    make_deterministic,
-)
+from cdfkd_tf.assembly import CALIBRATION_SEED, Assembly, make_deterministic
 from cdfkd_tf.config import RunConfig
-from cdfkd_tf.data.latents import latent_dataset
+from cdfkd_tf.distillation import distill
 from cdfkd_tf.export import calibration_pixels, check_export, export_predictor
 from cdfkd_tf.models.aggregation import build_aggregator, build_predictor
 from cdfkd_tf.results import Results
 from cdfkd_tf.training.aggregation import fit_aggregator
-from cdfkd_tf.training.callbacks import Curves, FirstStep, InventedImages, StopOnNaN
-from cdfkd_tf.training.checkpoints import TrainingState
 from cdfkd_tf.training.classifier import train_classifier
-from cdfkd_tf.training.optimizers import LearningRates
 from cdfkd_tf.workdir import Workdir
 
-_LOOKED_AT = 256  # invented images behind each histogram
 _CALIBRATION = 512
 
 
@@ -61,6 +53,7 @@ class Steps:
             file = self.workdir.teacher(index)
             if file.exists():
                 continue
+            assembly.images.write_splits(self.workdir.splits)
             print(f"Teacher {index + 1} of {config.num_teachers}: {config.teacher}")
             model = assembly.build_teacher(index)
             images, steps = assembly.images.training(
@@ -89,64 +82,9 @@ class Steps:
 
     def distill(self) -> None:
         """Trains student and generator against the teachers, without any image."""
-        config, assembly, workdir = self.config, self.assembly, self.workdir
-        first_step = FirstStep()
-        distiller = assembly.build_distiller()
-        spec, teachers = assembly.spec, assembly.teachers
-        rates = LearningRates(
-            [
-                (distiller.optimizer, config.student_learning_rate),
-                (distiller.generator_optimizer, config.generator_learning_rate),
-            ],
-            schedule=config.schedule,
-            epochs=config.epochs,
-            milestones=config.milestones,
-        )
-        state = TrainingState(distiller, workdir.checkpoints, config.checkpoint_every)
-        first_epoch = state.restore()
-        if first_epoch:
-            print(f"Going on after epoch {first_epoch} of {config.epochs}.")
-        invented = InventedImages(
-            distiller.generator,
-            lambda images: keras.ops.mean(teachers(images)["logits"], axis=1),
-            assembly.noise(_LOOKED_AT, SAMPLE_SEED),
-            spec.denormalise,
-            workdir.samples,
-            workdir.logs,
-        )
-        optimizers = {
-            "student": distiller.optimizer,
-            "generator": distiller.generator_optimizer,
-        }
-        rounds = config.student_rounds + 1
-        images_per_epoch = config.steps_per_epoch * rounds * config.batch_size
-        curves = Curves(workdir.logs, optimizers, images_per_epoch)
-        latents = latent_dataset(
-            config.batch_size,
-            rounds,
-            config.latent_size,
-            seed=config.seed,
-            first_step=first_epoch * config.steps_per_epoch,
-        )
-        every = 0 if config.evaluation_split == "none" else config.evaluate_every
-        if first_epoch < config.epochs:
-            distiller.fit(
-                latents,
-                initial_epoch=first_epoch,
-                epochs=config.epochs,
-                steps_per_epoch=config.steps_per_epoch,
-                validation_data=assembly.images.evaluation() if every else None,
-                validation_freq=max(every, 1),
-                callbacks=[first_step, StopOnNaN(), rates, curves, invented, state],
-                shuffle=False,
-                verbose=self.verbose,
-            )
-        student, generator = assembly.players_to_keep(distiller)
-        _save(student, workdir.student)
-        _save(generator, workdir.generator)
-        seconds = {"distill": round(state.seconds, 2)}
-        if first_step.seconds is not None:
-            seconds["first_step"] = round(first_step.seconds, 2)
+        networks, seconds = distill(self.assembly, self.verbose)
+        for name, network in networks.items():
+            _save(network, getattr(self.workdir, name))
         self.results.record("seconds", seconds)
 
     def fit_aggregator(self) -> None:
@@ -154,20 +92,27 @@ class Steps:
         config, assembly, workdir = self.config, self.assembly, self.workdir
         student = assembly.load(workdir.student, "distill")
         keras.utils.set_random_seed(config.seed)
-        aggregator = build_aggregator(config.aggregator, student)
-        entry = {"kind": config.aggregator, "real_samples": 0, "learned": False}
-        if config.aggregator != "mean":
+        # One header leaves nothing to weigh.
+        several = student.output["logits"].shape[1] > 1
+        kind = config.aggregator if several else "mean"
+        aggregator = build_aggregator(kind, student)
+        entry = {"kind": kind, "real_samples": 0, "learned": False}
+        if kind != "mean":
+            if config.real_samples:
+                assembly.images.write_few_shot(
+                    workdir.splits, config.real_samples, config.seed
+                )
             fit = fit_aggregator(
                 aggregator,
                 student,
-                *assembly.images.few_shot(config.real_samples, config.seed),
+                *assembly.aggregator_samples(),
                 epochs=config.aggregator_epochs,
                 learning_rate=config.aggregator_learning_rate,
                 seed=config.seed,
             )
             entry.update(real_samples=config.real_samples, learned=fit.learned)
             print(
-                f"Aggregator {config.aggregator}: {fit.accuracy:.1%} of "
+                f"Aggregator {kind}: {fit.accuracy:.1%} of "
                 f"{fit.held_out} held-out samples, the mean {fit.mean_accuracy:.1%}; "
                 + (f"epoch {fit.epoch} chosen." if fit.learned else "the mean stays.")
             )
@@ -182,50 +127,68 @@ class Steps:
         assembly, workdir = self.assembly, self.workdir
         student = assembly.load(workdir.student, "distill")
         predictor = assembly.load(workdir.predictor, "fit_aggregator")
-        pixels, labels = assembly.evaluation_pixels
-        images = assembly.spec.normalise(pixels).astype("float32")
+        teachers = [teacher.model for teacher in assembly.teachers.teachers]
+        if self.config.evaluation_split != "none":
+            assembly.images.write_splits(workdir.splits)
+        answers, truth = self._ask(teachers, student, predictor)
 
-        def share(logits, truth=labels):
-            return None if truth is None else float(np.mean(logits.argmax(-1) == truth))
+        def share(name, against=truth):
+            if against is None:
+                return None
+            return float(np.mean(answers[name].argmax(-1) == against))
 
-        entries, teacher_logits = [], []
-        for file, teacher in zip(assembly.teacher_files(), assembly.teachers.teachers):
-            logits = teacher.model.predict(images, batch_size=256, verbose=0)
-            teacher_logits.append(logits)
-            entries.append(
-                {
-                    "file": str(file),
-                    "parameters": _parameters(teacher.model),
-                    "accuracy": share(logits),
-                }
+        entries = [
+            {
+                "file": str(file),
+                "parameters": _parameters(model),
+                "accuracy": share(("teacher", index)),
+            }
+            for index, (file, model) in enumerate(
+                zip(assembly.teacher_files(), teachers)
             )
-        ensemble = np.mean(teacher_logits, axis=0)
-        headers = student.predict(images, batch_size=256, verbose=0)["logits"]
-        mean = headers.mean(axis=1)
+        ]
         self.results.record("teachers", entries)
         self.results.record(
             "teacher_ensemble",
             {
                 "parameters": sum(entry["parameters"] for entry in entries),
-                "accuracy": share(ensemble),
+                "accuracy": share("ensemble"),
             },
         )
+        num_headers = student.output["logits"].shape[1]
         self.results.record(
             "student",
             {
                 "parameters": _parameters(student),
-                "accuracy": share(mean),
+                "accuracy": share("student"),
                 "header_accuracy": [
-                    share(headers[:, header]) for header in range(headers.shape[1])
+                    share(("header", header)) for header in range(num_headers)
                 ],
-                "agreement": share(mean, ensemble.argmax(-1)),
+                "agreement": share("student", answers["ensemble"].argmax(-1)),
             },
         )
-        probabilities = predictor.predict(pixels, batch_size=256, verbose=0)
         self.results.record(
             "aggregator",
-            {"accuracy": share(probabilities), "mean_accuracy": share(mean)},
+            {"accuracy": share("predictor"), "mean_accuracy": share("student")},
         )
+
+    def _ask(self, teachers, student, predictor):
+        """Everybody's logits on the evaluation images, by name, and the labels."""
+        answers, labels = collections.defaultdict(list), []
+        for pixels, truth in self.assembly.evaluation_batches:
+            images = self.assembly.spec.normalise(pixels).astype("float32")
+            said = [model.predict_on_batch(images) for model in teachers]
+            headers = student.predict_on_batch(images)["logits"]
+            for index, logits in enumerate(said):
+                answers["teacher", index].append(logits)
+            for header in range(headers.shape[1]):
+                answers["header", header].append(headers[:, header])
+            answers["ensemble"].append(np.mean(said, axis=0))
+            answers["student"].append(headers.mean(axis=1))
+            answers["predictor"].append(predictor.predict_on_batch(pixels))
+            labels.append(truth)
+        joined = {name: np.concatenate(parts) for name, parts in answers.items()}
+        return joined, None if labels[0] is None else np.concatenate(labels)
 
     def export(self) -> None:
         """Writes the predictor in every format asked for, and checks each file."""
@@ -233,16 +196,15 @@ class Steps:
         predictor = assembly.load(workdir.predictor, "fit_aggregator")
         entries = []
         if self.config.export_formats:
-            invented = assembly.invented_pixels(_CALIBRATION, CALIBRATION_SEED)
+            unlabelled = assembly.unlabelled_pixels(_CALIBRATION, CALIBRATION_SEED)
             files = export_predictor(
                 predictor,
                 self.config.export_formats,
                 workdir.export,
-                calibration_pixels(invented),
+                calibration_pixels(unlabelled),
             )
-            pixels, labels = assembly.evaluation_pixels
             entries = [
-                check_export(name, path, predictor, pixels, labels)
+                check_export(name, path, predictor, assembly.evaluation_batches)
                 for name, path in files.items()
             ]
         self.results.record("exports", entries)

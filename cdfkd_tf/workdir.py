@@ -28,6 +28,8 @@ class Workdir:
         self.export = self.path / "export"
         self.logs = self.path / "logs"
         self.samples = self.path / "samples"
+        self.history = self.path / "history.csv"
+        self.splits = self.path / "splits"
         self.results = self.path / "results.json"
         self.config = self.path / "config.json"
         self.flags = self.path / "run.flags"

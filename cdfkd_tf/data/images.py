@@ -1,19 +1,17 @@
 """Real images: TFDS data sets as pipelines of normalised batches."""
 
-import contextlib
-import io
-import socket
-from typing import NamedTuple
+import os
+import pathlib
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
-from cdfkd_tf.data.builders import digits  # registers the builder
+from cdfkd_tf.data.preparation import prepared_builder
 from cdfkd_tf.data.specs import DatasetSpec
 from cdfkd_tf.errors import RequestError
-
-__all__ = ["RealImages", "Splits", "digits", "splits_for"]
 
 _CACHE_BYTES = 2**30  # decoded images up to this size stay in memory
 _SHUFFLE_BUFFER = 50_000
@@ -55,12 +53,15 @@ class RealImages:
         self.spec, self.data_dir = spec, data_dir
         self.splits = splits_for(evaluation_split)
 
-    def training(self, batch_size: int, seed: int) -> tuple[tf.data.Dataset, int]:
+    def training(
+        self, batch_size: int, seed: int, first_batch: int = 0
+    ) -> tuple[tf.data.Dataset, int]:
         """Endless shuffled, augmented batches, and how many make one epoch.
 
         Args:
             batch_size: B; a remainder is left for the next epoch's shuffle.
             seed: of the order and the augmentation.
+            first_batch: how many batches an earlier process has taken.
 
         Returns:
             A dataset of `(images, labels)`, normalised float32 `(B, *image_shape)`
@@ -69,6 +70,7 @@ class RealImages:
         dataset, count = self._read(self.splits.train)
         dataset = dataset.shuffle(min(count, _SHUFFLE_BUFFER), seed=seed).repeat()
         numbered = tf.data.Dataset.zip(tf.data.Dataset.counter(), dataset)
+        numbered = numbered.skip(first_batch * batch_size)
 
         def prepare(number, example):
             pixels, label = example
@@ -81,13 +83,48 @@ class RealImages:
 
     def evaluation(self, batch_size: int = 256) -> tf.data.Dataset:
         """Normalised `(images, labels)` of the evaluation split, once, in order."""
-        dataset, _ = self._read(self.splits.evaluation)
-        batches = dataset.batch(batch_size)
+        batches = self._centred(self.splits.evaluation).batch(batch_size)
         return batches.map(lambda pixels, label: (self.spec.normalise(pixels), label))
 
-    def evaluation_pixels(self) -> tuple[np.ndarray, np.ndarray]:
-        """The evaluation split in [0, 1], `(n, *image_shape)`, and labels `(n,)`."""
-        return _as_arrays(self._read(self.splits.evaluation)[0])
+    def evaluation_pixels(
+        self, batch_size: int = 256
+    ) -> Iterable[tuple[np.ndarray, np.ndarray]]:
+        """The evaluation split in [0, 1], `(B, *image_shape)`, with labels `(B,)`.
+
+        In order; can be gone through many times; no more than a few batches are in
+        memory if the data set is large.
+        """
+        batches = self._centred(self.splits.evaluation).batch(batch_size).prefetch(2)
+        return _Arrays(batches)
+
+    def some_training_pixels(self, count: int, seed: list[int]) -> np.ndarray:
+        """Up to `count` training images in [0, 1], drawn without their labels."""
+        dataset = self._centred(self.splits.train)
+        number = self._prepared_builder().info.splits[self.splits.train].num_examples
+        drawn = np.random.default_rng(seed).permutation(number)[:count]
+        return _as_arrays(_chosen(dataset, drawn))[0]
+
+    def write_splits(self, directory: pathlib.Path) -> None:
+        """Writes which images stand in which split, one line each: name, tab, class.
+
+        The names are those of the original files where the data set tells them, else
+        the place in the prepared files. What is there already is kept.
+
+        Args:
+            directory: gets `train.txt` and, of the images measured on, `test.txt` or
+                `validation.txt`.
+        """
+        second = "validation" if "train" in self.splits.evaluation else "test"
+        for name, split in zip(("train", second), self.splits):
+            file = directory / f"{name}.txt"
+            if not file.exists():
+                _write_lines(file, self._names(split))
+
+    def write_few_shot(self, directory: pathlib.Path, count: int, seed: int) -> None:
+        """Writes which training images `few_shot` draws, as `write_splits` does."""
+        names = self._names(self.splits.train)
+        chosen = sorted(self._balanced_choice(count, seed))
+        _write_lines(directory / "few_shot.txt", [names[index] for index in chosen])
 
     def few_shot(self, count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
         """`count` training images, as many of each class as can be.
@@ -102,27 +139,18 @@ class RealImages:
         Raises:
             RequestError: if the training split has fewer images.
         """
-        chosen = self._balanced_choice(count, seed)
-        is_chosen = tf.scatter_nd(chosen[:, None], [True] * count, [chosen.max() + 1])
-        dataset, _ = self._read(self.splits.train)
-        few = (
-            dataset.take(len(is_chosen))
-            .enumerate()
-            .filter(lambda index, _: is_chosen[index])
-            .map(lambda _, example: (self.spec.normalise(example[0]), example[1]))
+        few = _chosen(
+            self._centred(self.splits.train), self._balanced_choice(count, seed)
         )
-        images, labels = _as_arrays(few)
+        pixels, labels = _as_arrays(few)
         mixed = np.random.default_rng(seed).permutation(count)
+        images = self.spec.normalise(pixels).astype("float32")
         return images[mixed], labels[mixed]
 
     def _balanced_choice(self, count: int, seed: int) -> np.ndarray:
         """Indices of `count` training images, as many of each class as can be."""
-        labels = self._prepared_builder().as_dataset(
-            split=self.splits.train,
-            as_supervised=True,
-            decoders={"image": tfds.decode.SkipDecoding()},
-        )
-        labels = np.array([int(label) for _, label in labels.as_numpy_iterator()])
+        examples = self._undecoded(self.splits.train)
+        labels = np.array([int(example["label"]) for example in examples])
         if count > len(labels):
             raise RequestError(
                 f"--real_samples={count}, but {self.spec.name} has only "
@@ -136,8 +164,43 @@ class RealImages:
             ranks[members] = np.arange(len(members))
         return order[np.argsort(ranks[order], kind="stable")][:count]
 
+    def _undecoded(self, split: str) -> Iterator[dict[str, Any]]:
+        """All that TFDS knows of each example, in order, its image left encoded."""
+        return (
+            self._prepared_builder()
+            .as_dataset(
+                split=split,
+                decoders={"image": tfds.decode.SkipDecoding()},
+                read_config=tfds.ReadConfig(add_tfds_id=True),
+            )
+            .as_numpy_iterator()
+        )
+
+    def _names(self, split: str) -> list[str]:
+        """One line per example: its name, a tab, its class."""
+        class_of = self._prepared_builder().info.features["label"].int2str
+        lines = []
+        for example in self._undecoded(split):
+            name = example.get("file_name", example["tfds_id"]).decode()
+            lines.append(f"{name}\t{class_of(int(example['label']))}")
+        return lines
+
+    def _centred(self, split: str) -> tf.data.Dataset:
+        """Pixels in [0, 1] with labels, cropped in the centre where they are larger."""
+        height, width, _ = self.spec.image_shape
+        dataset, _ = self._read(split)
+        if not self.spec.shorter_side:
+            return dataset
+        return dataset.map(
+            lambda pixels, label: (
+                tf.image.resize_with_crop_or_pad(pixels, height, width),
+                label,
+            ),
+            num_parallel_calls=tf.data.AUTOTUNE,
+        )
+
     def _read(self, split: str) -> tuple[tf.data.Dataset, int]:
-        """Pixels in [0, 1] of the networks' size with labels; how many there are."""
+        """Pixels in [0, 1] with labels, scaled as specified; how many there are."""
         builder = self._prepared_builder()
         count = builder.info.splits[split].num_examples
         dataset = builder.as_dataset(split=split, as_supervised=True)
@@ -149,52 +212,66 @@ class RealImages:
     def _to_pixels(self, image, label):
         height, width, channels = self.spec.image_shape
         pixels = tf.cast(image, tf.float32) / 255.0
+        if self.spec.shorter_side:
+            pixels = _scale_shorter_side(pixels, self.spec.shorter_side)
+            return tf.ensure_shape(pixels, (None, None, channels)), label
         if image.shape[:2] != (height, width):
             pixels = tf.image.resize(pixels, (height, width))
         return tf.ensure_shape(pixels, (height, width, channels)), label
 
     def _augment(self, pixels, seed, number):
-        """A random crop out of the padded image and a random flip, as specified."""
+        """A random crop and a random flip, as specified."""
         pair = tf.stack([tf.constant(seed, tf.int64), number])
         if self.spec.crop_padding:
             border = [[self.spec.crop_padding] * 2] * 2 + [[0, 0]]
             pixels = tf.image.stateless_random_crop(
                 tf.pad(pixels, border), self.spec.image_shape, seed=pair
             )
+        if self.spec.shorter_side:
+            pixels = tf.image.stateless_random_crop(
+                pixels, self.spec.image_shape, seed=pair
+            )
         if self.spec.flip:
             pixels = tf.image.stateless_random_flip_left_right(pixels, seed=pair + 1)
         return pixels
 
     def _prepared_builder(self) -> tfds.core.DatasetBuilder:
-        spec, data_dir = self.spec, self.data_dir or None
-        builder = tfds.builder(spec.tfds_name, data_dir=data_dir)
-        if builder.is_prepared():
-            return builder
-        if spec.download_host and not _resolves(spec.download_host):
-            where = f", data_dir={self.data_dir!r}" if self.data_dir else ""
-            raise RequestError(
-                f"Data set {spec.name} is not prepared in {builder.data_dir}, and "
-                f"{spec.download_host} cannot be reached. On a machine with network "
-                'run: python -c "import tensorflow_datasets as tfds; '
-                f'tfds.load({spec.tfds_name!r}{where})" and copy that folder here. '
-                "Given teachers are distilled without it by --evaluation_split=none."
-            )
-        print(f"Preparing {spec.name} in {builder.data_dir}", flush=True)
-        tfds.disable_progress_bar()
-        with contextlib.redirect_stdout(io.StringIO()):
-            builder.download_and_prepare()
-        return builder
+        return prepared_builder(self.spec, self.data_dir)
+
+
+class _Arrays(Iterable):
+    """A dataset's elements as NumPy arrays, each time anew."""
+
+    def __init__(self, dataset: tf.data.Dataset):
+        self.dataset = dataset
+
+    def __iter__(self):
+        return self.dataset.as_numpy_iterator()
+
+
+def _scale_shorter_side(pixels, side):
+    """Scaled, with its proportions, so that the shorter side measures `side`."""
+    shape = tf.cast(tf.shape(pixels)[:2], tf.float32)
+    size = tf.cast(tf.round(shape * side / tf.reduce_min(shape)), tf.int32)
+    return tf.image.resize(pixels, size, antialias=True)
+
+
+def _chosen(dataset: tf.data.Dataset, indices: np.ndarray) -> tf.data.Dataset:
+    """The elements with these places, in the data set's order."""
+    found = tf.scatter_nd(
+        indices[:, None], [True] * len(indices), [int(indices.max()) + 1]
+    )
+    numbered = dataset.take(len(found)).enumerate()
+    return numbered.filter(lambda i, _: found[i]).map(lambda _, element: element)
+
+
+def _write_lines(file: pathlib.Path, lines: list[str]) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    temporary = file.with_suffix(".tmp")
+    temporary.write_text("\n".join(lines) + "\n")
+    os.replace(temporary, file)
 
 
 def _as_arrays(dataset: tf.data.Dataset) -> tuple[np.ndarray, np.ndarray]:
     pixels, labels = zip(*dataset.as_numpy_iterator())
     return np.stack(pixels), np.asarray(labels)
-
-
-def _resolves(host: str) -> bool:
-    """Whether the network knows `host`; TFDS itself would try for minutes."""
-    try:
-        socket.getaddrinfo(host, 443)
-    except OSError:
-        return False
-    return True

@@ -18,8 +18,13 @@ class DatasetSpec:
         mean: per channel, of images in [0, 1].
         std: likewise.
         crop_padding: training images are padded by this and cropped back; pixels.
+        shorter_side: images are scaled to this shorter side and then cropped, at
+            random to learn from, in the centre to measure on; 0: scaled to
+            `image_shape` as they are.
         flip: whether training images are mirrored at random.
         download_host: where TFDS fetches it from; empty: nothing is fetched.
+        archive: part of the name that TFDS gives the fetched files, by which they are
+            recognised where there is no network.
     """
 
     name: str
@@ -29,8 +34,10 @@ class DatasetSpec:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     crop_padding: int = 0
+    shorter_side: int = 0
     flip: bool = False
     download_host: str = ""
+    archive: str = ""
 
     @property
     def standardised(self) -> bool:
@@ -66,6 +73,7 @@ SPECS = {
             mean=(0.1307,),
             std=(0.3081,),
             download_host="storage.googleapis.com",
+            archive="cvdf-datasets_mnist",
         ),
         DatasetSpec(
             name="cifar10",
@@ -77,6 +85,7 @@ SPECS = {
             crop_padding=4,
             flip=True,
             download_host="www.cs.toronto.edu",
+            archive="cifar-10-binary",
         ),
         DatasetSpec(
             name="cifar100",
@@ -88,6 +97,29 @@ SPECS = {
             crop_padding=4,
             flip=True,
             download_host="www.cs.toronto.edu",
+            archive="cifar-100-binary",
+        ),
+        DatasetSpec(
+            name="caltech101",
+            tfds_name="caltech101_stratified",
+            num_classes=101,
+            image_shape=(128, 128, 3),
+            mean=(0.5, 0.5, 0.5),
+            std=(0.5, 0.5, 0.5),
+            shorter_side=128,
+            flip=True,
+            download_host="data.caltech.edu",
+            archive="caltech-101",
+        ),
+        DatasetSpec(
+            name="mini_imagenet",
+            tfds_name="mini_imagenet",
+            num_classes=100,
+            image_shape=(224, 224, 3),
+            mean=(0.485, 0.456, 0.406),
+            std=(0.229, 0.224, 0.225),
+            shorter_side=256,
+            flip=True,
         ),
     )
 }

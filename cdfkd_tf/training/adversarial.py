@@ -1,5 +1,7 @@
 """The student's opponent: a generator that makes the images both players learn on."""
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import keras
@@ -8,6 +10,15 @@ from keras import KerasTensor, ops
 
 from cdfkd_tf.methods import Method
 from cdfkd_tf.training.distiller import Distiller
+
+
+@contextmanager
+def unmoved(variables: Sequence[keras.Variable]) -> Iterator[None]:
+    """Gives variables back the values they had, when the block ends."""
+    before = [tf.identity(variable.value) for variable in variables]
+    yield
+    for variable, value in zip(variables, before):
+        variable.assign(value)
 
 
 class AdversarialDistiller(Distiller):
@@ -50,6 +61,15 @@ class AdversarialDistiller(Distiller):
         super().compile(student_optimizer, **kwargs)
         self.generator_optimizer = generator_optimizer
         generator_optimizer.build(self.generator.trainable_variables)
+
+    @property
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint must hold to go on: name -> network or optimiser."""
+        opponent = {
+            "generator": self.generator,
+            "generator_optimizer": self.generator_optimizer,
+        }
+        return {**super().state, **opponent}
 
     def train_step(self, latents: KerasTensor) -> dict[str, KerasTensor]:
         """One iteration, readable: the reference for the traced loop below.
@@ -98,9 +118,10 @@ class AdversarialDistiller(Distiller):
         Args:
             noise: `(B, Z)`.
         """
-        student_state = self.student.non_trainable_variables
-        before = [tf.identity(variable.value) for variable in student_state]
-        with tf.GradientTape() as tape:
+        statistics = self.student.non_trainable_variables
+        if self.generator_moves_statistics:
+            statistics = []
+        with unmoved(statistics), tf.GradientTape() as tape:
             images = self.generator(noise, training=True)
             teachers = self.teachers(images)
             if not self.method.teacher_gradient:
@@ -110,9 +131,6 @@ class AdversarialDistiller(Distiller):
             loss = self.generator_optimizer.scale_loss(loss / self.num_replicas)
         variables = self.generator.trainable_variables
         self.generator_optimizer.apply(tape.gradient(loss, variables), variables)
-        if not self.generator_moves_statistics:
-            for variable, value in zip(student_state, before):
-                variable.assign(value)
 
     def make_train_function(self, force: bool = False):
         """The same updates as one traced loop, not R copies of the student's round.

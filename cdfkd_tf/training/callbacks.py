@@ -1,6 +1,9 @@
 """What a person can watch: curves, invented images, which classes they show."""
 
+import csv
+import io
 import math
+import os
 import pathlib
 import time
 from collections.abc import Callable
@@ -11,6 +14,7 @@ import tensorflow as tf
 from PIL import Image
 
 from cdfkd_tf.errors import RunError
+from cdfkd_tf.training.adversarial import unmoved
 
 GRID = 8  # rows and columns of a sample grid
 _GRID_PIXELS = 512  # small images are enlarged to fill about this
@@ -81,6 +85,34 @@ class Curves(keras.callbacks.Callback):
         self.writer.close()
 
 
+class HistoryTable(keras.callbacks.Callback):
+    """Every logged number of every epoch as a CSV file, complete after each epoch.
+
+    Args:
+        file: rewritten whole; rows of an earlier process are kept.
+        first_epoch: finished epochs of earlier processes; later rows are dropped.
+    """
+
+    def __init__(self, file: pathlib.Path, first_epoch: int = 0):
+        super().__init__()
+        self.file, self.rows = pathlib.Path(file), []
+        if first_epoch and self.file.exists():
+            with self.file.open(newline="") as table:
+                self.rows = list(csv.DictReader(table))[:first_epoch]
+
+    def on_epoch_end(self, epoch, logs=None):
+        values = {name: f"{value:.6g}" for name, value in (logs or {}).items()}
+        self.rows.append({"epoch": epoch + 1, **values})
+        columns = list(dict.fromkeys(name for row in self.rows for name in row))
+        text = io.StringIO()
+        writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(self.rows)
+        temporary = self.file.with_name(self.file.name + ".tmp")
+        temporary.write_text(text.getvalue())
+        os.replace(temporary, self.file)
+
+
 class InventedImages(keras.callbacks.Callback):
     """Grids of generated images, and how often each class is seen in them.
 
@@ -108,7 +140,7 @@ class InventedImages(keras.callbacks.Callback):
         super().__init__()
         self.noise, self.denormalise = tf.constant(noise), denormalise
         self.samples, self.logs = pathlib.Path(samples), logs
-        self._weights = generator.non_trainable_variables
+        self._statistics = generator.non_trainable_variables
 
         @tf.function
         def invent():
@@ -122,11 +154,8 @@ class InventedImages(keras.callbacks.Callback):
         self.writer = tf.summary.create_file_writer(str(self.logs))
 
     def on_epoch_end(self, epoch, logs=None):
-        # Looking must not move anything: the generator's statistics are put back.
-        before = [tf.identity(variable.value) for variable in self._weights]
-        images, logits = self._invent()
-        for variable, value in zip(self._weights, before):
-            variable.assign(value)
+        with unmoved(self._statistics):  # looking must not move anything
+            images, logits = self._invent()
         grid = tile(self.denormalise(images.numpy()))
         grid.save(self.samples / f"epoch_{epoch + 1:04d}.png")
         classes = logits.numpy().argmax(-1)

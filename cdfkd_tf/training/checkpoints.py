@@ -9,13 +9,13 @@ import keras
 import tensorflow as tf
 
 from cdfkd_tf.errors import RunError
-from cdfkd_tf.training.adversarial import AdversarialDistiller
+from cdfkd_tf.training.distiller import Distiller
 
 KEEP = 2
 
 
 class TrainingState(keras.callbacks.Callback):
-    """Saves the two players and their optimisers at the end of an epoch.
+    """Saves the networks that learn and their optimisers at the end of an epoch.
 
     The teachers are not saved: they never change. The noise needs no state, it
     follows from the seed and the step.
@@ -26,19 +26,12 @@ class TrainingState(keras.callbacks.Callback):
         every: epochs between checkpoints; 0 saves none.
     """
 
-    def __init__(
-        self, distiller: AdversarialDistiller, directory: pathlib.Path, every: int
-    ):
+    def __init__(self, distiller: Distiller, directory: pathlib.Path, every: int):
         super().__init__()
         self.every = every
         self.seconds = 0.0  # spent in fit, earlier processes included
         self._directory = pathlib.Path(directory)
-        self._checkpoint = tf.train.Checkpoint(
-            student=distiller.student,
-            generator=distiller.generator,
-            student_optimizer=distiller.optimizer,
-            generator_optimizer=distiller.generator_optimizer,
-        )
+        self._checkpoint = tf.train.Checkpoint(**distiller.state)
         self._manager = tf.train.CheckpointManager(
             self._checkpoint, str(directory), max_to_keep=KEEP
         )

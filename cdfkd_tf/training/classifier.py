@@ -38,8 +38,7 @@ def train_classifier(
         metrics=["accuracy"],
     )
     rates = LearningRates(
-        [(optimizer, learning_rate)],
-        schedule=schedule,
+        [(optimizer, learning_rate, schedule)],
         epochs=epochs,
         milestones=milestones,
     )

@@ -58,6 +58,11 @@ class Distiller(keras.Model):
         return [*self.trackers.values(), *self.accuracies.values()]
 
     @property
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint must hold to go on: name -> network or optimiser."""
+        return {"student": self.student, "student_optimizer": self.optimizer}
+
+    @property
     def num_replicas(self) -> int:
         """Replicas that train together."""
         return self.distribute_strategy.num_replicas_in_sync
@@ -128,11 +133,6 @@ def _check_fit(student: keras.Model, teachers: Any, method: Method) -> None:
         raise RequestError(
             f"The student answers {num_classes} classes, the teachers "
             f"{teachers.num_classes}. Check --dataset and --teachers."
-        )
-    if method.num_teachers not in (None, len(teachers)):
-        raise RequestError(
-            f"This method takes {method.num_teachers} teacher; got {len(teachers)}. "
-            "Name one with --teachers, or choose a method for several."
         )
     needs_header = method.student.get("header") or method.generator.get("header")
     if needs_header and num_headers != len(teachers):

@@ -81,16 +81,19 @@ class PaperAdam(keras.optimizers.Adam):
 def learning_rate_factor(
     epoch: int, *, schedule: str, epochs: int, milestones: tuple[int, ...]
 ) -> float:
-    """What both learning rates are multiplied by in `epoch` (counted from 0).
+    """What a learning rate is multiplied by in `epoch` (counted from 0).
 
     Args:
         epoch: the epoch about to start.
-        schedule: `steps`: a tenth at each milestone; `cosine`: half a cosine to 0.
+        schedule: `steps`: a tenth at each milestone; `cosine`: half a cosine to 0;
+            `constant`: 1.
         epochs: length of the run.
         milestones: epochs at which `steps` drops.
     """
     if schedule == "cosine":
         return 0.5 * (1 + math.cos(math.pi * epoch / epochs))
+    if schedule == "constant":
+        return 1.0
     return 0.1 ** sum(epoch >= milestone for milestone in milestones)
 
 
@@ -98,30 +101,29 @@ class LearningRates(keras.callbacks.Callback):
     """Sets the learning rates at the start of each epoch, from the epoch alone.
 
     Args:
-        optimizers: pairs of an optimiser and its rate before any drop.
-        schedule: see `learning_rate_factor`, as the next two.
+        optimizers: an optimiser, its rate before any drop, and its schedule, see
+            `learning_rate_factor`; any number of such triples.
         epochs: length of the run.
         milestones: epochs.
     """
 
     def __init__(
         self,
-        optimizers: list[tuple[keras.optimizers.Optimizer, float]],
+        optimizers: list[tuple[keras.optimizers.Optimizer, float, str]],
         *,
-        schedule: str,
         epochs: int,
         milestones: tuple[int, ...] = (),
     ):
         super().__init__()
         self.optimizers = optimizers
-        self.schedule, self.epochs, self.milestones = schedule, epochs, milestones
+        self.epochs, self.milestones = epochs, milestones
 
     def on_epoch_begin(self, epoch, logs=None):
-        factor = learning_rate_factor(
-            epoch,
-            schedule=self.schedule,
-            epochs=self.epochs,
-            milestones=self.milestones,
-        )
-        for optimizer, rate in self.optimizers:
+        for optimizer, rate, schedule in self.optimizers:
+            factor = learning_rate_factor(
+                epoch,
+                schedule=schedule,
+                epochs=self.epochs,
+                milestones=self.milestones,
+            )
             optimizer.learning_rate.assign(rate * factor)

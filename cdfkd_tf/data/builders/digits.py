@@ -8,9 +8,9 @@ import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image
 
+from cdfkd_tf.data.builders.splitting import stratified_split
+
 SIDE = 16
-TEST_SHARE = 0.2
-SPLIT_SEED = 1
 
 
 class Digits(tfds.core.GeneratorBasedBuilder):
@@ -33,22 +33,15 @@ class Digits(tfds.core.GeneratorBasedBuilder):
 
     def _split_generators(self, dl_manager):
         from sklearn.datasets import load_digits
-        from sklearn.model_selection import train_test_split
 
         digits = load_digits()
-        train, test = train_test_split(
-            np.arange(len(digits.target)),
-            test_size=TEST_SHARE,
-            random_state=SPLIT_SEED,
-            stratify=digits.target,
-        )
         return {
-            "train": self._generate_examples(digits, train),
-            "test": self._generate_examples(digits, test),
+            split: self._generate_examples(digits, indices)
+            for split, indices in stratified_split(digits.target).items()
         }
 
     def _generate_examples(self, digits, indices):
-        for index in sorted(indices):
+        for index in indices:
             image = enlarge(digits.images[index])
             yield int(index), {"image": image, "label": int(digits.target[index])}
 

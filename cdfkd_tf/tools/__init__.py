@@ -1,0 +1,1 @@
+"""Small programs around a run: `python -m cdfkd_tf.tools.<name> --help`."""
