@@ -179,7 +179,9 @@ def with_overrides(method: Method, **weights: float | None) -> Method:
                 f"No term {key!r}. Terms: {', '.join(sorted(TERMS))}, for student or "
                 "generator."
             )
-        if weight and not players[player]:
+        if not players[player]:
+            if weight == 0:
+                continue
             raise RequestError(
                 f"--{key}_weight={weight}, but this method learns from real images "
                 f"and has no {player}. Leave the flag out, or choose another --method."

@@ -1,33 +1,109 @@
-"""Every shipped flagfile runs two steps at toy size."""
+"""Every shipped flagfile runs two steps: real parsing, real steps, shallow networks.
 
+A session's folder holds small upstream archives and the teachers that the flagfiles
+themselves train, so that a run finds its teachers where its flagfile says.
+"""
+
+import functools
 import json
+import os
 import pathlib
 
 import pytest
 
+from cdfkd_tf.data import specs
+from cdfkd_tf.models import BACKBONES
+from cdfkd_tf.models.resnet import resnet
+from cdfkd_tf.models.wide_resnet import wide_resnet
 from tests.conftest import run_main
+from tests.data import archives
 
 ROOT = pathlib.Path(__file__).parent.parent
-FLAGFILES = sorted((ROOT / "experiments").rglob("*.flags"))
+FLAGFILES = sorted(
+    str(file.relative_to(ROOT)) for file in (ROOT / "experiments").rglob("*.flags")
+)
 TWO_STEPS = (
+    "--teacher_width=0.125",
     "--teacher_epochs=1",
-    "--teacher_batch_size=700",
+    "--teacher_batch_size=200",
+    "--student_width=0.125",
+    "--generator_width=0.125",
+    "--latent_size=8",
     "--epochs=1",
     "--steps_per_epoch=2",
-    "--batch_size=8",
+    "--evaluate_every=1",
+    "--batch_size=4",
     "--student_rounds=2",
     "--aggregator_epochs=2",
+    "--export_formats=",
 )
 
 
-@pytest.mark.parametrize("file", FLAGFILES, ids=lambda f: str(f.relative_to(ROOT)))
-def test_flagfile_runs(file, tmp_path, data_dir, monkeypatch):
-    monkeypatch.chdir(ROOT)  # nested flagfiles are relative to the project
-    code = run_main(
-        f"--flagfile={file}",
-        f"--workdir={tmp_path}",
-        f"--data_dir={data_dir}",
-        *TWO_STEPS,
-    )
-    assert code == 0
-    assert json.loads((tmp_path / "results.json").read_text())["student"]["accuracy"]
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder like the project's, with small archives and shallow networks."""
+    place = tmp_path_factory.mktemp("place")
+    (place / "experiments").symlink_to(ROOT / "experiments")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(place)
+        shallow = functools.partial(resnet, num_blocks=(1, 1, 1, 1))
+        thin = functools.partial(wide_resnet, depth=10)
+        networks = {
+            "resnet18": shallow,
+            "resnet34": shallow,
+            "wrn40_2": functools.partial(thin, widen=2),
+            "wrn16_2": functools.partial(thin, widen=2),
+            "wrn16_1": functools.partial(thin, widen=1),
+        }
+        for name, builder in networks.items():
+            patch.setitem(BACKBONES._builders, name, builder)
+        for name in ("caltech101", "mini_imagenet"):
+            small = {"image_shape": (32, 32, 3), "shorter_side": 36}
+            spec = specs.dataclasses.replace(specs.SPECS[name], **small)
+            patch.setitem(specs.SPECS, name, spec)
+        data = place / "data"
+        archives.make_cifar10(data)
+        archives.make_cifar100(data)
+        archives.make_mnist(data, patch)
+        archives.make_caltech101(data)
+        archives.make_mini_imagenet(data)
+        yield place
+
+
+@functools.cache
+def train_teachers(flagfile):
+    """Runs a teachers' flagfile where it says, once."""
+    assert run(flagfile, "--teacher_batch_size=50") == 0
+
+
+def run(flagfile, *more):
+    return run_main(f"--flagfile={flagfile}", "--data_dir=data", *TWO_STEPS, *more)
+
+
+def teachers_of(flagfile):
+    """The flagfile that trains the teachers which this one names, or None."""
+    for line in pathlib.Path(flagfile).read_text().splitlines():
+        if line.startswith("--teachers=runs/"):
+            _, dataset, folder, *_ = line.split("/")
+            return f"experiments/{dataset}/{folder}.flags"
+    return None
+
+
+@pytest.mark.parametrize("flagfile", FLAGFILES)
+def test_flagfile_runs(flagfile, place, tmp_path):
+    if "/teachers_" in flagfile:
+        train_teachers(flagfile)
+        trained = place / "runs" / os.path.relpath(flagfile[:-6], "experiments")
+        assert (trained / "teachers/teacher_2.keras").exists()
+        return
+    needed = teachers_of(flagfile)
+    if needed:
+        train_teachers(needed)
+    assert run(flagfile, f"--workdir={tmp_path}") == 0
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert results["student"]["accuracy"] is not None
+    assert (tmp_path / "student.keras").exists()
+
+
+def test_there_are_at_least_thirty():
+    assert len(FLAGFILES) >= 30

@@ -109,7 +109,7 @@ SPECS = {
             shorter_side=128,
             flip=True,
             download_host="data.caltech.edu",
-            archive="caltech-101",
+            archive="data.calt.edu",
         ),
         DatasetSpec(
             name="mini_imagenet",

@@ -1,6 +1,6 @@
 """Networks. Importing this package fills the tables of backbones and generators."""
 
-from cdfkd_tf.models import resnet, wide_resnet
+from cdfkd_tf.models import lenet, resnet, wide_resnet
 from cdfkd_tf.models.backbones import BACKBONES
 from cdfkd_tf.models.classifiers import build_classifier
 from cdfkd_tf.models.generators import GENERATORS, build_generator
@@ -12,6 +12,7 @@ __all__ = [
     "build_classifier",
     "build_generator",
     "build_student",
+    "lenet",
     "resnet",
     "wide_resnet",
 ]

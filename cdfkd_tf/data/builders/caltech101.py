@@ -12,7 +12,6 @@ import tensorflow_datasets as tfds
 from cdfkd_tf.data.builders.splitting import stratified_split
 from cdfkd_tf.errors import RequestError
 
-# The address and, by it, the registered checksum of TFDS's own builder.
 URL = "https://data.caltech.edu/records/mzrjq-6wc02/files/caltech-101.zip?download=1"
 BACKGROUND = "BACKGROUND_Google"
 NUM_CLASSES = 101
@@ -22,6 +21,11 @@ class Caltech101Stratified(tfds.core.GeneratorBasedBuilder):
     """101 classes, JPEG images of about 300x200 pixels, `train` and `test`."""
 
     VERSION = tfds.core.Version("1.0.0")
+
+    @property
+    def url_infos(self):
+        """The registered size and checksum of TFDS's own builder."""
+        return tfds.builder_cls("caltech101").url_infos
 
     def _info(self) -> tfds.core.DatasetInfo:
         return self.dataset_info_from_configs(
