@@ -26,11 +26,21 @@ setup(
         "keras>=3.15,<3.16",
         "numpy>=2",
         "pillow",
-        "scikit-learn",  # brings the digits
+        "scikit-learn",  # brings the digits, and stratified splits
         "tensorboard>=2.19",  # tf.summary writes through it
         "tensorflow>=2.21,<2.22",
         "tensorflow-datasets>=4.9.9",
     ],
-    extras_require={"test": ["pytest>=8", "pytest-xdist>=3.6", "ruff==0.17.*"]},
+    extras_require={
+        "experiments": ["matplotlib>=3.9"],  # plots of experiments/digits/compare.py
+        "torch": ["torch>=2.4", "safetensors>=0.4"],  # tools/import_torch.py
+        "test": [
+            "matplotlib>=3.9",
+            "pytest>=8",
+            "pytest-xdist>=3.6",
+            "ruff==0.17.*",
+            "safetensors>=0.4",
+        ],
+    },
     entry_points={"console_scripts": ["cdfkd-tf=cdfkd_tf.cli:main"]},
 )

@@ -52,15 +52,23 @@ def float64():
     keras.config.set_dtype_policy(before[1])
 
 
-def tiny_distiller(method="cdfkd_mfs", num_teachers=2, seed=0, **kwargs):
-    """An engine on 8x8 images with 4 classes, its weights drawn from `seed`."""
+def tiny_distiller(method="cdfkd_mfs", num_teachers=2, seed=0, mixed=False, **kwargs):
+    """An engine on 8x8 images with 4 classes, its weights drawn from `seed`.
+
+    `mixed`: every second teacher is of another architecture.
+    """
     keras.utils.set_random_seed(seed)
     row = with_overrides(
         METHODS[method], student_feature=0 if method == "cdfkd_mfs" else None
     )
     headers = 1 if row.sharing == "single" else num_teachers
     teachers = TeacherEnsemble(
-        [build_classifier("wrn10_1", SHAPE, CLASSES) for _ in range(num_teachers)]
+        [
+            build_classifier(
+                "wrn16_1" if mixed and i % 2 else "wrn10_1", SHAPE, CLASSES
+            )
+            for i in range(num_teachers)
+        ]
     )
     student = build_student(
         "wrn10_1", SHAPE, CLASSES, headers, sharing=row.sharing, width=0.5

@@ -8,11 +8,11 @@ import pytest
 ROOT = pathlib.Path(__file__).parent.parent
 FILES = sorted((ROOT / "cdfkd_tf").rglob("*.py"))
 LAYERS = (
-    ("errors", "config", "registry", "quiet", "losses"),
+    ("errors", "config", "registry", "quiet", "losses", "counting"),
     ("data", "models"),
     ("methods", "training"),
-    ("workdir", "results", "export", "assembly", "steps", "runs"),
-    ("flags", "cli"),
+    ("workdir", "results", "export", "assembly", "distillation", "steps", "runs"),
+    ("flags", "cli", "tools"),
 )
 
 

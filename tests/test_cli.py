@@ -30,7 +30,11 @@ def assert_one_error_line(error):
         (["--teachers={folder}"], "no teacher file"),
         (["--teachers={other}"], "answers 7 classes; --dataset=digits has"),
         (["--teachers={good}", "--method=dfad", "--student_headers=multi_level"], None),
-        (["--teachers={good},{good}", "--method=dfad"], "takes 1 teacher; got 2"),
+        (["--teachers={good},{good}", "--student_headers=single"], "1 headers and"),
+        (["--method=kd", "--generator_bn_weight=1"], "has no generator"),
+        (["--method=kd", "--evaluation_split=none"], "learns from real images"),
+        (["--temperature=4"], "--method=cdfkd_mfs compares logits"),
+        (["--dataset=mini_imagenet", "--teachers="], "downloads/manual/mini_imagenet"),
         (["--teachers={good}", "--action=evaluate"], "Run --action=distill first"),
     ],
 )
@@ -40,6 +44,8 @@ def test_wrong_requests_get_one_line(arguments, words, tmp_path, data_dir, capsy
     build_classifier("wrn10_1", (16, 16, 1), 10).save(tmp_path / "good.keras")
     files = {name: tmp_path / f"{name}.keras" for name in ("broken", "other", "good")}
     arguments = [argument.format(folder=tmp_path, **files) for argument in arguments]
+    if "--teachers=" in arguments:
+        arguments.append("--action=train_teachers")
     base = ["--dataset=digits", "--action=distill", f"--data_dir={data_dir}"]
     base += [f"--workdir={tmp_path / 'run'}", "--evaluate_every=0", *TOY]
     code = run_main(*base, *arguments)

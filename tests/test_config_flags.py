@@ -74,7 +74,9 @@ def test_command_line_beats_the_flagfile_before_it(tmp_path):
         (["--milestones=a,b"], "--milestones must be a comma list of whole numbers"),
         (["--epochs=0"], "--epochs must be at least 1; got 0"),
         (["--student_width=0"], "--student_width must be positive; got 0.0"),
-        (["--aggregator=attention"], "--real_samples is 0"),
+        (["--real_samples=1"], "--real_samples=1 cannot be learned from"),
+        (["--generator_beta1=1"], r"--generator_beta1 must be in \[0, 1\)"),
+        (["--temperature=0"], "--temperature must be positive"),
         (["--export_formats=onnx"], "got 'onnx'"),
     ],
 )

@@ -9,6 +9,7 @@ from cdfkd_tf.models import build_student
 from cdfkd_tf.models.aggregation import AGGREGATORS, build_aggregator, build_predictor
 
 PIXELS = np.random.default_rng(0).uniform(size=(20, 8, 8, 1)).astype("float32")
+BATCHES = [(PIXELS[:12], None), (PIXELS[12:], None)]
 
 
 def predictor_with(kind):
@@ -31,7 +32,7 @@ def test_every_aggregator_exports_to_every_format(kind, tmp_path):
     ]
     labels = predictor.predict(PIXELS, verbose=0).argmax(-1)
     for name, path in files.items():
-        figures = check_export(name, path, predictor, PIXELS, labels)
+        figures = check_export(name, path, predictor, [(PIXELS, labels)])
         assert figures["accuracy"] == figures["agreement"]
         if name == "tflite_int8":
             assert figures["max_abs_difference"] < 0.25
@@ -71,4 +72,4 @@ def test_a_float_file_that_answers_otherwise_is_refused(tmp_path):
     )
     other = predictor_with("weights")
     with pytest.raises(RunError, match="answers otherwise than the Keras model"):
-        check_export("tflite_float32", files["tflite_float32"], other, PIXELS, None)
+        check_export("tflite_float32", files["tflite_float32"], other, BATCHES)

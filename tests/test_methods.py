@@ -1,5 +1,7 @@
 """The table: which terms each method has, and what they are."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -7,6 +9,12 @@ from cdfkd_tf.config import RunConfig
 from cdfkd_tf.errors import RequestError
 from cdfkd_tf.methods import METHODS, TERMS, Answers, terms_of, with_overrides
 from tests.conftest import latents, tiny_distiller
+
+
+def lesson(distiller):
+    """Images of a generator and what the teachers say of them."""
+    images = distiller.generator(latents()[:, 0], training=True)
+    return images, distiller.ask_teachers(images)
 
 
 @pytest.fixture
@@ -89,11 +97,36 @@ def test_a_student_with_nothing_to_learn_is_refused():
         with_overrides(METHODS["dfad"], student_ensemble=0.0)
 
 
-@pytest.mark.parametrize("name", sorted(METHODS))
-def test_each_method_logs_exactly_its_terms(name):
-    method = METHODS[name]
-    distiller = tiny_distiller(name, num_teachers=method.num_teachers or 2)
-    logged = distiller.train_step(latents())
+def test_temperature_softens_the_divergence(answers):
+    method = dataclasses.replace(METHODS["kd"], temperature=4.0)
+    ours = terms_of(answers, method.student, method)["ensemble"]
+    student = log_softmax(answers.student_logits.mean(1) / 4)
+    teacher = log_softmax(answers.teacher_logits.mean(1) / 4)
+    expected = 16 * (np.exp(teacher) * (teacher - student)).sum(-1).mean()
+    np.testing.assert_allclose(ours, expected, rtol=1e-5)
+
+
+def log_softmax(logits):
+    return logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+
+
+def test_a_method_without_a_generator_has_nothing_to_weigh_for_it():
+    with pytest.raises(RequestError, match=r"bn_weight=0\.1.*no generator"):
+        with_overrides(METHODS["kd"], generator_bn=0.1)
+    assert with_overrides(METHODS["kd"], generator_bn=0.0) == METHODS["kd"]
+
+
+DATA_FREE = sorted(name for name, method in METHODS.items() if method.generator)
+
+
+@pytest.mark.parametrize("num_teachers", [1, 3, 5])
+@pytest.mark.parametrize("name", DATA_FREE)
+def test_each_method_takes_any_number_of_teachers(name, num_teachers):
+    """And logs exactly its terms, all finite."""
+    distiller = tiny_distiller(name, num_teachers=num_teachers, mixed=True)
+    distiller.update_student(*lesson(distiller))
+    distiller.update_generator(latents()[:, 0])
+    logged = distiller.term_means()
     expected = {f"student_{t}" for t, w in distiller.method.student.items() if w}
     expected |= {f"generator_{t}" for t, w in distiller.method.generator.items() if w}
     assert set(logged) == expected

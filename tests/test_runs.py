@@ -92,7 +92,7 @@ def test_results_have_the_promised_form(finished):
 def test_predictor_is_what_was_measured(finished, data_dir):
     predictor = keras.saving.load_model(finished / "predictor.keras")
     images = RealImages(spec_of("digits"), str(data_dir))
-    pixels, labels = images.evaluation_pixels()
+    pixels, labels = map(np.concatenate, zip(*images.evaluation_pixels()))
     accuracy = np.mean(predictor.predict(pixels, verbose=0).argmax(-1) == labels)
     results = json.loads((finished / "results.json").read_text())
     np.testing.assert_allclose(accuracy, results["aggregator"]["accuracy"])

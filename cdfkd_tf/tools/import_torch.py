@@ -1,0 +1,130 @@
+"""Turns a published PyTorch checkpoint into a Keras teacher.
+
+python -m cdfkd_tf.tools.import_torch --checkpoint=resnet34.pt --network=resnet34 \
+    --dataset=cifar100 --output=teacher_0.keras
+
+Reads a state dict from `.pt`/`.pth` (needs PyTorch, never unpickles code),
+`.safetensors` (needs safetensors) or `.npz`. PyTorch's names are those of torchvision's
+ResNets and of the common wide ResNets.
+"""
+
+import argparse
+import os
+import pathlib
+import sys
+from collections.abc import Mapping
+
+import numpy as np
+
+from cdfkd_tf.errors import RequestError
+from cdfkd_tf.quiet import quiet_tensorflow
+from cdfkd_tf.tools import door
+
+_WRAPPERS = ("state_dict", "model", "net", "model_state_dict")
+_PREFIX = "module."  # left by PyTorch's data parallelism
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs the command line; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--checkpoint", required=True)
+    parser.add_argument("--network", required=True, help="resnet34, wrn40_2, ...")
+    parser.add_argument("--dataset", required=True, help="size and class count")
+    parser.add_argument("--output", required=True, help="a .keras file")
+    options = parser.parse_args(arguments)
+    quiet_tensorflow()
+    return door.run(lambda: _convert(options))
+
+
+def _convert(options: argparse.Namespace) -> None:
+    from cdfkd_tf.data.specs import spec_of
+    from cdfkd_tf.models import build_classifier
+    from cdfkd_tf.models.pytorch import load_pytorch_tensors
+
+    spec, output = spec_of(options.dataset), pathlib.Path(options.output)
+    if output.suffix != ".keras":
+        raise RequestError(f"--output must end in .keras; got {output}.")
+    tensors = read_tensors(pathlib.Path(options.checkpoint))
+    model = build_classifier(options.network, spec.image_shape, spec.num_classes)
+    load_pytorch_tensors(model, tensors)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    temporary = output.with_name("." + output.name)
+    model.save(temporary)
+    os.replace(temporary, output)
+    print(f"{output}: {options.network} with {len(tensors)} tensors. Use --teachers.")
+
+
+def read_tensors(file: pathlib.Path) -> dict[str, np.ndarray]:
+    """The state dict in `file`, without wrappers and prefixes of training scripts.
+
+    Raises:
+        RequestError: missing or unreadable file, unknown ending, missing package.
+    """
+    readers = {
+        ".pt": _read_torch,
+        ".pth": _read_torch,
+        ".safetensors": _read_safetensors,
+        ".npz": _read_npz,
+    }
+    if file.suffix not in readers:
+        raise RequestError(
+            f"--checkpoint must end in {', '.join(readers)}; got {file}."
+        )
+    if not file.is_file():
+        raise RequestError(f"There is no checkpoint {file}. Check --checkpoint.")
+    try:
+        table = readers[file.suffix](file)
+    except RequestError:
+        raise
+    except Exception as error:  # each format breaks in its own way
+        reason = " ".join(str(error).split())[:200]
+        raise RequestError(
+            f"Cannot read {file}: expected a state dict of plain tensors "
+            f"({file.suffix}). {type(error).__name__}: {reason}"
+        ) from error
+    return {name.removeprefix(_PREFIX): value for name, value in table.items()}
+
+
+def _read_torch(file: pathlib.Path) -> dict[str, np.ndarray]:
+    torch = _need("torch")
+    table = torch.load(file, map_location="cpu", weights_only=True)
+    while isinstance(table, Mapping):
+        inner = [name for name in _WRAPPERS if isinstance(table.get(name), Mapping)]
+        if not inner:
+            break
+        table = table[inner[0]]
+    if not isinstance(table, Mapping):
+        raise RequestError(
+            f"{file} holds a {type(table).__name__}, not a state dict. Save "
+            "model.state_dict() instead."
+        )
+    return {
+        name: value.numpy() for name, value in table.items() if hasattr(value, "numpy")
+    }
+
+
+def _read_safetensors(file: pathlib.Path) -> dict[str, np.ndarray]:
+    return _need("safetensors.numpy").load_file(file)
+
+
+def _read_npz(file: pathlib.Path) -> dict[str, np.ndarray]:
+    with np.load(file, allow_pickle=False) as table:
+        return dict(table)
+
+
+def _need(module: str):
+    import importlib
+
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise RequestError(
+            f"This file needs the package {module.split('.')[0]}: "
+            "pip install 'cdfkd_tf[torch]'."
+        ) from error
+
+
+if __name__ == "__main__":
+    sys.exit(main())

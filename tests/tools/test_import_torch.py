@@ -1,0 +1,124 @@
+"""Published checkpoints become teachers that answer what was recorded."""
+
+import sys
+import types
+
+import keras
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from cdfkd_tf.tools import import_torch, prepare_data
+from tests.parity.filling import RECORDED, draw, fill, load
+
+NAME = "wrn16_1"
+
+
+class Tensor:
+    """As much of a PyTorch tensor as a state dict shows."""
+
+    def __init__(self, array):
+        self.array = array
+
+    def numpy(self):
+        return self.array
+
+
+@pytest.fixture
+def tensors():
+    return fill(NAME, RECORDED[NAME]["tensors"])
+
+
+def convert(checkpoint, output, **changes):
+    options = {"network": NAME, "dataset": "cifar100", **changes}
+    options |= {"checkpoint": checkpoint, "output": output}
+    return import_torch.main([f"--{name}={value}" for name, value in options.items()])
+
+
+def assert_recorded(file):
+    model = keras.saving.load_model(file)
+    logits = model(draw(NAME, "x", RECORDED[NAME]["input"]), training=False)
+    recorded = load(f"forward_{NAME}")["logits_eval"]
+    limit = 2e-4 * np.abs(recorded).max()
+    np.testing.assert_allclose(logits, recorded, rtol=0, atol=limit)
+
+
+def test_npz_gives_the_recorded_logits(tensors, tmp_path):
+    np.savez(tmp_path / "a.npz", **tensors)
+    assert convert(tmp_path / "a.npz", tmp_path / "a.keras") == 0
+    assert_recorded(tmp_path / "a.keras")
+
+
+def test_safetensors_give_the_recorded_logits(tensors, tmp_path):
+    contiguous = {name: np.ascontiguousarray(value) for name, value in tensors.items()}
+    save_file(contiguous, tmp_path / "a.safetensors")
+    assert convert(tmp_path / "a.safetensors", tmp_path / "a.keras") == 0
+    assert_recorded(tmp_path / "a.keras")
+
+
+@pytest.mark.parametrize("wrapper", [None, "state_dict", "model"])
+def test_pt_is_read_as_weights_only_and_unwrapped(
+    wrapper, tensors, tmp_path, monkeypatch
+):
+    table = {f"module.{name}": Tensor(value) for name, value in tensors.items()}
+    stored = {wrapper: table, "epoch": 3} if wrapper else table
+
+    def read(file, map_location, weights_only):
+        assert map_location == "cpu" and weights_only is True
+        return stored
+
+    monkeypatch.setitem(sys.modules, "torch", types.SimpleNamespace(load=read))
+    (tmp_path / "a.pt").write_bytes(b"")
+    assert convert(tmp_path / "a.pt", tmp_path / "a.keras") == 0
+    assert_recorded(tmp_path / "a.keras")
+
+
+def assert_refused(capsys, words):
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and error.count("\n") == 1
+    assert words in error, error
+
+
+@pytest.mark.parametrize(
+    "file, content, words",
+    [
+        ("a.npz", None, "There is no checkpoint"),
+        ("a.npz", b"broken", "Cannot read"),
+        ("a.safetensors", b"broken", "Cannot read"),
+        ("a.bin", b"", "must end in .pt, .pth, .safetensors, .npz"),
+    ],
+)
+def test_unreadable_checkpoints_are_refused(file, content, words, tmp_path, capsys):
+    if content is not None:
+        (tmp_path / file).write_bytes(content)
+    assert convert(tmp_path / file, tmp_path / "a.keras") == 2
+    assert_refused(capsys, words)
+    assert not (tmp_path / "a.keras").exists()
+
+
+def test_pickled_code_in_an_npz_is_not_run(tmp_path, capsys):
+    np.savez(tmp_path / "a.npz", fc=np.array([object()], dtype=object))
+    assert convert(tmp_path / "a.npz", tmp_path / "a.keras") == 2
+    assert_refused(capsys, "Cannot read")
+
+
+def test_a_missing_package_is_named(tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", None)
+    (tmp_path / "a.pt").write_bytes(b"")
+    assert convert(tmp_path / "a.pt", tmp_path / "a.keras") == 2
+    assert_refused(capsys, "pip install 'cdfkd_tf[torch]'")
+
+
+def test_another_architecture_is_refused(tensors, tmp_path, capsys):
+    np.savez(tmp_path / "a.npz", **tensors)
+    code = convert(tmp_path / "a.npz", tmp_path / "a.keras", network="resnet18")
+    assert code == 2
+    assert_refused(capsys, "Is it the same architecture")
+
+
+def test_data_is_prepared_by_one_command(tmp_path, capsys):
+    code = prepare_data.main(["--dataset=digits", f"--data_dir={tmp_path}"])
+    assert code == 0
+    assert "1,437 train, 360 test images" in capsys.readouterr().out
+    assert prepare_data.main(["--dataset=numbers"]) == 2
+    assert_refused(capsys, "Unknown data set 'numbers'")
