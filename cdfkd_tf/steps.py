@@ -14,6 +14,7 @@ from cdfkd_tf.assembly import CALIBRATION_SEED, Assembly, make_deterministic
 from cdfkd_tf.config import RunConfig
 from cdfkd_tf.distillation import distill
 from cdfkd_tf.export import calibration_pixels, check_export, export_predictor
+from cdfkd_tf.files import replacing
 from cdfkd_tf.models.aggregation import build_aggregator, build_predictor
 from cdfkd_tf.results import Results
 from cdfkd_tf.training.aggregation import fit_aggregator
@@ -229,8 +230,5 @@ def _parameters(model: keras.Model) -> int:
 
 
 def _save(model: keras.Model, path) -> None:
-    """Saves under another name first: a file that is there is complete."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name("." + path.name)
-    model.save(temporary)
-    os.replace(temporary, path)
+    with replacing(path) as temporary:
+        model.save(temporary)

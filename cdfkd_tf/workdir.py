@@ -4,10 +4,11 @@ Names in this folder are public: other people's scripts read them.
 """
 
 import json
-import os
 import pathlib
 import shutil
 from typing import Any
+
+from cdfkd_tf.files import replacing
 
 
 class Workdir:
@@ -83,7 +84,5 @@ def write_json(path: pathlib.Path, table: dict[str, Any]) -> None:
 
 def write_text(path: pathlib.Path, text: str) -> None:
     """Writes `text` whole or not at all: under another name, then renamed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text)
-    os.replace(temporary, path)
+    with replacing(path) as temporary:
+        temporary.write_text(text)

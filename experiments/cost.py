@@ -28,10 +28,10 @@ def cost_of(flagfile: str) -> tuple[str, int, float]:
     from absl import flags as absl_flags
 
     from cdfkd_tf import flags
-    from cdfkd_tf.counting import iteration_multiply_adds, multiply_adds
     from cdfkd_tf.data.specs import spec_of
     from cdfkd_tf.methods import METHODS
     from cdfkd_tf.models import build_classifier, build_generator, build_student
+    from cdfkd_tf.models.counting import iteration_multiply_adds, multiply_adds
 
     values = absl_flags.FlagValues()
     flags.define(values)

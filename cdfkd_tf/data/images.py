@@ -1,6 +1,5 @@
 """Real images: TFDS data sets as pipelines of normalised batches."""
 
-import os
 import pathlib
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
@@ -12,6 +11,7 @@ import tensorflow_datasets as tfds
 from cdfkd_tf.data.preparation import prepared_builder
 from cdfkd_tf.data.specs import DatasetSpec
 from cdfkd_tf.errors import RequestError
+from cdfkd_tf.files import replacing
 
 _CACHE_BYTES = 2**30  # decoded images up to this size stay in memory
 _SHUFFLE_BUFFER = 50_000
@@ -266,10 +266,8 @@ def _chosen(dataset: tf.data.Dataset, indices: np.ndarray) -> tf.data.Dataset:
 
 
 def _write_lines(file: pathlib.Path, lines: list[str]) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_suffix(".tmp")
-    temporary.write_text("\n".join(lines) + "\n")
-    os.replace(temporary, file)
+    with replacing(file) as temporary:
+        temporary.write_text("\n".join(lines) + "\n")
 
 
 def _as_arrays(dataset: tf.data.Dataset) -> tuple[np.ndarray, np.ndarray]:

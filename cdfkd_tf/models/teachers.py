@@ -62,7 +62,7 @@ class Teacher:
                 f"A teacher answers one row of logits per image, (B, C); "
                 f"{model.name} answers {getattr(model, 'output_shape', 'nothing')}."
             )
-        flat = list(_leaf_layers(model))
+        flat = list(leaf_layers(model))
         dense = [layer for layer in flat if isinstance(layer, keras.layers.Dense)]
         if not dense:
             raise RequestError(
@@ -153,9 +153,10 @@ def load_teacher(file: str) -> keras.Model:
         ) from error
 
 
-def _leaf_layers(model: keras.Model) -> Iterator[keras.layers.Layer]:
+def leaf_layers(model: keras.Model) -> Iterator[keras.layers.Layer]:
+    """Every layer that is no model itself, at any depth, in order."""
     for layer in model.layers:
         if isinstance(layer, keras.Model):
-            yield from _leaf_layers(layer)
+            yield from leaf_layers(layer)
         else:
             yield layer

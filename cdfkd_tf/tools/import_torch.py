@@ -9,7 +9,6 @@ ResNets and of the common wide ResNets.
 """
 
 import argparse
-import os
 import pathlib
 import sys
 from collections.abc import Mapping
@@ -17,6 +16,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from cdfkd_tf.errors import RequestError
+from cdfkd_tf.files import replacing
 from cdfkd_tf.quiet import quiet_tensorflow
 from cdfkd_tf.tools import door
 
@@ -49,10 +49,8 @@ def _convert(options: argparse.Namespace) -> None:
     tensors = read_tensors(pathlib.Path(options.checkpoint))
     model = build_classifier(options.network, spec.image_shape, spec.num_classes)
     load_pytorch_tensors(model, tensors)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    temporary = output.with_name("." + output.name)
-    model.save(temporary)
-    os.replace(temporary, output)
+    with replacing(output) as temporary:
+        model.save(temporary)
     print(f"{output}: {options.network} with {len(tensors)} tensors. Use --teachers.")
 
 

@@ -5,7 +5,6 @@ the share of invented images on which student and teachers' mean pick one class.
 """
 
 import json
-import os
 import pathlib
 from collections.abc import Callable
 
@@ -13,6 +12,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from cdfkd_tf.files import replacing
 from cdfkd_tf.training.adversarial import unmoved
 
 SIGNALS = ("agreement", "agreement_earlier")
@@ -84,11 +84,9 @@ class HeldOutAgreement(keras.callbacks.Callback):
         return float(np.mean(self._student_classes(images).numpy() == classes))
 
     def _write(self):
-        self._file.parent.mkdir(parents=True, exist_ok=True)
-        temporary = self._file.with_suffix(".tmp.npz")
         epochs, images, classes = (np.array(part) for part in zip(*self._earlier))
-        np.savez(temporary, epochs=epochs, images=images, classes=classes)
-        os.replace(temporary, self._file)
+        with replacing(self._file) as temporary:
+            np.savez(temporary, epochs=epochs, images=images, classes=classes)
 
     def _read(self, first_epoch):
         if not first_epoch or not self._file.exists():
@@ -129,11 +127,10 @@ class KeepBest(keras.callbacks.Callback):
         if logs[self.name] < self.best["value"]:
             return
         self.best = {"epoch": epoch + 1, "value": logs[self.name]}
-        self._weights.parent.mkdir(parents=True, exist_ok=True)
-        temporary = self._weights.with_name("next.weights.h5")
-        self.student.save_weights(temporary)
-        os.replace(temporary, self._weights)
-        self._note.write_text(json.dumps(self.best))
+        with replacing(self._weights) as temporary:
+            self.student.save_weights(temporary)
+        with replacing(self._note) as temporary:
+            temporary.write_text(json.dumps(self.best))
 
     def restore(self) -> None:
         """Puts the kept weights into the student."""

@@ -3,7 +3,6 @@
 import csv
 import io
 import math
-import os
 import pathlib
 import time
 from collections.abc import Callable
@@ -14,6 +13,7 @@ import tensorflow as tf
 from PIL import Image
 
 from cdfkd_tf.errors import RunError
+from cdfkd_tf.files import replacing
 from cdfkd_tf.training.adversarial import unmoved
 
 GRID = 8  # rows and columns of a sample grid
@@ -108,9 +108,8 @@ class HistoryTable(keras.callbacks.Callback):
         writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
         writer.writeheader()
         writer.writerows(self.rows)
-        temporary = self.file.with_name(self.file.name + ".tmp")
-        temporary.write_text(text.getvalue())
-        os.replace(temporary, self.file)
+        with replacing(self.file) as temporary:
+            temporary.write_text(text.getvalue())
 
 
 class InventedImages(keras.callbacks.Callback):

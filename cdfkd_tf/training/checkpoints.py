@@ -1,7 +1,6 @@
 """Training state on disk: save, prune, resume."""
 
 import json
-import os
 import pathlib
 import time
 
@@ -9,6 +8,7 @@ import keras
 import tensorflow as tf
 
 from cdfkd_tf.errors import RunError
+from cdfkd_tf.files import replacing
 from cdfkd_tf.training.distiller import Distiller
 
 KEEP = 2
@@ -73,11 +73,9 @@ class TrainingState(keras.callbacks.Callback):
         # The record first: a checkpoint counts once the manager names it.
         path = str(self._directory / f"ckpt-{epoch}")
         record = self._record(path)
-        record.parent.mkdir(parents=True, exist_ok=True)
-        text = json.dumps({"epoch": epoch, "seconds": self.seconds})
-        temporary = record.with_suffix(".tmp")
-        temporary.write_text(text)
-        os.replace(temporary, record)
+        with replacing(record) as temporary:
+            text = json.dumps({"epoch": epoch, "seconds": self.seconds})
+            temporary.write_text(text)
         self._manager.save(checkpoint_number=epoch)
         kept = {self._record(name).name for name in self._manager.checkpoints}
         for old in self._directory.glob("*.json"):

@@ -1,10 +1,10 @@
 """Operations counted from a network's layers: what a run will cost before it runs."""
 
-from collections.abc import Iterator
-
 import keras
 import numpy as np
 from keras import layers
+
+from cdfkd_tf.models.teachers import leaf_layers
 
 
 def multiply_adds(model: keras.Model) -> int:
@@ -16,7 +16,7 @@ def multiply_adds(model: keras.Model) -> int:
     Args:
         model: functional, its image size known.
     """
-    return sum(_of_layer(layer) for layer in _leaf_layers(model))
+    return sum(_of_layer(layer) for layer in leaf_layers(model))
 
 
 def _of_layer(layer: keras.layers.Layer) -> int:
@@ -30,14 +30,6 @@ def _of_layer(layer: keras.layers.Layer) -> int:
         height, width = layer.output.shape[1:3]
         return int(height * width * np.prod(layer.kernel.shape))
     return 0
-
-
-def _leaf_layers(model: keras.Model) -> Iterator[keras.layers.Layer]:
-    for layer in model.layers:
-        if isinstance(layer, keras.Model):
-            yield from _leaf_layers(layer)
-        else:
-            yield layer
 
 
 def iteration_multiply_adds(

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from keras import layers
 
-from cdfkd_tf.counting import iteration_multiply_adds, multiply_adds
 from cdfkd_tf.models import build_classifier
+from cdfkd_tf.models.counting import iteration_multiply_adds, multiply_adds
 
 
 @pytest.mark.parametrize(

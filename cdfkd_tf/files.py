@@ -1,0 +1,26 @@
+"""Files that are whole or not there."""
+
+import os
+import pathlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+@contextmanager
+def replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
+    """Yields another path, in the same folder, that becomes `path` at the end.
+
+    What has its final name is complete: a run that breaks off, or a full disk, leaves
+    the old file.
+
+    Args:
+        path: the file to write; its folder is made.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}")  # same ending: writers go by it
+    try:
+        yield temporary
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    os.replace(temporary, path)
