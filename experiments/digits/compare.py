@@ -162,7 +162,8 @@ def aggregator_rows(folder: pathlib.Path, flags: list[str], seed: int) -> dict:
             }
         if count:
             name = f"cdfkd_mfs + {CONTROL}, {count} real"
-            rows[name] = control_row(folder, [samples, *flags], seed)
+            fitted = control_row(folder, [samples, *flags], seed)
+            rows[name] = {**fitted, "parameters": result["student"]["parameters"]}
     return rows
 
 
@@ -221,7 +222,6 @@ def control_row(folder: pathlib.Path, given: list[str], seed: int) -> dict:
     return {
         "accuracy": float(np.mean(np.concatenate(hits))),
         "learned": fit.learned,
-        "parameters": student.count_params(),
         "seconds": round(time.monotonic() - start, 2),
     }
 
