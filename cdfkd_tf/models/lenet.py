@@ -36,4 +36,5 @@ def lenet(image: KerasTensor, width: float) -> Trunk:
 
 def _stage(tensor: KerasTensor, filters: int, name: str) -> KerasTensor:
     tensor = relu(conv(tensor, filters, kernel=5, bias=True, name=f"{name}_conv"))
-    return layers.MaxPooling2D(2, name=f"{name}_pool")(tensor)
+    # "same" rounds odd sides up, as the headers' encoders do.
+    return layers.MaxPooling2D(2, padding="same", name=f"{name}_pool")(tensor)
