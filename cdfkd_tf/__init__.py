@@ -4,4 +4,24 @@ Networks saved by this package consist of plain Keras layers: their files load w
 Keras alone.
 """
 
+import importlib
+
 __version__ = "0.1.0"
+
+_PUBLIC = {
+    "distill": "cdfkd_tf.api",
+    "Distillation": "cdfkd_tf.api",
+    "RunConfig": "cdfkd_tf.config",
+}
+__all__ = [*_PUBLIC, "__version__"]
+
+
+def __getattr__(name: str) -> object:
+    """Public names, imported when first used: TensorFlow takes seconds."""
+    if name not in _PUBLIC:
+        raise AttributeError(f"module 'cdfkd_tf' has no attribute {name!r}")
+    return getattr(importlib.import_module(_PUBLIC[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -1,18 +1,18 @@
 """Names become objects here: what a `RunConfig` asks for, built once and on demand."""
 
-import contextlib
 import dataclasses
 import functools
 import pathlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Sequence
 
 import keras
 import numpy as np
 import tensorflow as tf
 
+from cdfkd_tf.computing import dtype_policy
 from cdfkd_tf.config import RunConfig
 from cdfkd_tf.data.images import RealImages
-from cdfkd_tf.data.specs import DatasetSpec, spec_of
+from cdfkd_tf.data.specs import DatasetSpec
 from cdfkd_tf.errors import RequestError
 from cdfkd_tf.methods import METHODS, Method, with_overrides
 from cdfkd_tf.models import (
@@ -21,10 +21,13 @@ from cdfkd_tf.models import (
     build_generator,
     build_student,
 )
-from cdfkd_tf.models.teachers import TeacherEnsemble, load_teacher
+from cdfkd_tf.models.teachers import TeacherEnsemble
+from cdfkd_tf.models.trunks import find_backbone
+from cdfkd_tf.teaching import find_spec, gather_teachers, teacher_files
 from cdfkd_tf.training.adversarial import AdversarialDistiller
 from cdfkd_tf.training.distiller import Distiller
 from cdfkd_tf.training.optimizers import CoupledSGD, PaperAdam
+from cdfkd_tf.training.suiting import build_projection, suit_method
 from cdfkd_tf.workdir import Workdir
 
 # Offsets that keep the draws of one run apart.
@@ -34,6 +37,7 @@ CALIBRATION_SEED = 2
 _EVALUATION_SEED = 3
 HELD_OUT_SEED = 4
 AGGREGATOR_SEED = 5
+_SCALE_SEED = 6
 _INVENTED = 512  # images to measure on where there are no real ones
 _MEASURED_AT_ONCE = 256
 
@@ -44,6 +48,8 @@ class Assembly:
     Args:
         config: the request.
         workdir: its folder.
+        models: the teachers, where they are in memory; `config.teachers` then names
+            them.
 
     Raises:
         RequestError: a name that no table holds, a generator that cannot make the
@@ -51,12 +57,18 @@ class Assembly:
             teacher is trained.
     """
 
-    def __init__(self, config: RunConfig, workdir: Workdir):
-        self.config, self.workdir = config, workdir
-        self.spec: DatasetSpec = spec_of(config.dataset)
+    def __init__(
+        self,
+        config: RunConfig,
+        workdir: Workdir,
+        models: Sequence[keras.Model] | None = None,
+    ):
+        self.config, self.workdir, self._models = config, workdir, models
+        self.spec: DatasetSpec = find_spec(config, models)
         self.images = RealImages(self.spec, config.data_dir, config.evaluation_split)
-        BACKBONES[config.teacher]
-        BACKBONES[config.student]
+        self._backbone = find_backbone(config.student, self.spec, config.student_taps)
+        if not config.teachers:
+            BACKBONES[config.teacher]
         if self.method.generator:
             self._build_generator()
         elif config.evaluation_split == "none":
@@ -67,15 +79,26 @@ class Assembly:
             )
 
     @functools.cached_property
-    def method(self) -> Method:
-        """The method's row with the weights of the command line."""
+    def can_measure(self) -> bool:
+        """Whether there are real labelled images to measure on."""
+        return self.config.evaluation_split != "none" and self.images.can_measure
+
+    @property
+    def _asked_terms(self) -> dict[str, float]:
+        """Terms whose weights the request gives, as `student_feature`."""
         players = ("student", "generator")
-        weights = {
+        return {
             name.removesuffix("_weight"): value
             for name, value in vars(self.config).items()
-            if name.startswith(players) and name.endswith("_weight")
+            if name.startswith(players)
+            and name.endswith("_weight")
+            and value is not None
         }
-        method = with_overrides(METHODS[self.config.method], **weights)
+
+    @functools.cached_property
+    def method(self) -> Method:
+        """The method's row with the weights of the command line."""
+        method = with_overrides(METHODS[self.config.method], **self._asked_terms)
         if self.config.temperature != 1 and method.divergence != "kl":
             raise RequestError(
                 f"--temperature={self.config.temperature} softens softmaxes, and "
@@ -92,10 +115,10 @@ class Assembly:
     def evaluation_batches(self) -> Iterable[tuple[np.ndarray, np.ndarray | None]]:
         """Batches of images in [0, 1] to measure on, and of their labels.
 
-        Can be gone through many times. With `--evaluation_split=none` the images are
-        invented, and the labels are None.
+        Can be gone through many times. Without real images, or with
+        `--evaluation_split=none`, they are invented and the labels are None.
         """
-        if self.config.evaluation_split != "none":
+        if self.can_measure:
             return self.images.evaluation_pixels(_MEASURED_AT_ONCE)
         pixels = self.unlabelled_pixels(_INVENTED, _EVALUATION_SEED)
         starts = range(0, _INVENTED, _MEASURED_AT_ONCE)
@@ -132,50 +155,24 @@ class Assembly:
         return images, np.concatenate(logits).argmax(-1)
 
     def teacher_files(self) -> list[pathlib.Path]:
-        """The teachers' files, given or trained.
-
-        Raises:
-            RequestError: if one does not exist.
-        """
-        config = self.config
-        files = [pathlib.Path(name) for name in config.teachers] or [
-            self.workdir.teacher(index) for index in range(config.num_teachers)
-        ]
-        for file in files:
-            if not file.is_file():
-                hint = (
-                    "Check --teachers."
-                    if config.teachers
-                    else "Run --action=train_teachers first, or name files with "
-                    "--teachers."
-                )
-                raise RequestError(f"There is no teacher file {file}. {hint}")
-        return files
+        """The teachers' files, given or trained; see `teaching.teacher_files`."""
+        return teacher_files(self.config, self.workdir)
 
     @functools.cached_property
     def teachers(self) -> TeacherEnsemble:
-        """The teachers, loaded and frozen.
+        """The teachers, loaded, frozen, and on one scale if asked to.
 
         Raises:
             RequestError: if a file is no teacher for this data set.
         """
-        models = []
-        for file in self.teacher_files():
-            model = load_teacher(str(file))
-            self._check_teacher(model, file)
-            models.append(model)
-        return TeacherEnsemble(models)
-
-    def _check_teacher(self, model: keras.Model, file: pathlib.Path) -> None:
-        spec = self.spec
-        given = (tuple(model.input_shape[1:]), model.output_shape[-1])
-        expected = (spec.image_shape, spec.num_classes)
-        fits = all(g in (None, e) for g, e in zip(given[0], expected[0]))
-        if len(given[0]) != 3 or not fits or given[1] != expected[1]:
-            raise RequestError(
-                f"Teacher {file} takes images {given[0]} and answers {given[1]} "
-                f"classes; --dataset={spec.name} has {expected[0]} and {expected[1]}."
-            )
+        names = self.config.teachers if self._models else self.teacher_files()
+        teachers = gather_teachers(self.config, self.spec, names, self._models)
+        if self.config.calibrate_teachers:
+            keras.utils.set_random_seed(self.config.seed)
+            generator = self._build_generator()
+            noise = self.noise(_MEASURED_AT_ONCE, _SCALE_SEED)
+            teachers.calibrate(generator(noise, training=True))
+        return teachers
 
     def ask_ensemble(self, images: tf.Tensor) -> tf.Tensor:
         """The teachers' mean logits `(B, C)` for normalised images."""
@@ -184,7 +181,7 @@ class Assembly:
     def build_teacher(self, index: int) -> keras.Model:
         """A fresh teacher, its initial weights drawn from its own seed."""
         keras.utils.set_random_seed(self.teacher_seed(index))
-        with _policy(self.config.dtype_policy):
+        with dtype_policy(self.config.dtype_policy):
             return build_classifier(
                 self.config.teacher,
                 self.spec.image_shape,
@@ -200,15 +197,27 @@ class Assembly:
         """Fresh student, and generator if any, with their optimisers."""
         config, teachers, method = self.config, self.teachers, self.method
         keras.utils.set_random_seed(config.seed)
-        with _policy(config.dtype_policy):
+        with dtype_policy(config.dtype_policy):
             student = self._build_student()
             generator = self._build_generator() if method.generator else None
+        method = suit_method(
+            method,
+            teachers,
+            student,
+            asked=self._asked_terms,
+            project=config.project_features,
+        )
+        projection = None
+        if config.project_features and method.student.get("feature"):
+            projection = build_projection(student, teachers, config.seed)
         sgd = CoupledSGD(config.student_learning_rate, nesterov=config.nesterov)
         if not generator:
-            distiller = Distiller(student, teachers, method)
+            distiller = Distiller(student, teachers, method, projection=projection)
             distiller.compile(sgd)
             return distiller
-        distiller = AdversarialDistiller(student, teachers, method, generator)
+        distiller = AdversarialDistiller(
+            student, teachers, method, generator, projection=projection
+        )
         adam = PaperAdam(config.generator_learning_rate, beta_1=config.generator_beta1)
         distiller.compile(sgd, adam)
         return distiller
@@ -221,7 +230,7 @@ class Assembly:
         trained = {
             name: network
             for name, network in distiller.state.items()
-            if isinstance(network, keras.Model)
+            if name in ("student", "generator")
         }
         if self.config.dtype_policy == "float32":
             return trained
@@ -235,7 +244,7 @@ class Assembly:
         config, spec, num_teachers = self.config, self.spec, len(self.teachers)
         sharing = config.student_headers or self.method.sharing
         return build_student(
-            config.student,
+            self._backbone,
             spec.image_shape,
             spec.num_classes,
             1 if sharing == "single" else num_teachers,
@@ -276,23 +285,3 @@ class Assembly:
             raise RequestError(
                 f"Cannot read {path}: {reason} Run --action={step} --noresume."
             ) from error
-
-
-@contextlib.contextmanager
-def _policy(name: str) -> Iterator[None]:
-    """Networks built within compute so; what is shipped is built outside."""
-    before = keras.config.dtype_policy()
-    keras.config.set_dtype_policy(name)
-    try:
-        yield
-    finally:
-        keras.config.set_dtype_policy(before)
-
-
-def make_deterministic(config: RunConfig) -> None:
-    """Same seed, same bits, if the request or a CPU says so; for the whole process."""
-    has_gpu = bool(tf.config.list_physical_devices("GPU"))
-    if config.deterministic == "true" or (
-        config.deterministic == "auto" and not has_gpu
-    ):
-        tf.config.experimental.enable_op_determinism()

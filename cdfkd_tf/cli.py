@@ -1,11 +1,15 @@
 """The door: a command line in, an exit code out."""
 
+import contextlib
 import sys
 import traceback
+import warnings
+from collections.abc import Iterator
 
 from absl import flags as absl_flags
 
 from cdfkd_tf import flags, runs
+from cdfkd_tf.errors import DistillationWarning
 
 
 def main(
@@ -28,7 +32,8 @@ def main(
         flags.define(values)
         config = flags.parse(argv, values)
         debug = config.debug
-        runs.run(config)
+        with _plain_warnings():
+            runs.run(config)
     except KeyboardInterrupt:
         _say("Interrupted. The last checkpoint is kept; the same command continues.")
         return 130
@@ -40,6 +45,23 @@ def main(
     return 0
 
 
+@contextlib.contextmanager
+def _plain_warnings() -> Iterator[None]:
+    """Our own warnings become one `warning:` line each, without file and line."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", DistillationWarning)
+        others = warnings.showwarning
+
+        def show(message, category, *args, **kwargs):
+            if issubclass(category, DistillationWarning):
+                _say(str(message), "warning")
+            else:
+                others(message, category, *args, **kwargs)
+
+        warnings.showwarning = show
+        yield
+
+
 def _one_line(error: Exception) -> str:
     text = " ".join(str(error).split())
     if hasattr(error, "exit_code"):  # our own words, meant for users
@@ -48,6 +70,6 @@ def _one_line(error: Exception) -> str:
     return f"{type(error).__name__}: {text} Run again with --debug for the traceback."
 
 
-def _say(text: str) -> None:
+def _say(text: str, kind: str = "error") -> None:
     sys.stdout.flush()
-    print(f"error: {text}", file=sys.stderr, flush=True)
+    print(f"{kind}: {text}", file=sys.stderr, flush=True)

@@ -7,7 +7,7 @@ stands in `experiments/<dataset>/base.flags` or the run's own flagfile.
 import dataclasses
 from typing import Any
 
-from cdfkd_tf.errors import RequestError
+from cdfkd_tf.limits import EXPORT_FORMATS, check
 
 ACTIONS = (
     "pipeline",
@@ -17,7 +17,6 @@ ACTIONS = (
     "evaluate",
     "export",
 )
-EXPORT_FORMATS = ("saved_model", "tflite_float32", "tflite_int8")
 
 
 def option(
@@ -49,9 +48,33 @@ class RunConfig:
         "data",
         "cifar100",
         "Data set the teachers know.",
-        ("digits", "mnist", "cifar10", "cifar100", "caltech101", "mini_imagenet"),
+        (
+            "digits",
+            "mnist",
+            "cifar10",
+            "cifar100",
+            "caltech101",
+            "mini_imagenet",
+            "folder",
+            "none",
+        ),
     )
     data_dir: str = option("data", "", "TFDS folder; empty: the TFDS default.")
+    image_folder: str = option(
+        "data",
+        "",
+        "With --dataset=folder: holds train/<class>/*.png and test/<class>/*.png (or "
+        ".jpg); either may be missing.",
+    )
+    image_shape: tuple[int, ...] = option(
+        "data",
+        (),
+        "height,width,channels. Needed with --dataset=none; with folder, images are "
+        "resized to it (empty: as the first one).",
+    )
+    num_classes: int = option(
+        "data", 0, "With --dataset=none; 0: as many as the first teacher answers."
+    )
     evaluation_split: str = option(
         "data",
         "test",
@@ -64,7 +87,31 @@ class RunConfig:
     teachers: tuple[str, ...] = option(
         "teachers",
         (),
-        "Comma list of .keras files; empty: WORKDIR/teachers, trained if missing.",
+        "Comma list of .keras files or SavedModel folders; empty: WORKDIR/teachers, "
+        "trained if missing.",
+    )
+    teacher_input: tuple[str, ...] = option(
+        "teachers",
+        ("auto",),
+        "Pixel values that given teachers expect: normalised (as the data set), 0..1, "
+        "0..255 or -1..1; one for all or one each. auto: read off the model.",
+    )
+    teacher_output: str = option(
+        "teachers",
+        "auto",
+        "What given teachers answer; auto: asked and seen, one by one.",
+        ("auto", "logits", "probabilities"),
+    )
+    teacher_features: tuple[str, ...] = option(
+        "teachers",
+        (),
+        "Layers whose outputs are the features, one for all or one each; empty: what "
+        "enters the last Dense layer.",
+    )
+    calibrate_teachers: bool = option(
+        "teachers",
+        False,
+        "Bring the teachers' logits to one scale, measured on generated images.",
     )
     teacher: str = option("teachers", "resnet34", "Architecture to train.")
     teacher_width: float = option("teachers", 1.0, "Factor on the teacher's channels.")
@@ -82,7 +129,18 @@ class RunConfig:
         "Row of the comparison table.",
         ("cdfkd_mfs", "cdfkd", "dfed", "dfad", "dfq", "kd"),
     )
-    student: str = option("method", "resnet18", "Backbone of the student.")
+    student: str = option(
+        "method",
+        "resnet18",
+        "Backbone of the student: a built-in one, a .keras file, or a name of "
+        "keras.applications (MobileNetV3Small ...).",
+    )
+    student_taps: tuple[str, ...] = option(
+        "method",
+        (),
+        "Layers of such a file or application that the headers read, finest first; "
+        "empty: one at each change of resolution.",
+    )
     student_headers: str = option(
         "method",
         "",
@@ -97,6 +155,12 @@ class RunConfig:
     latent_size: int = option("method", 256, "Width of the generator's input noise.")
     student_rounds: int = option(
         "method", 5, "Student updates before each generator update."
+    )
+    project_features: bool = option(
+        "method",
+        False,
+        "Learn a linear map from the student's features to teachers' of other widths, "
+        "for the feature term; not part of what is kept.",
     )
     temperature: float = option(
         "method", 1.0, "Of the softmaxes in cdfkd, dfq and kd; losses times its square."
@@ -203,37 +267,9 @@ class RunConfig:
     )
 
     def __post_init__(self):
-        for name, limit in _AT_LEAST.items():
-            if getattr(self, name) < limit:
-                raise RequestError(
-                    f"--{name} must be at least {limit}; got {getattr(self, name)}."
-                )
-        for name in _POSITIVE:
-            if not getattr(self, name) > 0:
-                raise RequestError(
-                    f"--{name} must be positive; got {getattr(self, name)}."
-                )
-        for field in dataclasses.fields(self):
-            choices, value = field.metadata["choices"], getattr(self, field.name)
-            if choices and value not in choices:
-                known = ", ".join(choice for choice in choices if choice)
-                raise RequestError(
-                    f"--{field.name} must be one of {known}; got {value!r}."
-                )
-        for name in self.export_formats:
-            if name not in EXPORT_FORMATS:
-                raise RequestError(
-                    f"--export_formats knows {', '.join(EXPORT_FORMATS)}; got {name!r}."
-                )
-        if not 0 <= self.generator_beta1 < 1:
-            raise RequestError(
-                f"--generator_beta1 must be in [0, 1); got {self.generator_beta1}."
-            )
-        if self.real_samples == 1:
-            raise RequestError(
-                "--real_samples=1 cannot be learned from: a part of them is held out. "
-                "Give 0, or at least 2."
-            )
+        if self.dataset == "none":  # nothing there to measure on
+            object.__setattr__(self, "evaluation_split", "none")
+        check(self)
 
     def option_dict(self) -> dict[str, Any]:
         """Field names and values, as JSON can hold them."""
@@ -254,30 +290,3 @@ class RunConfig:
                 value = ",".join(str(item) for item in value)
             lines.append(f"--{name}={value}\n")
         return "".join(lines)
-
-
-_AT_LEAST = {
-    "seed": 0,
-    "num_teachers": 1,
-    "teacher_epochs": 1,
-    "teacher_batch_size": 1,
-    "latent_size": 1,
-    "student_rounds": 1,
-    "epochs": 1,
-    "steps_per_epoch": 1,
-    "evaluate_every": 0,
-    "batch_size": 2,  # BatchNorm statistics of one image are no statistics
-    "real_samples": 0,
-    "aggregator_epochs": 1,
-    "checkpoint_every": 0,
-}
-_POSITIVE = (
-    "teacher_learning_rate",
-    "teacher_width",
-    "temperature",
-    "student_width",
-    "generator_width",
-    "student_learning_rate",
-    "generator_learning_rate",
-    "aggregator_learning_rate",
-)

@@ -1,7 +1,8 @@
 """One distillation from its first epoch, or the one it stopped at, to its networks."""
 
+from collections.abc import Sequence
+
 import keras
-import numpy as np
 
 from cdfkd_tf.assembly import HELD_OUT_SEED, SAMPLE_SEED, Assembly
 from cdfkd_tf.data.latents import latent_dataset
@@ -11,11 +12,13 @@ from cdfkd_tf.training.callbacks import (
     FirstStep,
     HistoryTable,
     InventedImages,
+    Inventor,
     StopOnNaN,
 )
 from cdfkd_tf.training.checkpoints import TrainingState
 from cdfkd_tf.training.distiller import Distiller
 from cdfkd_tf.training.optimizers import LearningRates
+from cdfkd_tf.training.trouble import TroubleWatch
 
 # Agreement through earlier generators: it follows true accuracy best, see
 # experiments/README.md.
@@ -24,13 +27,16 @@ _LOOKED_AT = 256  # invented images behind each histogram and each agreement
 
 
 def distill(
-    assembly: Assembly, verbose: int | str
+    assembly: Assembly,
+    verbose: int | str,
+    more_callbacks: Sequence[keras.callbacks.Callback] = (),
 ) -> tuple[dict[str, keras.Model], dict[str, float]]:
     """Trains the student, and the generator if the method has one.
 
     Args:
         assembly: what the run is made of.
         verbose: as in `keras.Model.fit`.
+        more_callbacks: called after our own, before the checkpoint.
 
     Returns:
         The networks to keep, `student` and perhaps `generator`; seconds: `distill`,
@@ -44,7 +50,7 @@ def distill(
     if first_epoch:
         print(f"Going on after epoch {first_epoch} of {config.epochs}.")
     data, steps_per_epoch = _lessons(assembly, first_epoch)
-    watched = config.evaluation_split != "none" and config.evaluate_every
+    watched = assembly.can_measure and config.evaluate_every
     best = None
     # In this order: agreement puts numbers into the logs that the others read.
     callbacks = [first_step, StopOnNaN(), _learning_rates(assembly, distiller)]
@@ -61,6 +67,7 @@ def distill(
             {name: it for name, it in distiller.state.items() if "optimizer" in name},
             config.steps_per_epoch * assembly.rounds * config.batch_size,
         ),
+        *more_callbacks,
         state,
     ]
     if first_epoch < config.epochs:
@@ -116,21 +123,23 @@ def _learning_rates(assembly: Assembly, distiller: Distiller) -> LearningRates:
 
 def _watch_generator(assembly: Assembly, distiller, first_epoch: int):
     config, workdir = assembly.config, assembly.workdir
+    invent = Inventor(
+        distiller.generator, lambda images: assembly.teachers(images)["logits"]
+    )
     agreement = HeldOutAgreement(
         distiller.student,
-        distiller.generator,
-        assembly.ask_ensemble,
-        assembly.noise(_LOOKED_AT, HELD_OUT_SEED).astype(np.float32),
+        invent,
+        assembly.noise(_LOOKED_AT, HELD_OUT_SEED),
         epochs=config.epochs,
         file=workdir.checkpoints / "earlier_images.npz",
         first_epoch=first_epoch,
     )
     invented = InventedImages(
-        distiller.generator,
-        assembly.ask_ensemble,
+        invent,
         assembly.noise(_LOOKED_AT, SAMPLE_SEED),
         assembly.spec.denormalise,
         workdir.samples,
         workdir.logs,
+        TroubleWatch([teacher.name for teacher in assembly.teachers.teachers]),
     )
     return agreement, invented

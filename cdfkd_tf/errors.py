@@ -1,4 +1,4 @@
-"""The two ways in which a run can end badly, and what the shell is told of them."""
+"""The two ways in which a run can end badly, and what users are warned of."""
 
 
 class RequestError(ValueError):
@@ -14,3 +14,7 @@ class RunError(RuntimeError):
     """A right request failed while running (NaN, failed export). Exit code 1."""
 
     exit_code = 1
+
+
+class DistillationWarning(UserWarning):
+    """The run goes on, but not as well as it could; the message says what to do."""

@@ -49,17 +49,24 @@ def kl(
 
 
 def feature_gap(
-    student_features: KerasTensor, teacher_features: list[KerasTensor]
+    student_features: KerasTensor | list[KerasTensor],
+    teacher_features: list[KerasTensor],
 ) -> KerasTensor:
     """L1 distance of pooled features, summed over width, averaged over headers.
 
     Args:
-        student_features: `(B, H, W)`.
+        student_features: `(B, H, W)`, or H tensors `(B, W_i)` of teachers' widths.
         teacher_features: H tensors `(B, W)`, one per header's teacher.
 
     Raises:
         ValueError: if a teacher's width is not W, or there are not H teachers.
     """
+    if isinstance(student_features, list):
+        gaps = [
+            ops.mean(ops.sum(ops.abs(_exact(ours) - _exact(theirs)), axis=-1))
+            for ours, theirs in zip(student_features, teacher_features, strict=True)
+        ]
+        return sum(gaps) / len(gaps)
     widths = [features.shape[-1] for features in teacher_features]
     headers, width = student_features.shape[1:]
     if widths != [width] * headers:

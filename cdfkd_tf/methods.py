@@ -21,7 +21,7 @@ class Answers:
 
     Attributes:
         student_logits: `(B, H, C)`.
-        student_features: `(B, H, W)`.
+        student_features: `(B, H, W)`, or H tensors mapped to teachers' widths.
         teacher_logits: `(B, T, C)`.
         teacher_features: T tensors `(B, W_i)`.
         teacher_bn: for each teacher, its BatchNormalizations in forward order, each
@@ -29,7 +29,7 @@ class Answers:
     """
 
     student_logits: KerasTensor
-    student_features: KerasTensor
+    student_features: KerasTensor | list[KerasTensor]
     teacher_logits: KerasTensor
     teacher_features: list[KerasTensor]
     teacher_bn: list[list[tuple[KerasTensor, KerasTensor, KerasTensor]]]
@@ -122,13 +122,13 @@ def _feature(answers: Answers, method: Method) -> KerasTensor:
 
 
 def _bn(answers: Answers, method: Method) -> KerasTensor:
-    """Distance from the teachers' stored statistics, averaged over teachers."""
-    total = 0.0
-    for layers in answers.teacher_bn:
+    """Distance from stored statistics, averaged over the teachers that have any."""
+    total, teachers = 0.0, [layers for layers in answers.teacher_bn if layers]
+    for layers in teachers:
         for index, layer in enumerate(layers):
             weight = FIRST_BN_WEIGHT if index == 0 else 1.0
             total = total + weight * losses.bn_gap(*layer)
-    return total / len(answers.teacher_bn)
+    return total / len(teachers)
 
 
 def _confidence(answers: Answers, method: Method) -> KerasTensor:

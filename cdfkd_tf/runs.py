@@ -38,7 +38,7 @@ def run(config: RunConfig) -> None:
     if config.action == "pipeline" and todo:
         todo = list(wanted[wanted.index(todo[0]) :])  # later steps build on earlier
     for step in todo:
-        _refuse_mixed_runs(step, config, workdir)
+        refuse_mixed_runs(step, config, workdir)
     if todo:
         _do(todo, config, workdir)
     else:
@@ -92,7 +92,7 @@ def _is_done(step: str, config: RunConfig, workdir: Workdir) -> bool:
     )
 
 
-def _refuse_mixed_runs(step: str, config: RunConfig, workdir: Workdir) -> None:
+def refuse_mixed_runs(step: str, config: RunConfig, workdir: Workdir) -> None:
     """A costly step that was begun with other options is not mixed with these.
 
     Raises:

@@ -1,18 +1,18 @@
 """What each step of a run does. `runs.py` decides which of them are needed."""
 
-import collections
 import os
 import sys
 import time
 
 import keras
-import numpy as np
 import tensorflow as tf
 
 import cdfkd_tf
-from cdfkd_tf.assembly import CALIBRATION_SEED, Assembly, make_deterministic
+from cdfkd_tf.assembly import CALIBRATION_SEED, Assembly
+from cdfkd_tf.computing import make_deterministic
 from cdfkd_tf.config import RunConfig
 from cdfkd_tf.distillation import distill
+from cdfkd_tf.evaluation import measure
 from cdfkd_tf.export import calibration_pixels, check_export, export_predictor
 from cdfkd_tf.files import replacing
 from cdfkd_tf.models.aggregation import build_aggregator, build_predictor
@@ -72,10 +72,11 @@ class Steps:
             _save(model, file)
 
     def _link_teachers(self) -> None:
-        self.assembly.teachers  # noqa: B018  (loads, and so checks, every file)
+        for teacher in self.assembly.teachers.teachers:  # loads, and so checks, all
+            print(f"Teacher {teacher}")
         self.workdir.teachers.mkdir(parents=True, exist_ok=True)
         for index, file in enumerate(self.assembly.teacher_files()):
-            link = self.workdir.teacher(index)
+            link = self.workdir.teacher(index).with_suffix(file.suffix)
             if link.is_symlink():
                 link.unlink()
             if not link.exists():
@@ -128,68 +129,17 @@ class Steps:
         assembly, workdir = self.assembly, self.workdir
         student = assembly.load(workdir.student, "distill")
         predictor = assembly.load(workdir.predictor, "fit_aggregator")
-        teachers = [teacher.model for teacher in assembly.teachers.teachers]
-        if self.config.evaluation_split != "none":
+        if assembly.can_measure:
             assembly.images.write_splits(workdir.splits)
-        answers, truth = self._ask(teachers, student, predictor)
-
-        def share(name, against=truth):
-            if against is None:
-                return None
-            return float(np.mean(answers[name].argmax(-1) == against))
-
-        entries = [
-            {
-                "file": str(file),
-                "parameters": _parameters(model),
-                "accuracy": share(("teacher", index)),
-            }
-            for index, (file, model) in enumerate(
-                zip(assembly.teacher_files(), teachers)
-            )
-        ]
-        self.results.record("teachers", entries)
-        self.results.record(
-            "teacher_ensemble",
-            {
-                "parameters": sum(entry["parameters"] for entry in entries),
-                "accuracy": share("ensemble"),
-            },
+        measured = measure(
+            assembly.teachers,
+            student,
+            predictor,
+            assembly.spec,
+            assembly.evaluation_batches,
         )
-        num_headers = student.output["logits"].shape[1]
-        self.results.record(
-            "student",
-            {
-                "parameters": _parameters(student),
-                "accuracy": share("student"),
-                "header_accuracy": [
-                    share(("header", header)) for header in range(num_headers)
-                ],
-                "agreement": share("student", answers["ensemble"].argmax(-1)),
-            },
-        )
-        self.results.record(
-            "aggregator",
-            {"accuracy": share("predictor"), "mean_accuracy": share("student")},
-        )
-
-    def _ask(self, teachers, student, predictor):
-        """Everybody's logits on the evaluation images, by name, and the labels."""
-        answers, labels = collections.defaultdict(list), []
-        for pixels, truth in self.assembly.evaluation_batches:
-            images = self.assembly.spec.normalise(pixels).astype("float32")
-            said = [model.predict_on_batch(images) for model in teachers]
-            headers = student.predict_on_batch(images)["logits"]
-            for index, logits in enumerate(said):
-                answers["teacher", index].append(logits)
-            for header in range(headers.shape[1]):
-                answers["header", header].append(headers[:, header])
-            answers["ensemble"].append(np.mean(said, axis=0))
-            answers["student"].append(headers.mean(axis=1))
-            answers["predictor"].append(predictor.predict_on_batch(pixels))
-            labels.append(truth)
-        joined = {name: np.concatenate(parts) for name, parts in answers.items()}
-        return joined, None if labels[0] is None else np.concatenate(labels)
+        for key, value in measured.items():
+            self.results.record(key, value)
 
     def export(self) -> None:
         """Writes the predictor in every format asked for, and checks each file."""
@@ -220,13 +170,6 @@ class Steps:
             # Distilling counts for itself: time before an interruption, too.
             seconds = round(time.monotonic() - start, 2)
             self.results.record("seconds", {step: seconds})
-
-
-def _parameters(model: keras.Model) -> int:
-    """Trainable parameters as papers count them, also of frozen networks."""
-    statistics = ("moving_mean", "moving_variance")
-    counted = [w.shape for w in model.weights if w.name not in statistics]
-    return int(sum(np.prod(shape) for shape in counted))
 
 
 def _save(model: keras.Model, path) -> None:

@@ -8,11 +8,22 @@ import pytest
 ROOT = pathlib.Path(__file__).parent.parent
 FILES = sorted((ROOT / "cdfkd_tf").rglob("*.py"))
 LAYERS = (
-    ("errors", "config", "registry", "quiet", "files", "losses"),
+    ("errors", "limits", "config", "registry", "quiet", "files", "losses"),
     ("data", "models"),
     ("methods", "training"),
-    ("workdir", "results", "export", "assembly", "distillation", "steps", "runs"),
-    ("flags", "cli", "tools"),
+    (
+        "computing",
+        "workdir",
+        "results",
+        "evaluation",
+        "export",
+        "teaching",
+        "assembly",
+        "distillation",
+        "steps",
+        "runs",
+    ),
+    ("flags", "cli", "tools", "api"),
 )
 
 

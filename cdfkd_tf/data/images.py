@@ -1,5 +1,6 @@
 """Real images: TFDS data sets as pipelines of normalised batches."""
 
+import functools
 import pathlib
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
@@ -52,6 +53,15 @@ class RealImages:
     ):
         self.spec, self.data_dir = spec, data_dir
         self.splits = splits_for(evaluation_split)
+
+    @functools.cached_property
+    def can_measure(self) -> bool:
+        """Whether there are images to measure on; only an own folder may lack them."""
+        return self._has(self.splits.evaluation)
+
+    def _has(self, split: str) -> bool:
+        """Only an own folder may lack a split."""
+        return not self.spec.folder or split in self._prepared_builder().info.splits
 
     def training(
         self, batch_size: int, seed: int, first_batch: int = 0
@@ -117,7 +127,7 @@ class RealImages:
         second = "validation" if "train" in self.splits.evaluation else "test"
         for name, split in zip(("train", second), self.splits):
             file = directory / f"{name}.txt"
-            if not file.exists():
+            if not file.exists() and self._has(split):
                 _write_lines(file, self._names(split))
 
     def write_few_shot(self, directory: pathlib.Path, count: int, seed: int) -> None:
@@ -181,7 +191,11 @@ class RealImages:
         class_of = self._prepared_builder().info.features["label"].int2str
         lines = []
         for example in self._undecoded(split):
-            name = example.get("file_name", example["tfds_id"]).decode()
+            name = example.get("file_name") or example.get("tfds_id")
+            if name is None:
+                path = pathlib.Path(example["image/filename"].decode())
+                name = "/".join(path.parts[-3:]).encode()
+            name = name.decode()
             lines.append(f"{name}\t{class_of(int(example['label']))}")
         return lines
 
@@ -202,6 +216,12 @@ class RealImages:
     def _read(self, split: str) -> tuple[tf.data.Dataset, int]:
         """Pixels in [0, 1] with labels, scaled as specified; how many there are."""
         builder = self._prepared_builder()
+        if not self._has(split):
+            raise RequestError(
+                f"{self.spec.folder} has no images of split {split.split('[')[0]}, "
+                "which this request learns from or measures on. Add the folder, or "
+                "leave out what needs it."
+            )
         count = builder.info.splits[split].num_examples
         dataset = builder.as_dataset(split=split, as_supervised=True)
         dataset = dataset.map(self._to_pixels, num_parallel_calls=tf.data.AUTOTUNE)

@@ -9,6 +9,7 @@ import tensorflow_datasets as tfds
 
 # Importing a builder registers it.
 from cdfkd_tf.data.builders import caltech101, digits, mini_imagenet  # noqa: F401
+from cdfkd_tf.data.builders.image_folder import FolderOfImages
 from cdfkd_tf.data.specs import DatasetSpec
 from cdfkd_tf.errors import RequestError
 
@@ -24,6 +25,8 @@ def prepared_builder(spec: DatasetSpec, data_dir: str) -> tfds.core.DatasetBuild
         RequestError: the data set is not prepared and its files cannot be had, or are
             broken; the message says what to do and names the file.
     """
+    if spec.folder:
+        return FolderOfImages(spec.folder, spec.image_shape[-1])
     builder = tfds.builder(spec.tfds_name, data_dir=data_dir or None)
     if builder.is_prepared():
         return builder

@@ -25,6 +25,10 @@ class DatasetSpec:
         download_host: where TFDS fetches it from; empty: nothing is fetched.
         archive: part of the name that TFDS gives the fetched files, by which they are
             recognised where there is no network.
+        class_names: in the order of the labels; empty: as TFDS knows them.
+        folder: of the user's own images; empty: TFDS has the data set.
+        foreign_values: what a network from elsewhere expects if nothing inside it
+            tells: `normalised`, or images in `0..1`.
     """
 
     name: str
@@ -38,6 +42,9 @@ class DatasetSpec:
     flip: bool = False
     download_host: str = ""
     archive: str = ""
+    class_names: tuple[str, ...] = ()
+    folder: str = ""
+    foreign_values: str = "normalised"
 
     @property
     def standardised(self) -> bool:
@@ -123,6 +130,40 @@ SPECS = {
         ),
     )
 }
+
+
+def plain_spec(
+    name: str, image_shape: tuple[int, ...], num_classes: int, **more: Any
+) -> DatasetSpec:
+    """A data set of which only its form is known; its networks see [-1, 1].
+
+    Args:
+        name: of the data set.
+        image_shape: `(height, width, channels)`, channels 1 or 3.
+        num_classes: C, at least 2.
+        **more: further fields.
+
+    Raises:
+        RequestError: if shape or classes cannot be.
+    """
+    if len(image_shape) != 3 or min(image_shape) < 1 or image_shape[2] not in (1, 3):
+        raise RequestError(
+            "--image_shape must be height,width,channels with 1 or 3 channels; got "
+            f"{','.join(map(str, image_shape)) or 'none'}."
+        )
+    if num_classes < 2:
+        raise RequestError(f"--num_classes must be at least 2; got {num_classes}.")
+    half = (0.5,) * image_shape[2]
+    return DatasetSpec(
+        name=name,
+        tfds_name="",
+        num_classes=num_classes,
+        image_shape=tuple(image_shape),
+        mean=half,
+        std=half,
+        foreign_values="0..1",
+        **more,
+    )
 
 
 def spec_of(name: str) -> DatasetSpec:

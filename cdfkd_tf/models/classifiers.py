@@ -4,6 +4,7 @@ import keras
 from keras import layers
 
 from cdfkd_tf.models.backbones import BACKBONES
+from cdfkd_tf.models.inputs import INPUT_NAME
 
 
 def build_classifier(
@@ -27,7 +28,7 @@ def build_classifier(
     Raises:
         RequestError: unknown backbone.
     """
-    image = keras.Input(image_shape, name="image")
+    image = keras.Input(image_shape, name=INPUT_NAME)
     trunk = BACKBONES[backbone](image, width)
     last_map = trunk.finish(trunk.maps[-1], "")
     features = layers.GlobalAveragePooling2D(name="features")(last_map)

@@ -4,7 +4,7 @@ import keras
 import numpy as np
 from keras import layers
 
-from cdfkd_tf.models.teachers import leaf_layers
+from cdfkd_tf.models.walking import leaf_layers
 
 
 def multiply_adds(model: keras.Model) -> int:

@@ -4,6 +4,8 @@ Every student is a stack of headers and answers
 `{"logits": (B, H, C), "features": (B, H, W)}`; an ordinary network is a stack of one.
 """
 
+from collections.abc import Callable
+
 import keras
 from keras import KerasTensor, layers
 
@@ -13,7 +15,7 @@ from cdfkd_tf.models.blocks import Trunk, separable_encoder
 
 
 def build_student(
-    backbone: str,
+    backbone: str | Callable[[KerasTensor, float], Trunk],
     image_shape: tuple[int, int, int],
     num_classes: int,
     num_headers: int,
@@ -24,7 +26,7 @@ def build_student(
     """A student of `num_headers` headers on one backbone.
 
     Args:
-        backbone: a name in `BACKBONES`.
+        backbone: a name in `BACKBONES`, or what `find_backbone` found.
         image_shape: `(height, width, channels)` of a normalised image.
         num_classes: C.
         num_headers: H.
@@ -42,7 +44,8 @@ def build_student(
             f"Unknown sharing {sharing!r}. Known: {', '.join(sorted(SHARING))}."
         )
     image = keras.Input(image_shape, name="image")
-    trunk = BACKBONES[backbone](image, width)
+    build = backbone if callable(backbone) else BACKBONES[backbone]
+    trunk = build(image, width)
     header_maps = SHARING[sharing](trunk, num_headers)
     logits, features = [], []
     for header, last_map in enumerate(header_maps):
@@ -57,7 +60,8 @@ def build_student(
         "logits": _stack(logits, "logits"),
         "features": _stack(features, "features"),
     }
-    return keras.Model(image, outputs, name=f"{sharing}_{backbone}")
+    name = "student" if callable(backbone) else backbone
+    return keras.Model(image, outputs, name=f"{sharing}_{name}")
 
 
 def _single(trunk: Trunk, num_headers: int) -> list[KerasTensor]:

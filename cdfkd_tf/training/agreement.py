@@ -6,14 +6,13 @@ the share of invented images on which student and teachers' mean pick one class.
 
 import json
 import pathlib
-from collections.abc import Callable
 
 import keras
 import numpy as np
 import tensorflow as tf
 
 from cdfkd_tf.files import replacing
-from cdfkd_tf.training.adversarial import unmoved
+from cdfkd_tf.training.callbacks import Inventor
 
 SIGNALS = ("agreement", "agreement_earlier")
 NUM_EARLIER = 8  # generators that are remembered by their images
@@ -30,8 +29,7 @@ class HeldOutAgreement(keras.callbacks.Callback):
 
     Args:
         student: images to `{"logits": (B, H, C), ...}`.
-        generator: noise to normalised images.
-        classify: normalised images to logits `(B, C)`: the teachers' mean.
+        invent: an `Inventor`.
         noise: `(n, Z)` that no update sees.
         epochs: length of the run.
         file: where the kept images stand, for a run that is resumed.
@@ -41,8 +39,7 @@ class HeldOutAgreement(keras.callbacks.Callback):
     def __init__(
         self,
         student: keras.Model,
-        generator: keras.Model,
-        classify: Callable,
+        invent: Inventor,
         noise: np.ndarray,
         *,
         epochs: int,
@@ -50,26 +47,21 @@ class HeldOutAgreement(keras.callbacks.Callback):
         first_epoch: int = 0,
     ):
         super().__init__()
-        self._noise, self._file = tf.constant(noise), pathlib.Path(file)
-        self._statistics = generator.non_trainable_variables
+        self._invent, self._noise = invent, noise
+        self._file = pathlib.Path(file)
         self._every = max(1, epochs // NUM_EARLIER)
         self._earlier = self._read(first_epoch)
-
-        @tf.function
-        def invent():
-            images = generator(self._noise, training=True)
-            return images, tf.argmax(classify(images), -1)
 
         @tf.function(reduce_retracing=True)
         def student_classes(images):
             logits = student(images, training=False)["logits"]
             return tf.argmax(tf.reduce_mean(logits, axis=1), -1)
 
-        self._invent, self._student_classes = invent, student_classes
+        self._student_classes = student_classes
 
     def on_epoch_end(self, epoch, logs=None):
-        with unmoved(self._statistics):
-            images, classes = (tensor.numpy() for tensor in self._invent())
+        images, logits = self._invent(self._noise)
+        classes = logits.mean(axis=1).argmax(-1)
         now = earlier = self._agreement(images, classes)
         if self._earlier:
             kept = zip(*((images, classes) for _, images, classes in self._earlier))

@@ -15,6 +15,7 @@ from PIL import Image
 from cdfkd_tf.errors import RunError
 from cdfkd_tf.files import replacing
 from cdfkd_tf.training.adversarial import unmoved
+from cdfkd_tf.training.trouble import TroubleWatch, effective_classes
 
 GRID = 8  # rows and columns of a sample grid
 _GRID_PIXELS = 512  # small images are enlarged to fill about this
@@ -112,6 +113,31 @@ class HistoryTable(keras.callbacks.Callback):
             temporary.write_text(text.getvalue())
 
 
+class Inventor:
+    """Invents images without moving anything, and asks the teachers about them.
+
+    Args:
+        generator: noise to normalised images.
+        ask_teachers: normalised images to logits `(B, T, C)`.
+    """
+
+    def __init__(self, generator: keras.Model, ask_teachers: Callable):
+        self._statistics = generator.non_trainable_variables
+
+        @tf.function
+        def invent(noise):
+            images = generator(noise, training=True)
+            return images, ask_teachers(images)
+
+        self._invent = invent
+
+    def __call__(self, noise: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """For noise `(n, Z)`, images `(n, height, width, ch)`, logits `(n, T, C)`."""
+        with unmoved(self._statistics):  # looking must not move anything
+            images, logits = self._invent(tf.constant(noise))
+        return images.numpy(), logits.numpy()
+
+
 class InventedImages(keras.callbacks.Callback):
     """Grids of generated images, and how often each class is seen in them.
 
@@ -119,52 +145,45 @@ class InventedImages(keras.callbacks.Callback):
     exponential of its entropy: the number of classes as good as in use.
 
     Args:
-        generator: noise to normalised images.
-        classify: normalised images to logits `(B, C)`: the teachers' mean.
+        invent: an `Inventor`.
         noise: `(n, Z)`, the same at every epoch so that pictures compare.
         denormalise: normalised images to [0, 1].
         samples: folder for the PNG grids.
         logs: folder for TensorBoard's copy.
+        watch: sees every epoch's answers, too.
     """
 
     def __init__(
         self,
-        generator: keras.Model,
-        classify: Callable,
+        invent: Inventor,
         noise: np.ndarray,
         denormalise: Callable,
         samples: pathlib.Path,
         logs: pathlib.Path,
+        watch: TroubleWatch | None = None,
     ):
         super().__init__()
-        self.noise, self.denormalise = tf.constant(noise), denormalise
+        self.invent, self.noise, self.denormalise = invent, noise, denormalise
         self.samples, self.logs = pathlib.Path(samples), logs
-        self._statistics = generator.non_trainable_variables
-
-        @tf.function
-        def invent():
-            images = generator(self.noise, training=True)
-            return images, classify(images)
-
-        self._invent = invent
+        self.watch = watch
 
     def on_train_begin(self, logs=None):
         self.samples.mkdir(parents=True, exist_ok=True)
         self.writer = tf.summary.create_file_writer(str(self.logs))
 
     def on_epoch_end(self, epoch, logs=None):
-        with unmoved(self._statistics):  # looking must not move anything
-            images, logits = self._invent()
-        grid = tile(self.denormalise(images.numpy()))
+        images, logits = self.invent(self.noise)
+        if self.watch:
+            self.watch.see(logits)
+        grid = tile(self.denormalise(images))
         grid.save(self.samples / f"epoch_{epoch + 1:04d}.png")
-        classes = logits.numpy().argmax(-1)
+        classes = logits.mean(axis=1).argmax(-1)
         shares = np.bincount(classes, minlength=logits.shape[-1]) / len(classes)
-        entropy = -sum(share * math.log(share) for share in shares if share)
         with self.writer.as_default(step=epoch + 1):
             pixels = np.asarray(grid.convert("RGB"))[None]
             tf.summary.image("invented_images", pixels)
             tf.summary.histogram("invented_class", classes, buckets=len(shares))
-            tf.summary.scalar("invented_classes", math.exp(entropy))
+            tf.summary.scalar("invented_classes", effective_classes(shares))
         self.writer.flush()
 
     def on_train_end(self, logs=None):

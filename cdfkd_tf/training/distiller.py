@@ -17,15 +17,26 @@ class Distiller(keras.Model):
         student: images to `{"logits": (B, H, C), "features": (B, H, W)}`.
         teachers: images to `{"logits", "features", "bn"}`, see `TeacherEnsemble`.
         method: which terms weigh what.
+        projection: maps the student's features to the teachers' widths and learns
+            with the student, see `build_projection`; None: the widths are equal.
 
     Raises:
         RequestError: if headers, teachers and the method's terms do not fit together.
     """
 
-    def __init__(self, student: keras.Model, teachers: Any, method: Method, **kwargs):
+    def __init__(
+        self,
+        student: keras.Model,
+        teachers: Any,
+        method: Method,
+        *,
+        projection: keras.Model | None = None,
+        **kwargs,
+    ):
         super().__init__(**kwargs)
-        _check_fit(student, teachers, method)
+        _check_fit(student, teachers, method, projection)
         self.student, self.teachers, self.method = student, teachers, method
+        self.projection = projection
         self.weights_of = {"student": method.student, "generator": method.generator}
         self.trackers = {
             f"{player}_{term}": keras.metrics.Mean(name=f"{player}_{term}")
@@ -50,7 +61,13 @@ class Distiller(keras.Model):
             **kwargs: as in `keras.Model.compile`.
         """
         super().compile(optimizer=student_optimizer, **kwargs)
-        student_optimizer.build(self.student.trainable_variables)
+        student_optimizer.build(self.student_variables)
+
+    @property
+    def student_variables(self) -> list[keras.Variable]:
+        """What the student's optimiser moves."""
+        extra = self.projection.trainable_variables if self.projection else []
+        return [*self.student.trainable_variables, *extra]
 
     @property
     def metrics(self) -> list[keras.metrics.Metric]:
@@ -60,7 +77,8 @@ class Distiller(keras.Model):
     @property
     def state(self) -> dict[str, Any]:
         """What a checkpoint must hold to go on: name -> network or optimiser."""
-        return {"student": self.student, "student_optimizer": self.optimizer}
+        state = {"student": self.student, "student_optimizer": self.optimizer}
+        return {**state, **({"projection": self.projection} if self.projection else {})}
 
     @property
     def num_replicas(self) -> int:
@@ -103,15 +121,16 @@ class Distiller(keras.Model):
             loss = self.weigh("student", images, {**teachers, "bn": []})
             # Inside the tape: replicas sum gradients, low precision scales them.
             loss = self.optimizer.scale_loss(loss / self.num_replicas)
-        variables = self.student.trainable_variables
+        variables = self.student_variables
         self.optimizer.apply(tape.gradient(loss, variables), variables)
 
     def weigh(self, player: str, images: KerasTensor, teachers: dict) -> KerasTensor:
         """What `player` minimises on `images`; logs each term's true value."""
         said = self.student(images, training=True)
+        features = said["features"]
         answers = Answers(
             student_logits=said["logits"],
-            student_features=said["features"],
+            student_features=self.projection(features) if self.projection else features,
             teacher_logits=teachers["logits"],
             teacher_features=teachers["features"],
             teacher_bn=teachers["bn"],
@@ -127,7 +146,9 @@ class Distiller(keras.Model):
         return {name: tracker.result() for name, tracker in self.trackers.items()}
 
 
-def _check_fit(student: keras.Model, teachers: Any, method: Method) -> None:
+def _check_fit(
+    student: keras.Model, teachers: Any, method: Method, projection: keras.Model | None
+) -> None:
     num_headers, num_classes = student.output["logits"].shape[1:]
     if num_classes != teachers.num_classes:
         raise RequestError(
@@ -144,17 +165,19 @@ def _check_fit(student: keras.Model, teachers: Any, method: Method) -> None:
     if method.student.get("feature"):
         widths = {teacher.feature_width for teacher in teachers.teachers}
         width = student.output["features"].shape[-1]
-        if widths != {width} or num_headers != len(teachers):
+        known = sorted(widths, key=lambda width: width or 0)
+        fits = widths == {width} or (projection and None not in widths)
+        if not fits or num_headers != len(teachers):
             raise RequestError(
                 f"The feature term compares equal widths, header by teacher; the "
                 f"student's {num_headers} headers are {width} wide, the "
-                f"{len(teachers)} teachers' features {sorted(widths)}. Use "
+                f"{len(teachers)} teachers' features {known}. Use "
                 "--student_feature_weight=0, or a student of the teachers' width."
             )
-    if method.generator.get("bn"):
-        for index, teacher in enumerate(teachers.teachers):
-            if not teacher.batch_norms:
-                raise RequestError(
-                    f"The bn term reads the teachers' BatchNormalization statistics; "
-                    f"teacher {index} has none. Use --generator_bn_weight=0."
-                )
+    if method.generator.get("bn") and not any(
+        teacher.num_batch_norms for teacher in teachers.teachers
+    ):
+        raise RequestError(
+            "The bn term reads the teachers' BatchNormalization statistics, and no "
+            "teacher has any. Use --generator_bn_weight=0."
+        )

@@ -186,5 +186,5 @@ def test_a_bn_term_without_any_batch_norm_is_refused():
         ]
     )
     student = build_student("wrn10_1", SHAPE, CLASSES, 1, sharing="single")
-    with pytest.raises(RequestError, match="teacher 0 has none"):
+    with pytest.raises(RequestError, match="no teacher has any"):
         Distiller(student, TeacherEnsemble([model]), METHODS["dfed"])

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from cdfkd_tf.training.agreement import HeldOutAgreement, KeepBest
-from cdfkd_tf.training.callbacks import HistoryTable
+from cdfkd_tf.training.callbacks import HistoryTable, Inventor
 from tests.conftest import latents, moved, tiny_distiller, values_of
 
 
@@ -20,8 +20,10 @@ def distiller():
 def watch(distiller, file, epochs=16, **kwargs):
     return HeldOutAgreement(
         distiller.student,
-        distiller.generator,
-        lambda images: distiller.teachers(images)["logits"][:, 0],
+        Inventor(
+            distiller.generator,
+            lambda images: distiller.teachers(images)["logits"][:, :1],
+        ),
         latents(batch=32)[:, 0],
         epochs=epochs,
         file=file,

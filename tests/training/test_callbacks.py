@@ -9,14 +9,22 @@ from tensorboard.backend.event_processing import event_accumulator
 
 from cdfkd_tf.data.latents import latent_dataset
 from cdfkd_tf.errors import RunError
-from cdfkd_tf.training.callbacks import Curves, InventedImages, StopOnNaN, tile
+from cdfkd_tf.training.callbacks import (
+    Curves,
+    InventedImages,
+    Inventor,
+    StopOnNaN,
+    tile,
+)
 from tests.conftest import LATENT, latents, moved, tiny_distiller, values_of
 
 
 def invented(distiller, folder):
     return InventedImages(
-        distiller.generator,
-        lambda images: distiller.teachers(images)["logits"][:, 0],
+        Inventor(
+            distiller.generator,
+            lambda images: distiller.teachers(images)["logits"][:, :1],
+        ),
         latents()[:, 0],
         lambda images: images * 0.2 + 0.5,
         folder / "samples",

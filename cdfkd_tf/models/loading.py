@@ -1,0 +1,127 @@
+"""Strangers' model files: read without running code from them."""
+
+import pathlib
+from collections.abc import Sequence
+
+import keras
+import tensorflow as tf
+from keras import KerasTensor
+
+from cdfkd_tf.errors import RequestError
+
+# What a SavedModel may not do: run Python, touch files.
+_FORBIDDEN = ("PyFunc", "EagerPyFunc", "PyFuncStateless", "ReadFile", "WriteFile")
+
+
+class SavedModelClassifier:
+    """A TensorFlow SavedModel as a teacher: its answers and gradients, no layers.
+
+    Args:
+        folder: of the SavedModel.
+
+    Raises:
+        RequestError: unreadable, without a usable signature, or with an operation
+            that runs Python or touches files.
+    """
+
+    def __init__(self, folder: pathlib.Path):
+        self.name, self.layers, self.trainable = folder.name, [], False
+        self._loaded = tf.saved_model.load(str(folder))
+        signatures = self._loaded.signatures
+        if not signatures:
+            raise RequestError(f"SavedModel {folder} has no signature to call.")
+        key = "serving_default" if "serving_default" in signatures else list(signatures)
+        self._signature = signatures[key if isinstance(key, str) else key[0]]
+        arguments = self._signature.structured_input_signature[1]
+        outputs = self._signature.structured_outputs
+        if len(arguments) != 1 or len(outputs) != 1:
+            raise RequestError(
+                f"SavedModel {folder} must take one tensor of images and answer one of "
+                f"classes; it takes {len(arguments)} and answers {len(outputs)}."
+            )
+        (self._input, spec), (self._output, answer) = (
+            *arguments.items(),
+            *outputs.items(),
+        )
+        self.input_shape = tuple(spec.shape)
+        self.output_shape = tuple(answer.shape)
+        self._dtype = spec.dtype
+        self.weights = list(getattr(self._loaded, "variables", ()))
+
+    def __call__(self, images: KerasTensor, training: bool = False) -> KerasTensor:
+        """The answers `(B, C)`; always in inference mode."""
+        return self._signature(**{self._input: tf.cast(images, self._dtype)})[
+            self._output
+        ]
+
+
+def load_classifier(file: str | pathlib.Path) -> keras.Model | SavedModelClassifier:
+    """A classifier from a `.keras` or `.h5` file or a SavedModel folder.
+
+    Args:
+        file: the path.
+
+    Raises:
+        RequestError: missing, empty, unreadable or unsafe.
+    """
+    path = pathlib.Path(file)
+    if path.is_dir():
+        return _load_saved_model(path)
+    if not path.is_file():
+        raise RequestError(f"There is no teacher file {path}. Check --teachers.")
+    if not path.stat().st_size:
+        raise RequestError(f"Teacher file {path} is empty; save the model again.")
+    return load_network(path, "teacher")
+
+
+def load_network(path: pathlib.Path, role: str) -> keras.Model:
+    """A Keras model from a file, in safe mode: no Lambda, no pickle.
+
+    Args:
+        path: a `.keras` or `.h5` file.
+        role: what messages call it.
+
+    Raises:
+        RequestError: unreadable or unsafe.
+    """
+    try:
+        return keras.saving.load_model(path, compile=False, safe_mode=True)
+    except Exception as error:  # Keras raises many kinds for a bad file
+        reason = " ".join(str(error).split())[:200]
+        raise RequestError(
+            f"Cannot read {role} {path}: expected a Keras model file (.keras) of "
+            f"plain layers. {reason}"
+        ) from error
+
+
+def _load_saved_model(folder: pathlib.Path) -> SavedModelClassifier:
+    if not (folder / "saved_model.pb").is_file():
+        raise RequestError(
+            f"Teacher {folder} is a folder: expected a .keras file, or a SavedModel "
+            "with saved_model.pb inside."
+        )
+    try:
+        forbidden = _forbidden_operations(folder / "saved_model.pb")
+        if not forbidden:
+            return SavedModelClassifier(folder)
+    except RequestError:
+        raise
+    except Exception as error:  # TensorFlow raises many kinds, too
+        reason = " ".join(str(error).split())[:200]
+        raise RequestError(f"Cannot read SavedModel {folder}: {reason}") from error
+    raise RequestError(
+        f"SavedModel {folder} holds {', '.join(forbidden)}, which could run code or "
+        "touch files; it is not loaded. Save the bare classifier."
+    )
+
+
+def _forbidden_operations(file: pathlib.Path) -> Sequence[str]:
+    from tensorflow.core.protobuf import saved_model_pb2
+
+    content = saved_model_pb2.SavedModel.FromString(file.read_bytes())
+    used = set()
+    for graph in content.meta_graphs:
+        used |= {node.op for node in graph.graph_def.node}
+        for function in graph.graph_def.library.function:
+            used |= {node.op for node in function.node_def}
+    return sorted(used.intersection(_FORBIDDEN))
