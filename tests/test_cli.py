@@ -27,7 +27,7 @@ def assert_one_error_line(error):
         (["--generator=gan"], "Unknown generator 'gan'"),
         (["--teachers=missing.keras"], "no teacher file missing.keras"),
         (["--teachers={broken}"], "Cannot read teacher"),
-        (["--teachers={folder}"], "no teacher file"),
+        (["--teachers={folder}"], "is a folder: expected a .keras file"),
         (["--teachers={other}"], "answers 7 classes; --dataset=digits has"),
         (["--teachers={good}", "--method=dfad", "--student_headers=multi_level"], None),
         (["--teachers={good},{good}", "--student_headers=single"], "1 headers and"),

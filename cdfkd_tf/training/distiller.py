@@ -108,7 +108,8 @@ class Distiller(keras.Model):
     def ask_teachers(self, images: KerasTensor) -> dict[str, Any]:
         """The teachers' logits and features, without BatchNorm inputs."""
         answers = self.teachers(images)
-        return {"logits": answers["logits"], "features": answers["features"]}
+        shown = [features for features in answers["features"] if features is not None]
+        return {"logits": answers["logits"], "features": shown}
 
     def update_student(self, images: KerasTensor, teachers: dict[str, Any]) -> None:
         """Moves the student alone, by one gradient step.
