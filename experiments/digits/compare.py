@@ -53,6 +53,7 @@ ROWS = {
     "cdfkd_mfs, split headers": (3, ["--student_headers=split"]),
     "cdfkd_mfs, 1 teacher": (1, []),
     "cdfkd_mfs, 2 teachers": (2, []),
+    "cdfkd_mfs, 4 teachers": (4, []),
     "cdfkd_mfs, 5 teachers": (5, []),
 }
 AGGREGATORS = ("weights", "attention", "feature_attention")
