@@ -17,7 +17,14 @@ ACTIONS = (
     "evaluate",
     "export",
 )
-EXPORT_FORMATS = ("saved_model", "tflite_float32", "tflite_int8")
+EXPORT_FORMATS = (
+    "saved_model",
+    "tflite_float32",
+    "tflite_float16",
+    "tflite_dynamic",
+    "tflite_int8",
+)
+_SHIPPED = ("saved_model", "tflite_float32", "tflite_int8")
 
 
 def option(
@@ -199,7 +206,15 @@ class RunConfig:
     debug: bool = option("running", False, "Show the traceback of an error.")
 
     export_formats: tuple[str, ...] = option(
-        "export", EXPORT_FORMATS, "Comma list of formats to write; empty: none."
+        "export",
+        _SHIPPED,
+        f"Comma list of formats to write, of {', '.join(EXPORT_FORMATS)}; empty: none.",
+    )
+    int8_finetune_steps: int = option(
+        "export",
+        0,
+        "Updates of the int8 file's weights under simulated rounding, on invented "
+        "images; 0: calibration alone.",
     )
 
     def __post_init__(self):
@@ -270,6 +285,7 @@ _AT_LEAST = {
     "real_samples": 0,
     "aggregator_epochs": 1,
     "checkpoint_every": 0,
+    "int8_finetune_steps": 0,
 }
 _POSITIVE = (
     "teacher_learning_rate",

@@ -10,18 +10,16 @@ import numpy as np
 import tensorflow as tf
 
 import cdfkd_tf
-from cdfkd_tf.assembly import CALIBRATION_SEED, Assembly, make_deterministic
+from cdfkd_tf.assembly import Assembly, make_deterministic
 from cdfkd_tf.config import RunConfig
 from cdfkd_tf.distillation import distill
-from cdfkd_tf.export import calibration_pixels, check_export, export_predictor
+from cdfkd_tf.export.step import export_run
 from cdfkd_tf.files import replacing
 from cdfkd_tf.models.aggregation import build_aggregator, build_predictor
 from cdfkd_tf.results import Results
 from cdfkd_tf.training.aggregation import fit_aggregator
 from cdfkd_tf.training.classifier import train_classifier
 from cdfkd_tf.workdir import Workdir
-
-_CALIBRATION = 512
 
 
 class Steps:
@@ -193,21 +191,7 @@ class Steps:
 
     def export(self) -> None:
         """Writes the predictor in every format asked for, and checks each file."""
-        assembly, workdir = self.assembly, self.workdir
-        predictor = assembly.load(workdir.predictor, "fit_aggregator")
-        entries = []
-        if self.config.export_formats:
-            unlabelled = assembly.unlabelled_pixels(_CALIBRATION, CALIBRATION_SEED)
-            files = export_predictor(
-                predictor,
-                self.config.export_formats,
-                workdir.export,
-                calibration_pixels(unlabelled),
-            )
-            entries = [
-                check_export(name, path, predictor, assembly.evaluation_batches)
-                for name, path in files.items()
-            ]
+        entries = export_run(self.config, self.assembly, self.workdir)
         self.results.record("exports", entries)
 
     def run(self, step: str) -> None:
