@@ -10,14 +10,21 @@ from cdfkd_tf.config import RunConfig
 from cdfkd_tf.workdir import read_json, write_json
 
 FORMAT = 1
-_MEASURED = ("teachers", "teacher_ensemble", "student", "aggregator", "exports")
+_MEASURED = (
+    "teachers",
+    "teacher_ensemble",
+    "student",
+    "aggregator",
+    "exports",
+    "teacher_costs",
+)
 # Step -> the values that are stale once it runs again.
 _STALE = {
     "train_teachers": _MEASURED,
     "distill": _MEASURED,
-    "fit_aggregator": ("aggregator", "exports"),
+    "fit_aggregator": ("aggregator", "exports", "teacher_costs"),
     "evaluate": ("teachers", "teacher_ensemble", "student"),
-    "export": ("exports",),
+    "export": ("exports", "teacher_costs"),
 }
 
 
@@ -71,6 +78,7 @@ class Results:
                 "mean_accuracy": None,
             },
             "exports": [],
+            "teacher_costs": [],
             "seconds": dict.fromkeys(steps),
             "versions": self.versions,
         }
@@ -101,6 +109,10 @@ def summary(results: dict[str, Any], workdir: str) -> str:
             f"{entry['latency_ms']:.2f} ms per image"
         )
         rows.append((entry["format"], f"{entry['bytes']:,} B", entry["accuracy"], note))
+    cost = sum(entry["latency_ms"] or 0 for entry in results.get("teacher_costs", []))
+    note = f"{cost:.2f} ms per image, all teachers as float32 TFLite"
+    if cost:
+        rows.insert(len(teachers) + 1, ("", " ", None, note))
     lines = [
         f"{name:25}{size:>16}{_percent(accuracy):>10}  {note}".rstrip()
         for name, size, accuracy, note in rows

@@ -13,6 +13,7 @@ import cdfkd_tf
 from cdfkd_tf.assembly import Assembly, make_deterministic
 from cdfkd_tf.config import RunConfig
 from cdfkd_tf.distillation import distill
+from cdfkd_tf.export.costs import teacher_costs
 from cdfkd_tf.export.step import export_run
 from cdfkd_tf.files import replacing
 from cdfkd_tf.models.aggregation import build_aggregator, build_predictor
@@ -193,6 +194,10 @@ class Steps:
         """Writes the predictor in every format asked for, and checks each file."""
         entries = export_run(self.config, self.assembly, self.workdir)
         self.results.record("exports", entries)
+        models = [teacher.model for teacher in self.assembly.teachers.teachers]
+        shape = self.assembly.spec.image_shape
+        costs = teacher_costs(models, shape) if entries else []
+        self.results.record("teacher_costs", costs)
 
     def run(self, step: str) -> None:
         """Runs one step and notes how long it took."""

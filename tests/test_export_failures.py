@@ -39,7 +39,6 @@ def test_files_of_another_predictor_do_not_stay(predictor, tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {NAME, "notes.txt"}
 
 
-# Where the process stops: while it writes the file, or while the file is checked.
 _CHILD = """
     import os, resource, signal, sys, pathlib
     from cdfkd_tf.export import exporting
@@ -58,8 +57,6 @@ _CHILD = """
 
     if how == "kill_while_writing":
         pathlib.Path.write_bytes = write_half
-    elif how == "kill_while_checking":
-        exporting.check = die
     else:  # a disk with room for the SavedModel's parts, not for the TFLite file
         tflite = exporting.tflite
 
@@ -74,7 +71,7 @@ _CHILD = """
 """
 
 
-@pytest.mark.parametrize("how", ["kill_while_writing", "kill_while_checking", "full"])
+@pytest.mark.parametrize("how", ["kill_while_writing", "full"])
 def test_no_half_file_gets_the_final_name(how, tmp_path):
     child = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(_CHILD), str(tmp_path), how],

@@ -20,7 +20,7 @@ _WEIGHTED = (layers.Conv2D, layers.DepthwiseConv2D, layers.Dense)
 # Their output has their input's scale in a TFLite file; softmax has a fixed one.
 _SAME_SCALE = (layers.ZeroPadding2D, layers.MaxPooling2D, layers.Flatten)
 _BATCH = 64
-_LEARNING_RATE = 1e-4
+_LEARNING_RATE = 1e-5
 _HELD_OUT = 0.25  # of the images: they decide whether the result is kept
 
 

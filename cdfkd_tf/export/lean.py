@@ -210,8 +210,9 @@ def _fixed_weights(aggregator, num_headers: int) -> list[float] | None:
     """The headers' weights where they are the same for every image, else None."""
     learned = [np.array(weight) for weight in aggregator.weights]
     attends = aggregator.name.endswith("attention_aggregator")
-    if not learned or (attends and not learned[0].any()):
-        return [1 / num_headers] * num_headers  # unlearned attention is the mean
+    if not learned or (attends and (num_headers == 1 or not learned[0].any())):
+        # Attention that has learned nothing, or has no choice, is the mean.
+        return [1 / num_headers] * num_headers
     if aggregator.name == "weights_aggregator":
         return list(learned[0][:, 0])
     return None

@@ -17,8 +17,8 @@ import cdfkd_tf
 NAME, LABELS = "metadata.json", "labels.txt"
 LICENCE = (
     "Made with cdfkd_tf (Apache-2.0). The weights were learned from the teachers: "
-    "their licences, and those of the images they were trained on, decide what the weights "
-    "may be used for."
+    "their licences, and those of the images they were trained on, decide what the "
+    "weights may be used for."
 )
 
 

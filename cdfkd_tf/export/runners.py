@@ -42,7 +42,7 @@ class TfliteRunner:
         self.image_shape = tuple(int(n) for n in self._input["shape"][1:])
 
     def __call__(self, pixels: np.ndarray) -> np.ndarray:
-        """Probabilities `(B, C)` of images in [0, 1], `(B, height, width, channels)`."""
+        """Probabilities `(B, C)` of images `(B, height, width, channels)` in 0..1."""
         if tuple(self._input["shape"]) != pixels.shape:
             self._interpreter.resize_tensor_input(self._input["index"], pixels.shape)
             self._interpreter.allocate_tensors()
@@ -86,7 +86,7 @@ class SavedModelRunner:
         self.image_shape = tuple(shape["image"].shape[1:])
 
     def __call__(self, pixels: np.ndarray) -> np.ndarray:
-        """Probabilities `(B, C)` of images in [0, 1], `(B, height, width, channels)`."""
+        """Probabilities `(B, C)` of images `(B, height, width, channels)` in 0..1."""
         return self._serve("serving_default", pixels.astype("float32"))
 
     def from_bytes(self, pixels: np.ndarray) -> np.ndarray:

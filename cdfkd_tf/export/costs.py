@@ -1,0 +1,71 @@
+"""What the teachers would cost on the device that gets the student."""
+
+import pathlib
+import tempfile
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+
+from cdfkd_tf.export.checking import size_of
+from cdfkd_tf.export.formats import tflite, write_saved_model
+from cdfkd_tf.export.runners import TfliteRunner
+from cdfkd_tf.models.counting import multiply_adds
+
+
+def teacher_costs(
+    teachers: Sequence[keras.Model], image_shape: tuple[int, int, int]
+) -> list[dict[str, Any]]:
+    """Each teacher as a float32 TFLite file, measured and forgotten.
+
+    Teachers of equal layers are measured once.
+
+    Args:
+        teachers: images `(B, *image_shape)` to logits.
+        image_shape: `(height, width, channels)`.
+
+    Returns:
+        Per teacher `multiply_adds`, `bytes`, `latency_ms` (median of one image, one
+        thread); None where a teacher cannot be counted or converted.
+    """
+    known: dict[str, dict[str, Any]] = {}
+    costs = []
+    for teacher in teachers:
+        key = _architecture(teacher)
+        if key not in known:
+            known[key] = _cost(teacher, image_shape)
+        costs.append(dict(known[key]))
+    return costs
+
+
+def _architecture(teacher: keras.Model) -> str:
+    kinds = [type(layer).__name__ for layer in teacher.layers]
+    shapes = [tuple(weight.shape) for weight in teacher.weights]
+    return f"{kinds} {shapes}"
+
+
+def _cost(teacher: keras.Model, image_shape) -> dict[str, Any]:
+    cost: dict[str, Any] = dict.fromkeys(("multiply_adds", "bytes", "latency_ms"))
+    image = keras.Input(image_shape, name="image")
+    model = keras.Model(image, teacher(image))
+    try:
+        cost["multiply_adds"] = multiply_adds(teacher)
+    except (AttributeError, TypeError, ValueError):
+        pass  # a foreign layer whose shapes are not known
+    try:
+        with tempfile.TemporaryDirectory() as scratch:
+            source = pathlib.Path(scratch) / "source"
+            write_saved_model(model, source)
+            file = pathlib.Path(scratch) / "teacher.tflite"
+            file.write_bytes(tflite(source, "tflite_float32"))
+            cost["bytes"] = size_of(file)
+            run = TfliteRunner(file)
+            cost["latency_ms"] = run.latency(_black(image_shape))
+    except Exception as error:  # converters raise many kinds for what they lack
+        reason = " ".join(str(error).split())[:150]
+        print(f"{teacher.name} has no TFLite file to compare with: {reason}")
+    return cost
+
+
+def _black(image_shape):
+    return keras.ops.convert_to_numpy(keras.ops.zeros((1, *image_shape)))
