@@ -16,6 +16,8 @@ ACTIONS = (
     "fit_aggregator",
     "evaluate",
     "export",
+    "predict",
+    "report",
 )
 EXPORT_FORMATS = (
     "saved_model",
@@ -215,6 +217,22 @@ class RunConfig:
         0,
         "Updates of the int8 file's weights under simulated rounding, on invented "
         "images; 0: calibration alone.",
+    )
+    report: bool = option(
+        "report", True, "Write report.html at the end of the pipeline."
+    )
+
+    predict_input: str = option("predict", "", "Image file or folder to classify.")
+    predict_model: str = option(
+        "predict",
+        "",
+        "Exported file or folder; empty: the smallest that WORKDIR holds.",
+    )
+    predict_output: str = option(
+        "predict", "", "CSV file; empty: WORKDIR/predictions.csv."
+    )
+    show_header_weights: bool = option(
+        "predict", False, "Also how much each header counts for each image."
     )
 
     def __post_init__(self):

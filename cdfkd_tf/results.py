@@ -92,7 +92,9 @@ def summary(results: dict[str, Any], workdir: str) -> str:
         (f"teacher {index}", _size(teacher), teacher["accuracy"], "")
         for index, teacher in enumerate(teachers)
     ]
-    rows.append(("teachers' mean", _size(ensemble), ensemble["accuracy"], ""))
+    cost = sum(entry["latency_ms"] or 0 for entry in results.get("teacher_costs", []))
+    note = f"{cost:.2f} ms per image, all of them as TFLite float32" if cost else ""
+    rows.append(("teachers' mean", _size(ensemble), ensemble["accuracy"], note))
     note = f"agrees with the teachers on {_percent(student['agreement'])}"
     rows.append(("student, mean of headers", _size(student), student["accuracy"], note))
     if aggregator["kind"] != "mean" and aggregator["accuracy"] is not None:
@@ -109,10 +111,6 @@ def summary(results: dict[str, Any], workdir: str) -> str:
             f"{entry['latency_ms']:.2f} ms per image"
         )
         rows.append((entry["format"], f"{entry['bytes']:,} B", entry["accuracy"], note))
-    cost = sum(entry["latency_ms"] or 0 for entry in results.get("teacher_costs", []))
-    note = f"{cost:.2f} ms per image, all teachers as float32 TFLite"
-    if cost:
-        rows.insert(len(teachers) + 1, ("", " ", None, note))
     lines = [
         f"{name:25}{size:>16}{_percent(accuracy):>10}  {note}".rstrip()
         for name, size, accuracy, note in rows

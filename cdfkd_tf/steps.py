@@ -13,10 +13,10 @@ import cdfkd_tf
 from cdfkd_tf.assembly import Assembly, make_deterministic
 from cdfkd_tf.config import RunConfig
 from cdfkd_tf.distillation import distill
-from cdfkd_tf.export.costs import teacher_costs
-from cdfkd_tf.export.step import export_run
+from cdfkd_tf.export.step import cost_of_teachers, export_run
 from cdfkd_tf.files import replacing
 from cdfkd_tf.models.aggregation import build_aggregator, build_predictor
+from cdfkd_tf.report.observations import observe
 from cdfkd_tf.results import Results
 from cdfkd_tf.training.aggregation import fit_aggregator
 from cdfkd_tf.training.classifier import train_classifier
@@ -171,6 +171,7 @@ class Steps:
             "aggregator",
             {"accuracy": share("predictor"), "mean_accuracy": share("student")},
         )
+        observe(assembly, predictor, answers, truth)
 
     def _ask(self, teachers, student, predictor):
         """Everybody's logits on the evaluation images, by name, and the labels."""
@@ -194,9 +195,7 @@ class Steps:
         """Writes the predictor in every format asked for, and checks each file."""
         entries = export_run(self.config, self.assembly, self.workdir)
         self.results.record("exports", entries)
-        models = [teacher.model for teacher in self.assembly.teachers.teachers]
-        shape = self.assembly.spec.image_shape
-        costs = teacher_costs(models, shape) if entries else []
+        costs = cost_of_teachers(self.assembly) if entries else []
         self.results.record("teacher_costs", costs)
 
     def run(self, step: str) -> None:

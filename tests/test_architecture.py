@@ -11,7 +11,17 @@ LAYERS = (
     ("errors", "config", "registry", "quiet", "files", "losses"),
     ("data", "models"),
     ("methods", "training"),
-    ("workdir", "results", "export", "assembly", "distillation", "steps", "runs"),
+    (
+        "workdir",
+        "results",
+        "export",
+        "assembly",
+        "distillation",
+        "report",
+        "prediction",
+        "steps",
+        "runs",
+    ),
     ("flags", "cli", "tools"),
 )
 

@@ -1,5 +1,6 @@
 """What the teachers would cost on the device that gets the student."""
 
+import contextlib
 import pathlib
 import tempfile
 from collections.abc import Sequence
@@ -48,10 +49,9 @@ def _cost(teacher: keras.Model, image_shape) -> dict[str, Any]:
     cost: dict[str, Any] = dict.fromkeys(("multiply_adds", "bytes", "latency_ms"))
     image = keras.Input(image_shape, name="image")
     model = keras.Model(image, teacher(image))
-    try:
+    # A foreign layer may not know its shapes.
+    with contextlib.suppress(AttributeError, TypeError, ValueError):
         cost["multiply_adds"] = multiply_adds(teacher)
-    except (AttributeError, TypeError, ValueError):
-        pass  # a foreign layer whose shapes are not known
     try:
         with tempfile.TemporaryDirectory() as scratch:
             source = pathlib.Path(scratch) / "source"

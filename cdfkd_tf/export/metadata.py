@@ -29,6 +29,7 @@ def describe(
     student: str,
     class_names: Sequence[str],
     image_shape: Sequence[int],
+    shorter_side: int = 0,
 ) -> dict[str, Any]:
     """The description of a predictor, the same for all its files.
 
@@ -38,6 +39,8 @@ def describe(
         student: its backbone.
         class_names: one per class, in the order of the outputs.
         image_shape: `(height, width, channels)` of the input.
+        shorter_side: images are scaled to it and cropped in the centre; 0: scaled to
+            `image_shape` as they are.
     """
     height, width, channels = image_shape
     return {
@@ -53,6 +56,7 @@ def describe(
             "width": width,
             "channels": channels,
             "channel_order": "RGB" if channels == 3 else "grey",
+            "shorter_side": shorter_side,
         },
         "output": "one probability per class",
         "licence": LICENCE,

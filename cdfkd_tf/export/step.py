@@ -7,9 +7,11 @@ import numpy as np
 
 from cdfkd_tf.assembly import CALIBRATION_SEED, Assembly
 from cdfkd_tf.config import RunConfig
+from cdfkd_tf.errors import RequestError
 from cdfkd_tf.export import metadata
 from cdfkd_tf.export.calibration import calibration_pixels
 from cdfkd_tf.export.checking import Reference
+from cdfkd_tf.export.costs import teacher_costs
 from cdfkd_tf.export.exporting import export_checked
 from cdfkd_tf.export.finetuning import finetune_int8
 from cdfkd_tf.workdir import Workdir
@@ -46,6 +48,7 @@ def export_run(
         student=config.student,
         class_names=names or [str(index) for index in range(spec.num_classes)],
         image_shape=spec.image_shape,
+        shorter_side=spec.shorter_side,
     )
     calibration, finetune = np.empty(0), None
     if "tflite_int8" in config.export_formats:
@@ -63,6 +66,15 @@ def export_run(
         description=description,
         finetune=finetune,
     )
+
+
+def cost_of_teachers(assembly: Assembly) -> list[dict[str, Any]]:
+    """The teachers' cost on a device, for comparison; empty if they are not there."""
+    try:
+        models = [teacher.model for teacher in assembly.teachers.teachers]
+    except RequestError:
+        return []
+    return teacher_costs(models, assembly.spec.image_shape)
 
 
 def calibration_pool(assembly: Assembly, workdir: Workdir) -> np.ndarray:
