@@ -8,6 +8,7 @@ import dataclasses
 from typing import Any
 
 from cdfkd_tf.errors import RequestError
+from cdfkd_tf.limits import AT_LEAST, POSITIVE
 
 ACTIONS = (
     "pipeline",
@@ -205,6 +206,9 @@ class RunConfig:
     checkpoint_every: int = option(
         "running", 1, "Epochs between checkpoints; 0 keeps none."
     )
+    report: bool = option(
+        "running", True, "Write report.html at the end of the pipeline."
+    )
     debug: bool = option("running", False, "Show the traceback of an error.")
 
     export_formats: tuple[str, ...] = option(
@@ -217,9 +221,6 @@ class RunConfig:
         0,
         "Updates of the int8 file's weights under simulated rounding, on invented "
         "images; 0: calibration alone.",
-    )
-    report: bool = option(
-        "report", True, "Write report.html at the end of the pipeline."
     )
 
     predict_input: str = option("predict", "", "Image file or folder to classify.")
@@ -236,12 +237,12 @@ class RunConfig:
     )
 
     def __post_init__(self):
-        for name, limit in _AT_LEAST.items():
+        for name, limit in AT_LEAST.items():
             if getattr(self, name) < limit:
                 raise RequestError(
                     f"--{name} must be at least {limit}; got {getattr(self, name)}."
                 )
-        for name in _POSITIVE:
+        for name in POSITIVE:
             if not getattr(self, name) > 0:
                 raise RequestError(
                     f"--{name} must be positive; got {getattr(self, name)}."
@@ -287,31 +288,3 @@ class RunConfig:
                 value = ",".join(str(item) for item in value)
             lines.append(f"--{name}={value}\n")
         return "".join(lines)
-
-
-_AT_LEAST = {
-    "seed": 0,
-    "num_teachers": 1,
-    "teacher_epochs": 1,
-    "teacher_batch_size": 1,
-    "latent_size": 1,
-    "student_rounds": 1,
-    "epochs": 1,
-    "steps_per_epoch": 1,
-    "evaluate_every": 0,
-    "batch_size": 2,  # BatchNorm statistics of one image are no statistics
-    "real_samples": 0,
-    "aggregator_epochs": 1,
-    "checkpoint_every": 0,
-    "int8_finetune_steps": 0,
-}
-_POSITIVE = (
-    "teacher_learning_rate",
-    "teacher_width",
-    "temperature",
-    "student_width",
-    "generator_width",
-    "student_learning_rate",
-    "generator_learning_rate",
-    "aggregator_learning_rate",
-)

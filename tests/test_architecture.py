@@ -8,7 +8,7 @@ import pytest
 ROOT = pathlib.Path(__file__).parent.parent
 FILES = sorted((ROOT / "cdfkd_tf").rglob("*.py"))
 LAYERS = (
-    ("errors", "config", "registry", "quiet", "files", "losses"),
+    ("errors", "config", "limits", "registry", "quiet", "files", "losses"),
     ("data", "models"),
     ("methods", "training"),
     (

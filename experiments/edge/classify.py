@@ -1,6 +1,6 @@
 """Classifies pictures on a device: python classify.py student_int8.tflite a.png b.jpg
 
-Needs numpy, pillow and ai-edge-litert. Class names and the image size stand in the file.
+Needs numpy, pillow and ai-edge-litert. Class names and sizes stand in the file.
 """
 
 import json
