@@ -18,12 +18,15 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     packages=find_packages(include=["cdfkd_tf", "cdfkd_tf.*"]),
+    package_data={"cdfkd_tf.report": ["page.css"]},
     python_requires=">=3.10",
     install_requires=[
         "absl-py>=2.1",
         "ai-edge-litert>=2.1",  # the interpreter that devices use: checks exports
         "importlib_resources",  # tensorflow-datasets 4.9.10 forgets to ask for it
+        "flatbuffers>=24.3",  # packs TFLite files
         "keras>=3.15,<3.16",
+        "matplotlib>=3.9",  # charts of report.html
         "numpy>=2",
         "pillow",
         "scikit-learn",  # brings the digits, and stratified splits
@@ -32,10 +35,8 @@ setup(
         "tensorflow-datasets>=4.9.9",
     ],
     extras_require={
-        "experiments": ["matplotlib>=3.9"],  # plots of experiments/digits/compare.py
         "torch": ["torch>=2.4", "safetensors>=0.4"],  # tools/import_torch.py
         "test": [
-            "matplotlib>=3.9",
             "pytest>=8",
             "pytest-xdist>=3.6",
             "ruff==0.17.*",

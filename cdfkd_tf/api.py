@@ -1,6 +1,7 @@
 """The same from Python: `cdfkd_tf.distill(teachers)` for notebooks and programs."""
 
 import csv
+import dataclasses
 import difflib
 import pathlib
 import tempfile
@@ -12,13 +13,13 @@ import numpy as np
 import tensorflow as tf
 
 from cdfkd_tf import runs
-from cdfkd_tf.assembly import CALIBRATION_SEED, Assembly
+from cdfkd_tf.assembly import Assembly
 from cdfkd_tf.computing import make_deterministic
 from cdfkd_tf.config import RunConfig
 from cdfkd_tf.distillation import distill as run_distillation
 from cdfkd_tf.errors import RequestError
-from cdfkd_tf.evaluation import measure
-from cdfkd_tf.export import calibration_pixels, check_export, export_predictor
+from cdfkd_tf.evaluation import ask, measure
+from cdfkd_tf.export.step import export_run
 from cdfkd_tf.models.aggregation import build_aggregator, build_predictor
 from cdfkd_tf.models.loading import load_classifier
 from cdfkd_tf.training.aggregation import AggregatorFit, fit_aggregator
@@ -26,7 +27,6 @@ from cdfkd_tf.workdir import Workdir
 
 Images = np.ndarray | tf.data.Dataset
 _AT_ONCE = 256
-_CALIBRATION = 512
 
 
 class Distillation:
@@ -66,7 +66,8 @@ class Distillation:
         spec = self._assembly.spec
         batches = list(_batches(x, y, spec.image_shape))
         teachers = self._assembly.teachers
-        return measure(teachers, self.student, self.predictor, spec, batches)
+        answers, truth = ask(teachers, self.student, self.predictor, spec, batches)
+        return measure(answers, truth, teachers, self.student)
 
     def fit_aggregator(
         self,
@@ -126,18 +127,10 @@ class Distillation:
         Returns:
             `exports` as in results.json; agreement is on generated images.
         """
-        folder = pathlib.Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        formats = tuple(formats or self.config.export_formats)
-        unlabelled = self._assembly.unlabelled_pixels(_CALIBRATION, CALIBRATION_SEED)
-        files = export_predictor(
-            self.predictor, formats, folder, calibration_pixels(unlabelled)
-        )
-        batches = self._assembly.evaluation_batches
-        return [
-            check_export(name, path, self.predictor, batches)
-            for name, path in files.items()
-        ]
+        config = self.config
+        if formats is not None:
+            config = dataclasses.replace(config, export_formats=tuple(formats))
+        return export_run(config, self._assembly, self.predictor, pathlib.Path(folder))
 
     def _predictor(self, kind: str) -> tuple[keras.Model, keras.Model]:
         aggregator, spec = build_aggregator(kind, self.student), self._assembly.spec

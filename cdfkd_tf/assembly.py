@@ -83,6 +83,14 @@ class Assembly:
         """Whether there are real labelled images to measure on."""
         return self.config.evaluation_split != "none" and self.images.can_measure
 
+    @functools.cached_property
+    def class_names(self) -> list[str]:
+        """One per class: as the data set tells if it may be read, else numbers."""
+        known = self.spec.class_names
+        if not known and self.can_measure:
+            known = self.images.class_names
+        return list(known) or [str(label) for label in range(self.spec.num_classes)]
+
     @property
     def _asked_terms(self) -> dict[str, float]:
         """Terms whose weights the request gives, as `student_feature`."""

@@ -16,7 +16,10 @@ ACTIONS = (
     "fit_aggregator",
     "evaluate",
     "export",
+    "predict",
+    "report",
 )
+_SHIPPED = ("saved_model", "tflite_float32", "tflite_int8")
 
 
 def option(
@@ -260,10 +263,34 @@ class RunConfig:
     checkpoint_every: int = option(
         "running", 1, "Epochs between checkpoints; 0 keeps none."
     )
+    report: bool = option(
+        "running", True, "Write report.html at the end of the pipeline."
+    )
     debug: bool = option("running", False, "Show the traceback of an error.")
 
     export_formats: tuple[str, ...] = option(
-        "export", EXPORT_FORMATS, "Comma list of formats to write; empty: none."
+        "export",
+        _SHIPPED,
+        f"Comma list of formats to write, of {', '.join(EXPORT_FORMATS)}; empty: none.",
+    )
+    int8_finetune_steps: int = option(
+        "export",
+        0,
+        "Updates of the int8 file's weights under simulated rounding, on invented "
+        "images; 0: calibration alone.",
+    )
+
+    predict_input: str = option("predict", "", "Image file or folder to classify.")
+    predict_model: str = option(
+        "predict",
+        "",
+        "Exported file or folder; empty: the smallest that WORKDIR holds.",
+    )
+    predict_output: str = option(
+        "predict", "", "CSV file; empty: WORKDIR/predictions.csv."
+    )
+    show_header_weights: bool = option(
+        "predict", False, "Also how much each header counts for each image."
     )
 
     def __post_init__(self):

@@ -11,17 +11,18 @@ import tensorflow as tf
 from cdfkd_tf.data.specs import DatasetSpec
 from cdfkd_tf.models.teachers import TeacherEnsemble
 
+Answers = dict[Any, np.ndarray]
 Batches = Iterable[tuple[np.ndarray, np.ndarray | None]]
 
 
-def measure(
+def ask(
     teachers: TeacherEnsemble,
     student: keras.Model,
     predictor: keras.Model,
     spec: DatasetSpec,
     batches: Batches,
-) -> dict[str, Any]:
-    """The measured part of results.json: teachers, ensemble, student, aggregator.
+) -> tuple[Answers, np.ndarray | None]:
+    """Everybody's answers on the same images.
 
     Args:
         teachers: frozen.
@@ -29,9 +30,48 @@ def measure(
         predictor: images in [0, 1] to probabilities.
         spec: of the images.
         batches: of images `(B, height, width, channels)` in [0, 1] and labels `(B,)`,
-            or None where there are none: accuracies are None then.
+            or None where there are none.
+
+    Returns:
+        `(n, C)` of `("teacher", i)`, `("header", h)`, `ensemble`, `student`,
+        `predictor`; the labels `(n,)` or None.
     """
-    answers, truth = _ask(teachers, student, predictor, spec, batches)
+
+    @tf.function(reduce_retracing=True)
+    def ask_teachers(images):
+        return teachers(images)["logits"]
+
+    answers, labels = collections.defaultdict(list), []
+    for pixels, truth in batches:
+        images = np.asarray(spec.normalise(pixels), keras.config.floatx())
+        said = ask_teachers(images).numpy()
+        headers = student.predict_on_batch(images)["logits"]
+        for index in range(said.shape[1]):
+            answers["teacher", index].append(said[:, index])
+        for header in range(headers.shape[1]):
+            answers["header", header].append(headers[:, header])
+        answers["ensemble"].append(said.mean(axis=1))
+        answers["student"].append(headers.mean(axis=1))
+        answers["predictor"].append(predictor.predict_on_batch(pixels))
+        labels.append(truth)
+    joined = {name: np.concatenate(parts) for name, parts in answers.items()}
+    return joined, None if labels[0] is None else np.concatenate(labels)
+
+
+def measure(
+    answers: Answers,
+    truth: np.ndarray | None,
+    teachers: TeacherEnsemble,
+    student: keras.Model,
+) -> dict[str, Any]:
+    """The measured part of results.json: teachers, ensemble, student, aggregator.
+
+    Args:
+        answers: from `ask`, as the next one; None: accuracies are None.
+        truth: labels.
+        teachers: whose names and sizes are told.
+        student: likewise.
+    """
 
     def share(name, against=truth):
         if against is None:
@@ -65,30 +105,6 @@ def measure(
             "mean_accuracy": share("student"),
         },
     }
-
-
-def _ask(teachers, student, predictor, spec, batches):
-    """Everybody's answers, by name, and the labels."""
-
-    @tf.function(reduce_retracing=True)
-    def ask_teachers(images):
-        return teachers(images)["logits"]
-
-    answers, labels = collections.defaultdict(list), []
-    for pixels, truth in batches:
-        images = np.asarray(spec.normalise(pixels), keras.config.floatx())
-        said = ask_teachers(images).numpy()
-        headers = student.predict_on_batch(images)["logits"]
-        for index in range(said.shape[1]):
-            answers["teacher", index].append(said[:, index])
-        for header in range(headers.shape[1]):
-            answers["header", header].append(headers[:, header])
-        answers["ensemble"].append(said.mean(axis=1))
-        answers["student"].append(headers.mean(axis=1))
-        answers["predictor"].append(predictor.predict_on_batch(pixels))
-        labels.append(truth)
-    joined = {name: np.concatenate(parts) for name, parts in answers.items()}
-    return joined, None if labels[0] is None else np.concatenate(labels)
 
 
 def parameter_count(model: keras.Model) -> int:

@@ -5,7 +5,13 @@ from typing import Any
 
 from cdfkd_tf.errors import RequestError
 
-EXPORT_FORMATS = ("saved_model", "tflite_float32", "tflite_int8")
+EXPORT_FORMATS = (
+    "saved_model",
+    "tflite_float32",
+    "tflite_float16",
+    "tflite_dynamic",
+    "tflite_int8",
+)
 TEACHER_INPUTS = ("auto", "normalised", "0..1", "0..255", "-1..1")
 
 _AT_LEAST = {
@@ -22,6 +28,7 @@ _AT_LEAST = {
     "real_samples": 0,
     "aggregator_epochs": 1,
     "checkpoint_every": 0,
+    "int8_finetune_steps": 0,
 }
 _POSITIVE = (
     "teacher_learning_rate",

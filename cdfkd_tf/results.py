@@ -10,14 +10,21 @@ from cdfkd_tf.config import RunConfig
 from cdfkd_tf.workdir import read_json, write_json
 
 FORMAT = 1
-_MEASURED = ("teachers", "teacher_ensemble", "student", "aggregator", "exports")
+_MEASURED = (
+    "teachers",
+    "teacher_ensemble",
+    "student",
+    "aggregator",
+    "exports",
+    "teacher_costs",
+)
 # Step -> the values that are stale once it runs again.
 _STALE = {
     "train_teachers": _MEASURED,
     "distill": _MEASURED,
-    "fit_aggregator": ("aggregator", "exports"),
+    "fit_aggregator": ("aggregator", "exports", "teacher_costs"),
     "evaluate": ("teachers", "teacher_ensemble", "student"),
-    "export": ("exports",),
+    "export": ("exports", "teacher_costs"),
 }
 
 
@@ -71,6 +78,7 @@ class Results:
                 "mean_accuracy": None,
             },
             "exports": [],
+            "teacher_costs": [],
             "seconds": dict.fromkeys(steps),
             "versions": self.versions,
         }
@@ -84,7 +92,9 @@ def summary(results: dict[str, Any], workdir: str) -> str:
         (f"teacher {index}", _size(teacher), teacher["accuracy"], "")
         for index, teacher in enumerate(teachers)
     ]
-    rows.append(("teachers' mean", _size(ensemble), ensemble["accuracy"], ""))
+    cost = sum(entry["latency_ms"] or 0 for entry in results.get("teacher_costs", []))
+    note = f"{cost:.2f} ms per image, all of them as TFLite float32" if cost else ""
+    rows.append(("teachers' mean", _size(ensemble), ensemble["accuracy"], note))
     note = f"agrees with the teachers on {_percent(student['agreement'])}"
     rows.append(("student, mean of headers", _size(student), student["accuracy"], note))
     if aggregator["kind"] != "mean" and aggregator["accuracy"] is not None:

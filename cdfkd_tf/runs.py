@@ -9,7 +9,9 @@ from typing import Any
 
 from cdfkd_tf.config import RunConfig
 from cdfkd_tf.errors import RequestError
+from cdfkd_tf.prediction import predict
 from cdfkd_tf.quiet import quiet_tensorflow
+from cdfkd_tf.report.page import write_report
 from cdfkd_tf.results import summary
 from cdfkd_tf.workdir import Workdir, read_json, write_json, write_text
 
@@ -33,6 +35,12 @@ def run(config: RunConfig) -> None:
         RunError: a step failed.
     """
     workdir = Workdir(config.workdir)
+    if config.action == "predict":
+        predict(config, workdir)
+        return
+    if config.action == "report":
+        print(f"The report is {write_report(workdir)}")
+        return
     wanted = tuple(STEPS) if config.action == "pipeline" else (config.action,)
     todo = [step for step in wanted if not _is_done(step, config, workdir)]
     if config.action == "pipeline" and todo:
@@ -44,6 +52,9 @@ def run(config: RunConfig) -> None:
     else:
         print(f"Nothing to do: {config.workdir} holds all of it already.")
     results = read_json(workdir.results)
+    reports = config.action == "pipeline" and config.report
+    if reports and results and (todo or not workdir.report.exists()):
+        write_report(workdir)
     if results:
         print(summary(results, config.workdir))
 

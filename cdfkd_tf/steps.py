@@ -8,20 +8,21 @@ import keras
 import tensorflow as tf
 
 import cdfkd_tf
-from cdfkd_tf.assembly import CALIBRATION_SEED, Assembly
+from cdfkd_tf.assembly import Assembly
 from cdfkd_tf.computing import make_deterministic
 from cdfkd_tf.config import RunConfig
 from cdfkd_tf.distillation import distill
-from cdfkd_tf.evaluation import measure
-from cdfkd_tf.export import calibration_pixels, check_export, export_predictor
+from cdfkd_tf.errors import RequestError
+from cdfkd_tf.evaluation import ask, measure
+from cdfkd_tf.export.costs import teacher_costs
+from cdfkd_tf.export.step import export_run
 from cdfkd_tf.files import replacing
 from cdfkd_tf.models.aggregation import build_aggregator, build_predictor
+from cdfkd_tf.report.observations import observe
 from cdfkd_tf.results import Results
 from cdfkd_tf.training.aggregation import fit_aggregator
 from cdfkd_tf.training.classifier import train_classifier
 from cdfkd_tf.workdir import Workdir
-
-_CALIBRATION = 512
 
 
 class Steps:
@@ -131,34 +132,31 @@ class Steps:
         predictor = assembly.load(workdir.predictor, "fit_aggregator")
         if assembly.can_measure:
             assembly.images.write_splits(workdir.splits)
-        measured = measure(
+        answers, truth = ask(
             assembly.teachers,
             student,
             predictor,
             assembly.spec,
             assembly.evaluation_batches,
         )
+        measured = measure(answers, truth, assembly.teachers, student)
         for key, value in measured.items():
             self.results.record(key, value)
+        observe(assembly, predictor, answers, truth)
 
     def export(self) -> None:
         """Writes the predictor in every format asked for, and checks each file."""
-        assembly, workdir = self.assembly, self.workdir
-        predictor = assembly.load(workdir.predictor, "fit_aggregator")
-        entries = []
-        if self.config.export_formats:
-            unlabelled = assembly.unlabelled_pixels(_CALIBRATION, CALIBRATION_SEED)
-            files = export_predictor(
-                predictor,
-                self.config.export_formats,
-                workdir.export,
-                calibration_pixels(unlabelled),
-            )
-            entries = [
-                check_export(name, path, predictor, assembly.evaluation_batches)
-                for name, path in files.items()
-            ]
+        predictor = self.assembly.load(self.workdir.predictor, "fit_aggregator")
+        directory = self.workdir.export
+        entries = export_run(self.config, self.assembly, predictor, directory)
         self.results.record("exports", entries)
+        self.results.record("teacher_costs", self._teacher_costs() if entries else [])
+
+    def _teacher_costs(self) -> list:
+        try:
+            return teacher_costs(self.assembly.teachers.teachers)
+        except RequestError:  # exported elsewhere, without the teachers
+            return []
 
     def run(self, step: str) -> None:
         """Runs one step and notes how long it took."""

@@ -32,6 +32,8 @@ class Workdir:
         self.history = self.path / "history.csv"
         self.splits = self.path / "splits"
         self.results = self.path / "results.json"
+        self.report = self.path / "report.html"
+        self.observations = self.path / "observations.json"
         self.config = self.path / "config.json"
         self.flags = self.path / "run.flags"
         self._progress = self.path / "progress.json"

@@ -32,6 +32,7 @@ TOY = (
     "--batch_size=8",
     "--milestones=1",
     "--aggregator_epochs=2",
+    "--noreport",
 )
 
 

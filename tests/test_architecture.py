@@ -20,6 +20,8 @@ LAYERS = (
         "teaching",
         "assembly",
         "distillation",
+        "report",
+        "prediction",
         "steps",
         "runs",
     ),

@@ -25,7 +25,8 @@ def toy(workdir, data_dir, *more):
 def finished(tmp_path_factory, data_dir):
     """A workdir that holds a whole pipeline."""
     workdir = tmp_path_factory.mktemp("run")
-    assert toy(workdir, data_dir, "--aggregator=attention", "--real_samples=20") == 0
+    more = ("--aggregator=attention", "--real_samples=20", "--report")
+    assert toy(workdir, data_dir, *more) == 0
     return workdir
 
 
@@ -53,6 +54,8 @@ def test_pipeline_leaves_the_promised_files(finished):
         "export/student_int8.tflite",
         "samples/epoch_0002.png",
         "results.json",
+        "observations.json",
+        "report.html",
     ):
         assert (finished / name).exists(), name
     assert any((finished / "logs").iterdir())
@@ -84,7 +87,11 @@ def test_results_have_the_promised_form(finished):
     assert formats == ["saved_model", "tflite_float32", "tflite_int8"]
     for entry in results["exports"]:
         assert entry["bytes"] > 10_000 and entry["latency_ms"] > 0
+        assert entry["multiply_adds"] > 10_000 and entry["parameters"] > 1_000
         assert 0 <= entry["accuracy"] <= 1 and 0 <= entry["agreement"] <= 1
+    for entry in results["teacher_costs"]:
+        assert entry["multiply_adds"] > 1_000_000
+        assert entry["bytes"] > 4 * 77_562 and entry["latency_ms"] > 0
     assert set(results["seconds"]) >= {"train_teachers", "distill", "export"}
     assert set(results["versions"]) == {"cdfkd_tf", "tensorflow", "keras"}
 

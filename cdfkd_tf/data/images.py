@@ -59,6 +59,11 @@ class RealImages:
         """Whether there are images to measure on; only an own folder may lack them."""
         return self._has(self.splits.evaluation)
 
+    @property
+    def class_names(self) -> list[str]:
+        """In the order of the labels."""
+        return self._prepared_builder().info.features["label"].names
+
     def _has(self, split: str) -> bool:
         """Only an own folder may lack a split."""
         return not self.spec.folder or split in self._prepared_builder().info.splits

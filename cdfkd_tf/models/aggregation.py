@@ -8,6 +8,7 @@ plain mean (the published attention: CDFKD-MFS, attention-based aggregation).
 from collections.abc import Callable
 
 import keras
+import numpy as np
 from keras import KerasTensor, layers
 
 from cdfkd_tf.errors import RequestError
@@ -60,6 +61,26 @@ def build_predictor(
     logits = aggregator(student(images))
     probabilities = layers.Softmax(name="probabilities", dtype=keras.config.floatx())
     return keras.Model(pixels, probabilities(logits), name="predictor")
+
+
+def header_weights(predictor: keras.Model, pixels: np.ndarray) -> np.ndarray:
+    """How much each header counts for each image, `(B, H)`; rows need not sum to 1.
+
+    Args:
+        predictor: from `build_predictor`.
+        pixels: images in [0, 1], `(B, height, width, channels)`.
+    """
+    normalisation, student, aggregator = predictor.layers[1:4]
+    num_headers = student.output["logits"].shape[1]
+    names = {layer.name for layer in aggregator.layers}
+    if "header_weights" not in names:
+        return np.full((len(pixels), num_headers), 1 / num_headers, "float32")
+    layer = aggregator.get_layer("header_weights")
+    if isinstance(layer, layers.Dense):  # the same for every image
+        return np.tile(np.array(layer.kernel)[:, 0], (len(pixels), 1))
+    answers = student(normalisation(pixels), training=False)
+    weights = keras.Model(aggregator.input, layer.output)(answers)
+    return np.array(weights)[..., 0]
 
 
 def _mean(logits: KerasTensor, features: KerasTensor) -> KerasTensor:

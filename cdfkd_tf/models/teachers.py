@@ -121,6 +121,14 @@ class Teacher:
         ]
         return self._as_logits(answer), self._features(records), bn
 
+    @property
+    def image_shape(self) -> tuple[int, ...]:
+        """What one image measures for the model itself, open sides as the data set."""
+        if not self.view:
+            return tuple(self.model.input_shape[1:])
+        shape = zip(self.view.shape, self.view.spec.image_shape)
+        return tuple(side or given for side, given in shape)
+
     def _record(self, images):
         with self._recorder.recording() as records:
             answer = self.model(images, training=False)

@@ -1,0 +1,211 @@
+"""report.html: one file, complete, that a browser shows without complaint."""
+
+import html.parser
+import json
+import re
+import shutil
+import subprocess
+
+import numpy as np
+import pytest
+
+from cdfkd_tf.config import RunConfig
+from cdfkd_tf.report.page import write_report
+from cdfkd_tf.results import Results
+from cdfkd_tf.training.callbacks import tile
+from cdfkd_tf.workdir import Workdir, write_json
+from tests.conftest import run_main
+
+BROWSER = next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))),
+    None,
+)
+NO_BROWSER = "no Chromium on PATH (Debian: apt-get install chromium)"
+EXPORT = {
+    "file": "x",
+    "bytes": 200_000,
+    "accuracy": 0.9,
+    "agreement": 0.995,
+    "max_abs_difference": 1e-7,
+    "latency_ms": 0.05,
+    "threads": 1,
+    "operators": 80,
+    "parameters": 50_000,
+    "multiply_adds": 1_000_000,
+}
+
+
+def fill(folder, *, measured=True, classes=10):
+    """A run folder as a pipeline leaves it, without the hours behind it."""
+    workdir = Workdir(str(folder))
+    config = RunConfig(dataset="digits", workdir=str(folder), epochs=7)
+    results = Results(workdir.results, config, {"cdfkd_tf": "0.1", "keras": "3.15"})
+    accuracy = 0.9 if measured else None
+    teacher = {"file": "a.keras", "parameters": 170_000, "accuracy": accuracy}
+    results.record("teachers", [teacher] * 3)
+    results.record("teacher_ensemble", {"parameters": 510_000, "accuracy": accuracy})
+    student = {"parameters": 52_000, "accuracy": accuracy, "agreement": 0.97}
+    results.record("student", {**student, "header_accuracy": [accuracy] * 3})
+    results.record("aggregator", {"accuracy": accuracy, "mean_accuracy": accuracy})
+    cost = {"multiply_adds": 6_000_000, "bytes": 700_000, "latency_ms": 0.15}
+    results.record("teacher_costs", [cost] * 3)
+    entries = [
+        {**EXPORT, "format": name, "accuracy": accuracy}
+        for name in ("saved_model", "tflite_float32", "tflite_int8")
+    ]
+    results.record("exports", entries)
+    results.record("seconds", {"distill": 12.3})
+    write_json(workdir.config, config.option_dict())
+    workdir.history.write_text(
+        "epoch,student_header,generator_bn,generator_balance,val_accuracy,agreement\n"
+        "1,1.5,20,-0.3,0.5,0.4\n2,1.0,10,-0.4,,0.6\n3,0.8,9,-0.5,0.8,0.7\n"
+    )
+    rng = np.random.default_rng(0)
+    workdir.samples.mkdir()
+    for epoch in range(1, 8):
+        tile(rng.uniform(size=(64, 8, 8, 1))).save(
+            workdir.samples / f"epoch_{epoch:04d}.png"
+        )
+    table = {
+        "classes": [f"<class {index}>" for index in range(classes)],
+        "confusion_rows": "labels" if measured else "teachers",
+        "confusion": rng.integers(0, 9, (classes, classes)).tolist(),
+        "header_weights": [0.2, 0.3, 0.5],
+        "header_weights_by_class": [None, *[[0.2, 0.3, 0.5]] * (classes - 1)],
+        "invented_classes": rng.integers(1, 60, classes).tolist(),
+    }
+    write_json(workdir.observations, table)
+    return workdir
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory):
+    return write_report(fill(tmp_path_factory.mktemp("run")))
+
+
+class _Reader(html.parser.HTMLParser):
+    """Checks that tags close in order; collects what the page is made of."""
+
+    EMPTY = {"meta", "link", "img", "br"}
+
+    def __init__(self):
+        super().__init__()
+        self.open, self.tags, self.attributes, self.text = [], [], [], []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.attributes += attrs
+        if tag not in self.EMPTY:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.append(tag)
+        self.attributes += attrs
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text.append(data)
+
+
+def read(path):
+    reader = _Reader()
+    reader.feed(path.read_text())
+    assert reader.open == []
+    return reader
+
+
+def test_the_page_has_every_part(page):
+    reader = read(page)
+    text = " ".join(reader.text)
+    assert reader.tags.count("table") == 3  # comparison, exports, seconds
+    assert reader.tags.count("img") == 6
+    assert reader.tags.count("svg") == 7  # the drawing, 3 curves, 3 on the answers
+    for words in (
+        "what three teachers know, without a single one",
+        "90.00%",
+        "52,000",
+        "9.0 times as fast",
+        "epoch 7",
+        "tflite_int8",
+        "--epochs=7",
+        "keras 3.15",
+        "<class 3>",
+    ):
+        assert words in text, words
+
+
+def test_the_page_needs_nothing_from_elsewhere(page):
+    reader = read(page)
+    for name, value in reader.attributes:
+        if name in ("src", "href", "xlink:href"):
+            assert value.startswith(("data:", "#")), value
+    assert not {"script", "iframe", "object"} & set(reader.tags)
+    text = page.read_text()
+    assert "@import" not in text
+    assert all(url.startswith("#") for url in re.findall(r"url\(([^)]*)\)", text))
+    ids = [value for name, value in reader.attributes if name == "id"]
+    assert set(re.findall(r"url\(#([^)]*)\)", text)) <= set(ids)
+    assert page.stat().st_size < 500_000
+
+
+def test_the_same_run_gives_the_same_page(page):
+    before = page.read_bytes()
+    assert write_report(Workdir(str(page.parent))).read_bytes() == before
+
+
+def test_without_data_the_page_says_so(tmp_path):
+    text = write_report(fill(tmp_path, measured=False, classes=101)).read_text()
+    assert "No real image was there to measure on" in text
+    assert "Accuracies were not measured" in text and "None" not in text
+
+
+def test_what_is_not_there_is_left_out(tmp_path):
+    workdir = Workdir(str(tmp_path))
+    config = RunConfig(dataset="digits", method="kd")
+    Results(workdir.results, config, {"keras": "3"}).record("seconds", {"distill": 1})
+    reader = read(write_report(workdir))
+    assert "svg" in reader.tags and "img" not in reader.tags
+    assert "table" not in reader.tags
+
+
+def test_report_as_an_action(page, tmp_path, capsys):
+    page.unlink()
+    assert run_main("--action=report", f"--workdir={page.parent}") == 0
+    assert page.exists()
+    assert run_main("--action=report", f"--workdir={tmp_path}") == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and "holds no results.json" in error
+
+
+@pytest.mark.skipif(not BROWSER, reason=NO_BROWSER)
+@pytest.mark.parametrize("width", [390, 1200])
+def test_a_browser_shows_it_without_complaint(page, tmp_path, width):
+    """A copy that also tells what the browser made of it."""
+    write_report(Workdir(str(page.parent)))
+    probe = """<script>
+    const broken = [...document.images].filter(image => !image.naturalWidth).length;
+    const flat = [...document.querySelectorAll('svg, table, img')].filter(
+        part => part.getBoundingClientRect().height < 40).length;
+    document.title = JSON.stringify({broken, flat, images: document.images.length,
+        overflow: document.documentElement.scrollWidth - window.innerWidth,
+        fetched: performance.getEntriesByType('resource').filter(
+            entry => !entry.name.startsWith('data:')).length});
+    </script></body>"""
+    copy = tmp_path / "copy.html"
+    copy.write_text(page.read_text().replace("</body>", probe))
+    answer = subprocess.run(
+        [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--dump-dom",
+         "--disable-dev-shm-usage", "--enable-logging=stderr", "--hide-scrollbars",
+         f"--user-data-dir={tmp_path / 'profile'}", f"--window-size={width},2000",
+         copy.as_uri()],
+        capture_output=True, text=True, timeout=90,
+    )  # fmt: skip
+    assert answer.returncode == 0, answer.stderr
+    complaints = [line for line in answer.stderr.splitlines() if "CONSOLE" in line]
+    assert complaints == []
+    seen = json.loads(re.search(r"<title>(\{.*?\})</title>", answer.stdout).group(1))
+    assert seen["images"] == 6
+    assert seen["broken"] == seen["flat"] == seen["fetched"] == 0
+    assert seen["overflow"] <= 0  # nobody scrolls a page sideways
