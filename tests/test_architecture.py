@@ -8,7 +8,16 @@ import pytest
 ROOT = pathlib.Path(__file__).parent.parent
 FILES = sorted((ROOT / "cdfkd_tf").rglob("*.py"))
 LAYERS = (
-    ("errors", "limits", "config", "registry", "quiet", "files", "losses"),
+    (
+        "errors",
+        "limits",
+        "options",
+        "config",
+        "registry",
+        "quiet",
+        "files",
+        "losses",
+    ),
     ("data", "models"),
     ("methods", "training"),
     (
