@@ -52,7 +52,7 @@ def walk(model: keras.Model, start: Any, apply: Callable[[Any, Any], Any]) -> di
     """Goes through a flat functional model's layers in order.
 
     Args:
-        model: one input; each layer used once.
+        model: one input; each layer used once; models in it count as layers.
         start: stands for the model's input.
         apply: `(layer, its inputs) -> its output`; inputs as the layer takes them.
 
@@ -63,9 +63,20 @@ def walk(model: keras.Model, start: Any, apply: Callable[[Any, Any], Any]) -> di
     for layer in model.layers:
         if isinstance(layer, layers.InputLayer):
             continue
-        inputs = keras.tree.map_structure(lambda t: values[id(t)], layer.input)
-        values[id(layer.output)] = apply(layer, inputs)
+        taken, made = _ends(layer)
+        inputs = keras.tree.map_structure(lambda t: values[id(t)], taken)
+        outputs = keras.tree.flatten(apply(layer, inputs))
+        values.update(zip(map(id, made), outputs))
     return values
+
+
+def _ends(layer: keras.layers.Layer) -> tuple[Any, list[KerasTensor]]:
+    """What a layer takes and makes in its model, a nested model's call included."""
+    if isinstance(layer, keras.Model):  # its own input and output are another graph's
+        node = layer._inbound_nodes[-1]
+        taken = node.input_tensors
+        return taken[0] if len(taken) == 1 else taken, list(node.output_tensors)
+    return layer.input, keras.tree.flatten(layer.output)
 
 
 def _parts(predictor: keras.Model):
@@ -83,12 +94,14 @@ class _Folding:
 
     def __init__(self, student: keras.Model, std: np.ndarray):
         self._std = std
-        self._producer = {id(layer.output): layer for layer in student.layers}
+        self._producer = {
+            id(tensor): layer for layer in student.layers for tensor in _ends(layer)[1]
+        }
         readers: dict[int, list] = {}
         for layer in student.layers:
             if isinstance(layer, layers.InputLayer):
                 continue
-            for tensor in keras.tree.flatten(layer.input):
+            for tensor in keras.tree.flatten(_ends(layer)[0]):
                 readers.setdefault(id(tensor), []).append(layer)
         self._readers = readers
         self._first = self._readers_of_image(student)
@@ -103,6 +116,10 @@ class _Folding:
         return found
 
     def __call__(self, layer, inputs):
+        if isinstance(layer, keras.Model):  # somebody's trunk, left as it is
+            again = keras.models.clone_model(layer)
+            again.set_weights(layer.get_weights())
+            return again(inputs)
         if isinstance(layer, layers.BatchNormalization):
             if self._folds(self._producer[id(layer.input)]):
                 return inputs
