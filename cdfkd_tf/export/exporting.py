@@ -4,13 +4,14 @@ import os
 import pathlib
 import shutil
 import tempfile
+import warnings
 from collections.abc import Callable
 from typing import Any
 
 import keras
 import numpy as np
 
-from cdfkd_tf.errors import RunError
+from cdfkd_tf.errors import DistillationWarning, RunError
 from cdfkd_tf.export import metadata
 from cdfkd_tf.export.checking import LOW_AGREEMENT, Reference, check
 from cdfkd_tf.export.formats import FILES, tflite, write_saved_model
@@ -136,8 +137,9 @@ def _warn(entry: dict[str, Any]) -> None:
             if entry["format"] == "tflite_int8"
             else ""
         )
-        print(
-            f"Warning: {entry['format']} agrees with Keras on "
-            f"{entry['agreement']:.1%} of the images, less than "
-            f"{LOW_AGREEMENT:.0%}.{remedy}"
+        warnings.warn(
+            f"{entry['format']} agrees with Keras on {entry['agreement']:.1%} of the "
+            f"images, less than {LOW_AGREEMENT:.0%}.{remedy}",
+            DistillationWarning,
+            stacklevel=3,
         )

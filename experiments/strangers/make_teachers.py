@@ -22,12 +22,12 @@ from sklearn.model_selection import train_test_split
 SIDE = 24
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--folder", required=True)
     parser.add_argument("--epochs", type=int, default=30)
     parser.add_argument("--seed", type=int, default=0)
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     folder = pathlib.Path(arguments.folder)
     train, test = write_images(folder / "images", arguments.seed)
     for index, (name, build) in enumerate(TEACHERS.items()):
