@@ -32,6 +32,8 @@ def place(tmp_path_factory):
     strangers.nested((16, 16, 1), classes=3).export(place / "c", verbose=False)
     strangers.logits(classes=5).save(place / "five.keras")
     strangers.logits((8, 8, 2), classes=3).save(place / "two_channels.keras")
+    plain = strangers.logits(classes=3, norm=keras.layers.LayerNormalization)
+    plain.save(place / "without_bn.keras")
     (place / "empty.keras").touch()
     strangers.image_folder(place / "images")
     return place
@@ -109,6 +111,7 @@ def test_without_any_image(place, tmp_path, capsys):
     assert len(warnings) == 1 and "without the feature term" in warnings[0]
 
 
+BN_ONLY = ("--generator_header_weight=0", "--student_feature_weight=0")
 NONE = ("--dataset=none", "--image_shape=8,8,1")
 
 
@@ -122,6 +125,7 @@ NONE = ("--dataset=none", "--image_shape=8,8,1")
         ("images", NONE, "images is a folder: expected a .keras file"),
         ("absent.keras", NONE, "no teacher file .*absent.keras"),
         ("a.keras", ("--dataset=none",), "needs --image_shape"),
+        ("without_bn.keras", (*NONE, *BN_ONLY), "no teacher has any"),
         ("a.keras", (*NONE, "--real_samples=5"), "no real images"),
         ("a.keras", (*NONE, "--teacher_input=0..9"), "--teacher_input knows auto"),
         ("a.keras", (*NONE, "--teacher_input=0..1,0..1"), "one for each of the 1"),

@@ -7,7 +7,9 @@ from keras import layers
 
 from cdfkd_tf.data.specs import plain_spec
 from cdfkd_tf.errors import RequestError
+from cdfkd_tf.export.lean import lean_predictor
 from cdfkd_tf.models import build_student
+from cdfkd_tf.models.aggregation import build_aggregator, build_predictor
 from cdfkd_tf.models.trunks import find_backbone
 
 SPEC = plain_spec("none", (32, 32, 3), 5)
@@ -110,6 +112,16 @@ def test_an_application_that_scales_its_input_gets_bytes():
 def test_wrong_students_are_refused(name, kwargs, message):
     with pytest.raises(RequestError, match=message):
         maps_of(name, **kwargs)
+
+
+def test_a_student_on_a_file_becomes_an_equal_lean_graph(file):
+    student = build_student(find_backbone(file, SPEC), (32, 32, 3), 5, 2)
+    student(IMAGES, training=True)  # statistics that are not 0 and 1
+    aggregator = build_aggregator("mean", student)
+    predictor = build_predictor(student, aggregator, SPEC.mean, SPEC.std)
+    pixels = np.clip(IMAGES / 4 + 0.5, 0, 1)
+    lean = lean_predictor(predictor)(pixels)
+    np.testing.assert_allclose(lean, predictor(pixels), atol=1e-5)
 
 
 def test_width_that_cannot_be_had_is_refused(file):
