@@ -1,7 +1,9 @@
 """The door: a command line in, an exit code out."""
 
 import contextlib
+import signal
 import sys
+import threading
 import traceback
 import warnings
 from collections.abc import Iterator
@@ -32,7 +34,7 @@ def main(
         flags.define(values)
         config = flags.parse(argv, values)
         debug = config.debug
-        with _plain_warnings():
+        with _plain_warnings(), _terminated_as_interrupted():
             runs.run(config)
     except KeyboardInterrupt:
         _say("Interrupted. The last checkpoint is kept; the same command continues.")
@@ -43,6 +45,23 @@ def main(
         _say(_one_line(error))
         return getattr(error, "exit_code", 1)
     return 0
+
+
+@contextlib.contextmanager
+def _terminated_as_interrupted() -> Iterator[None]:
+    """SIGTERM, which schedulers send before they kill, ends a run as Ctrl-C does."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # signals belong to the main thread
+        return
+
+    def interrupt(number, frame):
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @contextlib.contextmanager

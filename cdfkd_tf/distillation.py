@@ -1,11 +1,15 @@
 """One distillation from its first epoch, or the one it stopped at, to its networks."""
 
-from collections.abc import Sequence
+import contextlib
+import re
+from collections.abc import Iterator, Sequence
 
 import keras
+import tensorflow as tf
 
 from cdfkd_tf.assembly import HELD_OUT_SEED, SAMPLE_SEED, Assembly
 from cdfkd_tf.data.latents import latent_dataset
+from cdfkd_tf.errors import RunError
 from cdfkd_tf.training.agreement import HeldOutAgreement, KeepBest
 from cdfkd_tf.training.callbacks import (
     Curves,
@@ -16,7 +20,7 @@ from cdfkd_tf.training.callbacks import (
     StopOnNaN,
 )
 from cdfkd_tf.training.checkpoints import TrainingState
-from cdfkd_tf.training.distiller import Distiller
+from cdfkd_tf.training.distiller import NOT_FINITE, Distiller
 from cdfkd_tf.training.optimizers import LearningRates
 from cdfkd_tf.training.trouble import TroubleWatch
 
@@ -71,17 +75,18 @@ def distill(
         state,
     ]
     if first_epoch < config.epochs:
-        distiller.fit(
-            data,
-            initial_epoch=first_epoch,
-            epochs=config.epochs,
-            steps_per_epoch=steps_per_epoch,
-            validation_data=assembly.images.evaluation() if watched else None,
-            validation_freq=max(config.evaluate_every, 1),
-            callbacks=callbacks,
-            shuffle=False,
-            verbose=verbose,
-        )
+        with named_failures(distiller):
+            distiller.fit(
+                data,
+                initial_epoch=first_epoch,
+                epochs=config.epochs,
+                steps_per_epoch=steps_per_epoch,
+                validation_data=assembly.images.evaluation() if watched else None,
+                validation_freq=max(config.evaluate_every, 1),
+                callbacks=callbacks,
+                shuffle=False,
+                verbose=verbose,
+            )
     if best and config.keep_best:
         best.restore()
         print(f"Kept the student of epoch {best.best['epoch']} of {config.epochs}.")
@@ -89,6 +94,27 @@ def distill(
     if first_step.seconds is not None:
         seconds["first_step"] = round(first_step.seconds, 2)
     return assembly.networks_to_keep(distiller), seconds
+
+
+@contextlib.contextmanager
+def named_failures(distiller: Distiller) -> Iterator[None]:
+    """A loss that is no number ends the run before it moves anything.
+
+    Raises:
+        RunError: naming the term and the update.
+    """
+    try:
+        yield
+    except tf.errors.InvalidArgumentError as error:
+        found = re.search(rf"{NOT_FINITE}(\w+).*?had (NaN|-?Inf)", str(error), re.S)
+        if not found:
+            raise
+        updates = int(distiller.optimizer.iterations)
+        raise RunError(
+            f"{found[1]} became {found[2]} after {updates} updates of the student; the "
+            "last checkpoint is intact. A smaller --student_learning_rate or "
+            "--generator_learning_rate usually helps."
+        ) from error
 
 
 def _lessons(assembly: Assembly, first_epoch: int):

@@ -9,6 +9,7 @@ from typing import Any
 
 from cdfkd_tf.config import RunConfig
 from cdfkd_tf.errors import RequestError
+from cdfkd_tf.locking import only_one
 from cdfkd_tf.prediction import predict
 from cdfkd_tf.quiet import quiet_tensorflow
 from cdfkd_tf.report.page import write_report
@@ -42,19 +43,20 @@ def run(config: RunConfig) -> None:
         print(f"The report is {write_report(workdir)}")
         return
     wanted = tuple(STEPS) if config.action == "pipeline" else (config.action,)
-    todo = [step for step in wanted if not _is_done(step, config, workdir)]
-    if config.action == "pipeline" and todo:
-        todo = list(wanted[wanted.index(todo[0]) :])  # later steps build on earlier
-    for step in todo:
-        refuse_mixed_runs(step, config, workdir)
-    if todo:
-        _do(todo, config, workdir)
-    else:
-        print(f"Nothing to do: {config.workdir} holds all of it already.")
-    results = read_json(workdir.results)
-    reports = config.action == "pipeline" and config.report
-    if reports and results and (todo or not workdir.report.exists()):
-        write_report(workdir)
+    with only_one(workdir.path):
+        todo = [step for step in wanted if not _is_done(step, config, workdir)]
+        if config.action == "pipeline" and todo:
+            todo = list(wanted[wanted.index(todo[0]) :])  # later build on earlier
+        for step in todo:
+            refuse_mixed_runs(step, config, workdir)
+        if todo:
+            _do(todo, config, workdir)
+        else:
+            print(f"Nothing to do: {config.workdir} holds all of it already.")
+        results = read_json(workdir.results)
+        reports = config.action == "pipeline" and config.report
+        if reports and results and (todo or not workdir.report.exists()):
+            write_report(workdir)
     if results:
         print(summary(results, config.workdir))
 

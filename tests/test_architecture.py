@@ -16,6 +16,7 @@ LAYERS = (
         "registry",
         "quiet",
         "files",
+        "locking",
         "losses",
     ),
     ("data", "models"),

@@ -9,6 +9,8 @@ from keras import KerasTensor, ops
 from cdfkd_tf.errors import RequestError
 from cdfkd_tf.methods import Answers, Method, terms_of
 
+NOT_FINITE = "not finite: "  # before a term's name, in the error of its very step
+
 
 class Distiller(keras.Model):
     """Moves a student towards its teachers.
@@ -137,7 +139,10 @@ class Distiller(keras.Model):
             teacher_bn=teachers["bn"],
         )
         weights = self.weights_of[player]
-        terms = terms_of(answers, weights, self.method)
+        terms = {
+            name: tf.debugging.check_numerics(value, f"{NOT_FINITE}{player}_{name}")
+            for name, value in terms_of(answers, weights, self.method).items()
+        }
         for name, value in terms.items():
             self.trackers[f"{player}_{name}"].update_state(value)
         return sum(weights[name] * value for name, value in terms.items())

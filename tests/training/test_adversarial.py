@@ -6,7 +6,8 @@ import pytest
 import tensorflow as tf
 
 from cdfkd_tf.data.latents import latent_dataset
-from cdfkd_tf.errors import RequestError
+from cdfkd_tf.distillation import named_failures
+from cdfkd_tf.errors import RequestError, RunError
 from cdfkd_tf.methods import METHODS
 from cdfkd_tf.models import build_classifier, build_student
 from cdfkd_tf.models.teachers import TeacherEnsemble
@@ -188,3 +189,15 @@ def test_a_bn_term_without_any_batch_norm_is_refused():
     student = build_student("wrn10_1", SHAPE, CLASSES, 1, sharing="single")
     with pytest.raises(RequestError, match="no teacher has any"):
         Distiller(student, TeacherEnsemble([model]), METHODS["dfed"])
+
+
+def test_a_loss_that_is_no_number_is_named_before_it_moves_weights():
+    distiller = tiny_distiller()
+    distiller.run_eagerly = True
+    noise = latents()
+    noise[0, 1] = np.nan  # the second round's
+    message = r"student_\w+ became NaN after 1 updates"
+    with pytest.raises(RunError, match=message), named_failures(distiller):
+        distiller.train_step(noise)
+    for variable in distiller.student.trainable_variables:
+        assert np.isfinite(variable).all()
