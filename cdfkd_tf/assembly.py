@@ -24,10 +24,6 @@ from cdfkd_tf.models import (
 from cdfkd_tf.models.teachers import TeacherEnsemble
 from cdfkd_tf.models.trunks import find_backbone
 from cdfkd_tf.teaching import find_spec, gather_teachers, teacher_files
-from cdfkd_tf.training.adversarial import AdversarialDistiller
-from cdfkd_tf.training.distiller import Distiller
-from cdfkd_tf.training.optimizers import CoupledSGD, PaperAdam
-from cdfkd_tf.training.suiting import build_projection, suit_method
 from cdfkd_tf.workdir import Workdir
 
 # Offsets that keep the draws of one run apart.
@@ -70,7 +66,7 @@ class Assembly:
         if not config.teachers:
             BACKBONES[config.teacher]
         if self.method.generator:
-            self._build_generator()
+            self.build_generator()
         elif config.evaluation_split == "none":
             raise RequestError(
                 f"--method={config.method} learns from real images, and "
@@ -92,7 +88,7 @@ class Assembly:
         return list(known) or [str(label) for label in range(self.spec.num_classes)]
 
     @property
-    def _asked_terms(self) -> dict[str, float]:
+    def asked_terms(self) -> dict[str, float]:
         """Terms whose weights the request gives, as `student_feature`."""
         players = ("student", "generator")
         return {
@@ -106,7 +102,7 @@ class Assembly:
     @functools.cached_property
     def method(self) -> Method:
         """The method's row with the weights of the command line."""
-        method = with_overrides(METHODS[self.config.method], **self._asked_terms)
+        method = with_overrides(METHODS[self.config.method], **self.asked_terms)
         if self.config.temperature != 1 and method.divergence != "kl":
             raise RequestError(
                 f"--temperature={self.config.temperature} softens softmaxes, and "
@@ -177,7 +173,7 @@ class Assembly:
         teachers = gather_teachers(self.config, self.spec, names, self._models)
         if self.config.calibrate_teachers:
             keras.utils.set_random_seed(self.config.seed)
-            generator = self._build_generator()
+            generator = self.build_generator()
             noise = self.noise(_MEASURED_AT_ONCE, _SCALE_SEED)
             teachers.calibrate(generator(noise, training=True))
         return teachers
@@ -201,54 +197,8 @@ class Assembly:
         """Seed of the teacher with this index."""
         return self.config.seed * _TEACHER_SEEDS + index
 
-    def build_distiller(self) -> Distiller:
-        """Fresh student, and generator if any, with their optimisers."""
-        config, teachers, method = self.config, self.teachers, self.method
-        keras.utils.set_random_seed(config.seed)
-        with dtype_policy(config.dtype_policy):
-            student = self._build_student()
-            generator = self._build_generator() if method.generator else None
-        method = suit_method(
-            method,
-            teachers,
-            student,
-            asked=self._asked_terms,
-            project=config.project_features,
-        )
-        projection = None
-        if config.project_features and method.student.get("feature"):
-            projection = build_projection(student, teachers, config.seed)
-        sgd = CoupledSGD(config.student_learning_rate, nesterov=config.nesterov)
-        if not generator:
-            distiller = Distiller(student, teachers, method, projection=projection)
-            distiller.compile(sgd)
-            return distiller
-        distiller = AdversarialDistiller(
-            student, teachers, method, generator, projection=projection
-        )
-        adam = PaperAdam(config.generator_learning_rate, beta_1=config.generator_beta1)
-        distiller.compile(sgd, adam)
-        return distiller
-
-    def networks_to_keep(self, distiller: Distiller) -> dict[str, keras.Model]:
-        """Student and generator, if any, in float32, whatever they were trained in.
-
-        Devices and converters know no bfloat16.
-        """
-        trained = {
-            name: network
-            for name, network in distiller.state.items()
-            if name in ("student", "generator")
-        }
-        if self.config.dtype_policy == "float32":
-            return trained
-        builders = {"student": self._build_student, "generator": self._build_generator}
-        kept = {name: builders[name]() for name in trained}
-        for name, copy in kept.items():
-            copy.set_weights(trained[name].get_weights())
-        return kept
-
-    def _build_student(self) -> keras.Model:
+    def build_student(self) -> keras.Model:
+        """A fresh student, its headers shared as method and request say."""
         config, spec, num_teachers = self.config, self.spec, len(self.teachers)
         sharing = config.student_headers or self.method.sharing
         return build_student(
@@ -260,7 +210,8 @@ class Assembly:
             width=config.student_width,
         )
 
-    def _build_generator(self) -> keras.Model:
+    def build_generator(self) -> keras.Model:
+        """A fresh generator."""
         config, spec = self.config, self.spec
         return build_generator(
             config.generator,

@@ -74,6 +74,13 @@ class RunConfig(Subject):
     aggregator_epochs: int = option("aggregator", 100, "Passes over them.")
     aggregator_learning_rate: float = option("aggregator", 0.01, "Adam.")
 
+    strategy: str = option(
+        "running",
+        "auto",
+        "Devices that share a batch; mirrored: all GPUs of this machine (without any, "
+        "all logical CPUs); auto: mirrored where there are several GPUs.",
+        ("auto", "one_device", "mirrored"),
+    )
     dtype_policy: str = option(
         "running",
         "float32",

@@ -9,6 +9,7 @@ import tensorflow as tf
 
 from cdfkd_tf.assembly import HELD_OUT_SEED, SAMPLE_SEED, Assembly
 from cdfkd_tf.data.latents import latent_dataset
+from cdfkd_tf.engine import build_distiller, networks_to_keep
 from cdfkd_tf.errors import RunError
 from cdfkd_tf.training.agreement import HeldOutAgreement, KeepBest
 from cdfkd_tf.training.callbacks import (
@@ -48,7 +49,7 @@ def distill(
     """
     config, workdir = assembly.config, assembly.workdir
     first_step = FirstStep()
-    distiller = assembly.build_distiller()
+    distiller = build_distiller(assembly)
     state = TrainingState(distiller, workdir.checkpoints, config.checkpoint_every)
     first_epoch = state.restore()
     if first_epoch:
@@ -93,7 +94,7 @@ def distill(
     seconds = {"distill": round(state.seconds, 2)}
     if first_step.seconds is not None:
         seconds["first_step"] = round(first_step.seconds, 2)
-    return assembly.networks_to_keep(distiller), seconds
+    return networks_to_keep(assembly, distiller), seconds
 
 
 @contextlib.contextmanager

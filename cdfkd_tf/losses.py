@@ -2,14 +2,17 @@
 
 Pure functions of tensors: no network, no weight, no flag. Each returns one float32
 scalar averaged over the batch (float64 where the networks are); `methods.py` decides
-what it weighs.
+what it weighs. Where replicas train together, statistics of a batch are those of all
+replicas' batches joined.
 """
 
 import keras
+import tensorflow as tf
 from keras import KerasTensor, ops
 
 # Norms have no gradient at zero; under the root this keeps it finite.
 _TINY = 1e-12
+MEAN = tf.distribute.ReduceOp.MEAN
 
 
 def l1(student_logits: KerasTensor, teacher_logits: KerasTensor) -> KerasTensor:
@@ -97,7 +100,9 @@ def bn_gap(
     """
     layer_input = _exact(layer_input)
     axes = list(range(len(layer_input.shape) - 1))
-    mean, variance = ops.moments(layer_input, axes)
+    mean, variance = ops.moments(
+        layer_input, axes, synchronized=_replicas() is not None
+    )
     return _norm(variance - moving_variance) + _norm(mean - moving_mean)
 
 
@@ -124,7 +129,20 @@ def balance(logits: KerasTensor) -> KerasTensor:
     batch = ops.cast(ops.shape(logits)[0], log_probabilities.dtype)
     # log of the mean of exponentials: finite where a plain log would underflow.
     mean = ops.logsumexp(log_probabilities, axis=0) - ops.log(batch)
+    replicas = _replicas()
+    if replicas:
+        # Around a common centre the exponentials stay finite, too.
+        centre = replicas.all_reduce(MEAN, ops.stop_gradient(mean))
+        shifted = ops.exp(mean - centre)
+        mean = ops.log(replicas.all_reduce(MEAN, shifted)) + centre
     return -ops.mean(_entropy(mean))
+
+
+def _replicas() -> tf.distribute.ReplicaContext | None:
+    """Who trains together with this replica; None if it is alone."""
+    context = tf.distribute.get_replica_context()
+    together = context and context.num_replicas_in_sync > 1
+    return context if together else None
 
 
 def _entropy(log_probabilities: KerasTensor) -> KerasTensor:

@@ -29,6 +29,7 @@ LAYERS = (
         "export",
         "teaching",
         "assembly",
+        "engine",
         "distillation",
         "report",
         "prediction",

@@ -146,8 +146,9 @@ class AdversarialDistiller(Distiller):
 
         def iterate(iterator):
             latents = next(iterator)
+            num_rounds = strategy.experimental_local_results(latents)[0].shape[1] - 1
             rounds = strategy.run(self.prepare_rounds, args=(latents,))
-            for index in tf.range(latents.shape[1] - 1):
+            for index in tf.range(num_rounds):
                 strategy.run(self.student_round, args=(rounds, index))
             strategy.run(self.generator_round, args=(latents,))
 

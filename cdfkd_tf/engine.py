@@ -1,0 +1,93 @@
+"""The engine of one run: what learns, on which devices, and what of it is kept."""
+
+import keras
+
+from cdfkd_tf.assembly import Assembly
+from cdfkd_tf.computing import dtype_policy
+from cdfkd_tf.training.adversarial import AdversarialDistiller
+from cdfkd_tf.training.distiller import Distiller
+from cdfkd_tf.training.optimizers import CoupledSGD, PaperAdam
+from cdfkd_tf.training.strategy import choose_strategy, synchronise
+from cdfkd_tf.training.suiting import build_projection, suit_method
+
+
+def build_distiller(assembly: Assembly) -> Distiller:
+    """Fresh student, and generator if any, with their optimisers.
+
+    Args:
+        assembly: what the run is made of.
+
+    Raises:
+        RequestError: what does not fit together, see `suit_method` and
+            `choose_strategy`.
+    """
+    config = assembly.config
+    strategy = choose_strategy(config.strategy, config.batch_size)
+    with strategy.scope():
+        distiller = _build(assembly)
+    if strategy.num_replicas_in_sync > 1:
+        for network in _networks_of(distiller).values():
+            synchronise(network)
+    return distiller
+
+
+def _build(assembly: Assembly) -> Distiller:
+    config, teachers, method = assembly.config, assembly.teachers, assembly.method
+    keras.utils.set_random_seed(config.seed)
+    with dtype_policy(config.dtype_policy):
+        student = assembly.build_student()
+        generator = assembly.build_generator() if method.generator else None
+    method = suit_method(
+        method,
+        teachers,
+        student,
+        asked=assembly.asked_terms,
+        project=config.project_features,
+    )
+    projection = None
+    if config.project_features and method.student.get("feature"):
+        projection = build_projection(student, teachers, config.seed)
+    sgd = CoupledSGD(config.student_learning_rate, nesterov=config.nesterov)
+    if not generator:
+        distiller = Distiller(student, teachers, method, projection=projection)
+        distiller.compile(sgd)
+        return distiller
+    distiller = AdversarialDistiller(
+        student, teachers, method, generator, projection=projection
+    )
+    adam = PaperAdam(config.generator_learning_rate, beta_1=config.generator_beta1)
+    distiller.compile(sgd, adam)
+    return distiller
+
+
+def networks_to_keep(
+    assembly: Assembly, distiller: Distiller
+) -> dict[str, keras.Model]:
+    """Student and generator, if any, in float32, whatever they were trained in.
+
+    Devices and converters know no bfloat16, and one device needs no other.
+
+    Args:
+        assembly: what the run is made of.
+        distiller: trained.
+    """
+    trained = _networks_of(distiller)
+    builders = {
+        "student": assembly.build_student,
+        "generator": assembly.build_generator,
+    }
+    alone = distiller.num_replicas == 1
+    if assembly.config.dtype_policy == "float32" and alone:
+        return trained
+    kept = {name: builders[name]() for name in trained}
+    for name, copy in kept.items():
+        copy.set_weights(trained[name].get_weights())
+    return kept
+
+
+def _networks_of(distiller: Distiller) -> dict[str, keras.Model]:
+    return {
+        name: network
+        for name, network in distiller.state.items()
+        if name in ("student", "generator")
+    }
