@@ -110,7 +110,7 @@ def named_failures(distiller: Distiller) -> Iterator[None]:
         found = re.search(rf"{NOT_FINITE}(\w+).*?had (NaN|-?Inf)", str(error), re.S)
         if not found:
             raise
-        updates = int(distiller.optimizer.iterations)
+        updates = int(keras.ops.convert_to_numpy(distiller.optimizer.iterations))
         raise RunError(
             f"{found[1]} became {found[2]} after {updates} updates of the student; the "
             "last checkpoint is intact. A smaller --student_learning_rate or "

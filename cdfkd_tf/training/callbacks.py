@@ -76,7 +76,9 @@ class Curves(keras.callbacks.Callback):
         seconds = time.monotonic() - self._started
         values = dict(logs or {}, images_per_second=self.images_per_epoch / seconds)
         for name, optimizer in self.optimizers.items():
-            values[f"{name}_learning_rate"] = float(optimizer.learning_rate)
+            values[f"{name}_learning_rate"] = float(
+                keras.ops.convert_to_numpy(optimizer.learning_rate)
+            )
         with self.writer.as_default(step=epoch + 1):
             for name, value in values.items():
                 tf.summary.scalar(name, value)
