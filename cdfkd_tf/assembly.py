@@ -70,8 +70,8 @@ class Assembly:
         elif config.evaluation_split == "none":
             raise RequestError(
                 f"--method={config.method} learns from real images, and "
-                "--evaluation_split=none reads none. Choose a method with a generator, "
-                "or another --evaluation_split."
+                "--evaluation_split=none or --dataset=none reads none. Choose a method "
+                "with a generator, or images to read."
             )
 
     @functools.cached_property

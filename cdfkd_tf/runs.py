@@ -116,6 +116,8 @@ def refuse_mixed_runs(step: str, config: RunConfig, workdir: Workdir) -> None:
     if step not in COSTLY or not config.resume or not has_work:
         return
     begun_with = record.get("options", {})
+    if step == "train_teachers" and config.teachers and begun_with.get("teachers"):
+        return  # links to given files, then and now: nothing costly is lost
     for name, value in options_behind(step, config).items():
         known = begun_with.get(name, value)
         if known != value:

@@ -36,17 +36,16 @@ TOY = (
 )
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items):
-    """A file stays with one worker, for its fixtures; flagfiles by kind of run."""
-    for item in items:
-        group = str(item.path)
-        flagfile = getattr(item, "callspec", None) and item.callspec.params.get(
-            "flagfile"
-        )
-        if flagfile:  # experiments/cifar100/ablation_no_bn.flags: cifar100/ablation
-            group = flagfile.split("_")[0] if "cifar" in flagfile else group
-        item.add_marker(pytest.mark.xdist_group(group))
+def pytest_itemcollected(item):
+    """A file stays with one worker, for its fixtures; flagfiles by kind of run.
+
+    Marked when collected: later the workers have been told apart already.
+    """
+    group = str(item.path)
+    flagfile = getattr(item, "callspec", None) and item.callspec.params.get("flagfile")
+    if flagfile:  # experiments/cifar100/ablation_no_bn.flags: cifar100/ablation
+        group = flagfile.split("_")[0] if "cifar" in flagfile else group
+    item.add_marker(pytest.mark.xdist_group(group))
 
 
 @pytest.fixture(scope="session")
