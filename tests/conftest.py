@@ -36,18 +36,6 @@ TOY = (
 )
 
 
-def pytest_itemcollected(item):
-    """A file stays with one worker, for its fixtures; flagfiles by kind of run.
-
-    Marked when collected: later the workers have been told apart already.
-    """
-    group = str(item.path)
-    flagfile = getattr(item, "callspec", None) and item.callspec.params.get("flagfile")
-    if flagfile:  # experiments/cifar100/ablation_no_bn.flags: cifar100/ablation
-        group = flagfile.split("_")[0] if "cifar" in flagfile else group
-    item.add_marker(pytest.mark.xdist_group(group))
-
-
 @pytest.fixture(scope="session")
 def data_dir(tmp_path_factory):
     """A TFDS folder that the whole session shares."""
