@@ -6,7 +6,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from cdfkd_tf.export.packing import pack
+from cdfkd_tf.export.packing import has_floats, pack
 from cdfkd_tf.quiet import quiet_stderr
 
 FILES = {
@@ -72,4 +72,11 @@ def tflite(
         converter.inference_input_type = tf.uint8
         converter.inference_output_type = tf.uint8
     with quiet_stderr():
-        return pack(converter.convert())
+        content = pack(converter.convert())
+        if name == "tflite_int8" and has_floats(content):
+            # Where one map is padded and concatenated, the converter's present
+            # quantiser leaves floats (ResNets with several headers); its earlier one
+            # rescales between the two.
+            converter.experimental_new_quantizer = False
+            content = pack(converter.convert())
+    return content
