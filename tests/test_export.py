@@ -14,12 +14,13 @@ from cdfkd_tf.export.exporting import export_checked
 from cdfkd_tf.export.finetuning import finetune_int8
 from cdfkd_tf.export.formats import FILES
 from cdfkd_tf.export.lean import lean_predictor
-from cdfkd_tf.export.packing import pack
+from cdfkd_tf.export.packing import has_floats, pack
 from cdfkd_tf.export.runners import SavedModelRunner, TfliteRunner
 from cdfkd_tf.models import BACKBONES, build_student
 from cdfkd_tf.models.aggregation import AGGREGATORS, build_aggregator, build_predictor
 
 PIXELS = np.random.default_rng(0).uniform(size=(20, 8, 8, 1)).astype("float32")
+INTEGERS = {np.uint8, np.int8, np.int32}
 DESCRIPTION = metadata.describe(
     dataset="toy",
     method="cdfkd_mfs",
@@ -96,12 +97,21 @@ def test_every_format_is_written_and_agrees(exported):
 def test_int8_computes_in_integers_throughout(exported):
     run = TfliteRunner(exported[0] / FILES["tflite_int8"])
     kinds = {tensor["dtype"] for tensor in run.tensors()}
-    assert kinds <= {np.uint8, np.int8, np.int32}
+    assert kinds <= INTEGERS
     (image,) = [t for t in run.tensors() if t["dtype"] == np.uint8 and t["index"] == 0]
     # A byte is a grey value: the whole range of pixels fits, none saturates.
     np.testing.assert_allclose(image["quantization"], (1 / 255, 0), atol=1e-6)
     scales = [len(t["quantization_parameters"]["scales"]) for t in run.tensors()]
     assert max(scales) > 1  # one per output channel of a kernel
+
+
+def test_int8_of_a_residual_network_has_no_float_either(tmp_path):
+    """Its maps are padded and concatenated, where the converter may give up."""
+    predictor = predictor_with("mean", "resnet18", headers=2)
+    export(predictor, tmp_path, ("tflite_int8",))
+    content = (tmp_path / FILES["tflite_int8"]).read_bytes()
+    assert not has_floats(content)
+    assert {t["dtype"] for t in TfliteRunner(content).tensors()} <= INTEGERS
 
 
 def test_all_operations_are_tflites_own_and_few(exported):

@@ -6,7 +6,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from cdfkd_tf.export.packing import pack
+from cdfkd_tf.export.packing import has_floats, pack
 from cdfkd_tf.quiet import quiet_stderr
 
 FILES = {
@@ -29,21 +29,26 @@ def write_saved_model(model: keras.Model, path: pathlib.Path) -> None:
         path: the folder to write.
     """
     shape = (None, *model.input_shape[1:])
-    archive = keras.export.ExportArchive()
-    archive.track(model)
-    archive.add_endpoint(
-        "serving_default",
-        lambda image: {"probabilities": model(image, training=False)},
-        input_signature=[tf.TensorSpec(shape, tf.float32, name="image")],
-    )
-    archive.add_endpoint(
-        "serve_uint8",
-        lambda image: {
-            "probabilities": model(tf.cast(image, tf.float32) / 255, training=False)
-        },
-        input_signature=[tf.TensorSpec(shape, tf.uint8, name="image")],
-    )
-    archive.write_out(str(path), verbose=False)
+
+    def from_floats(image):
+        return {"probabilities": model(image, training=False)}
+
+    def from_bytes(image):
+        return from_floats(tf.cast(image, tf.float32) / 255)
+
+    # Not Keras's own export: it stores every variable twice.
+    module = tf.Module()
+    module.weights = [variable.value for variable in model.variables]
+    signatures = {
+        name: tf.function(
+            function, input_signature=[tf.TensorSpec(shape, dtype, name="image")]
+        )
+        for name, function, dtype in (
+            ("serving_default", from_floats, tf.float32),
+            ("serve_uint8", from_bytes, tf.uint8),
+        )
+    }
+    tf.saved_model.save(module, str(path), signatures=signatures)
 
 
 def tflite(
@@ -72,4 +77,11 @@ def tflite(
         converter.inference_input_type = tf.uint8
         converter.inference_output_type = tf.uint8
     with quiet_stderr():
-        return pack(converter.convert())
+        content = pack(converter.convert())
+        if name == "tflite_int8" and has_floats(content):
+            # Where one map is padded and concatenated, the converter's present
+            # quantiser leaves floats (ResNets with several headers); its earlier one
+            # rescales between the two.
+            converter.experimental_new_quantizer = False
+            content = pack(converter.convert())
+    return content

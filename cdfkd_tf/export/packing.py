@@ -40,6 +40,13 @@ def pack(content: bytes) -> bytes:
     return bytes(builder.Output())
 
 
+def has_floats(content: bytes) -> bool:
+    """Whether any tensor of a TFLite file holds floating-point numbers."""
+    model = schema.ModelT.InitFromPackedBuf(content)
+    kinds = (schema.TensorType.FLOAT16, schema.TensorType.FLOAT32)
+    return any(t.type in kinds for graph in model.subgraphs for t in graph.tensors)
+
+
 class _SharingBuilder(flatbuffers.Builder):
     """Writes equal number lists and strings once, and aligns large ones."""
 
