@@ -26,10 +26,12 @@ setup(
         "importlib_resources",  # tensorflow-datasets 4.9.10 forgets to ask for it
         "flatbuffers>=24.3",  # packs TFLite files
         "keras>=3.15,<3.16",
+        "keras-tuner>=1.4.8",  # --action=search
         "matplotlib>=3.9",  # charts of report.html
         "numpy>=2",
         "pillow",
         "scikit-learn",  # brings the digits, and stratified splits
+        "scipy",  # rank correlations
         "tensorboard>=2.19",  # tf.summary writes through it
         "tensorflow>=2.21,<2.22",
         "tensorflow-datasets>=4.9.9",

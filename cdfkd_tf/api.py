@@ -12,7 +12,6 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from cdfkd_tf import runs
 from cdfkd_tf.assembly import Assembly
 from cdfkd_tf.computing import make_deterministic
 from cdfkd_tf.config import RunConfig
@@ -22,6 +21,7 @@ from cdfkd_tf.evaluation import ask, measure
 from cdfkd_tf.export.step import export_run
 from cdfkd_tf.models.aggregation import build_aggregator, build_predictor
 from cdfkd_tf.models.loading import load_classifier
+from cdfkd_tf.pipeline import options_behind, refuse_mixed_runs
 from cdfkd_tf.training.aggregation import AggregatorFit, fit_aggregator
 from cdfkd_tf.workdir import Workdir
 
@@ -191,9 +191,9 @@ def distill(
     folder = Workdir(config.workdir)
     if not config.resume:
         folder.clear("distill")
-    runs.refuse_mixed_runs("distill", config, folder)
+    refuse_mixed_runs("distill", config, folder)
     assembly = Assembly(config, folder, models)
-    folder.note("distill", runs.options_behind("distill", config), done=False)
+    folder.note("distill", options_behind("distill", config), done=False)
     networks, _ = run_distillation(assembly, verbose, callbacks)
     for name, network in networks.items():
         network.save(getattr(folder, name))

@@ -129,6 +129,23 @@ class RunConfig(Subject):
         "predict", False, "Also how much each header counts for each image."
     )
 
+    max_trials: int = option(
+        "search", 10, "Runs to try; 0, with hyperband: as many as it plans."
+    )
+    tuner: str = option(
+        "search",
+        "random",
+        "How settings are chosen; hyperband gives few epochs to many and goes on with "
+        "the best.",
+        ("random", "bayesian", "hyperband"),
+    )
+    search_space: str = option(
+        "search",
+        "weights",
+        "What to vary: weights, schedule, student, or a file of lines such as "
+        "`student_learning_rate = 0.01..0.2 log` and `student_width = 0.25 | 0.5`.",
+    )
+
     def __post_init__(self):
         if self.dataset == "none":  # nothing there to measure on
             object.__setattr__(self, "evaluation_split", "none")

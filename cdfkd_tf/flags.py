@@ -2,8 +2,6 @@
 
 import dataclasses
 import sys
-import types
-import typing
 from typing import Any
 
 from absl import app
@@ -11,6 +9,7 @@ from absl import flags as absl_flags
 
 from cdfkd_tf.config import RunConfig
 from cdfkd_tf.errors import RequestError
+from cdfkd_tf.options import read_value, value_type
 
 INTRODUCTION = """\
 Several trained image classifiers in, one small network out, without their data.
@@ -40,7 +39,7 @@ def define(values: absl_flags.FlagValues = absl_flags.FLAGS) -> None:
     for field in dataclasses.fields(RunConfig):
         choices, help = field.metadata["choices"], field.metadata["help"]
         default = getattr(defaults, field.name)
-        kind = _value_type(field)
+        kind = value_type(field)
         if choices:
             absl_flags.DEFINE_enum(
                 field.name, default, choices, help, flag_values=values
@@ -81,7 +80,7 @@ def parse(
         raise RequestError(f"Unexpected argument {rest[0]!r}. Options start with --.")
     return RunConfig(
         **{
-            field.name: _read(field, values[field.name].value)
+            field.name: _as_field(field, values[field.name].value)
             for field in dataclasses.fields(RunConfig)
         }
     )
@@ -107,23 +106,6 @@ def help_page() -> str:
     return "\n".join(lines)
 
 
-def _value_type(field: dataclasses.Field) -> type:
-    """`float` for `float | None`, `tuple` for `tuple[int, ...]`, and so on."""
-    kind = field.type
-    if isinstance(kind, types.UnionType):
-        kind = typing.get_args(kind)[0]
-    return typing.get_origin(kind) or kind
-
-
-def _read(field: dataclasses.Field, value: Any) -> Any:
+def _as_field(field: dataclasses.Field, value: Any) -> Any:
     """A flag's value as the field's type: lists become tuples of their item type."""
-    if _value_type(field) is not tuple:
-        return value
-    item_type = typing.get_args(field.type)[0]
-    try:
-        return tuple(item_type(item) for item in value)
-    except ValueError:
-        raise RequestError(
-            f"--{field.name} must be a comma list of whole numbers; got "
-            f"{','.join(value)!r}."
-        ) from None
+    return read_value(field, ",".join(value)) if isinstance(value, list) else value

@@ -29,6 +29,7 @@ _AT_LEAST = {
     "aggregator_epochs": 1,
     "checkpoint_every": 0,
     "int8_finetune_steps": 0,
+    "max_trials": 0,
 }
 _POSITIVE = (
     "teacher_learning_rate",

@@ -1,7 +1,11 @@
 """The options that say what is distilled: data, teachers, method."""
 
 import dataclasses
+import types
+import typing
 from typing import Any
+
+from cdfkd_tf.errors import RequestError
 
 ACTIONS = (
     "pipeline",
@@ -11,6 +15,7 @@ ACTIONS = (
     "evaluate",
     "export",
     "predict",
+    "search",
     "report",
 )
 
@@ -21,6 +26,39 @@ def option(
     """A field of `RunConfig` with what the command line shows of it."""
     metadata = {"group": group, "help": help, "choices": choices}
     return dataclasses.field(default=default, metadata=metadata)
+
+
+def value_type(field: dataclasses.Field) -> type:
+    """`float` for `float | None`, `tuple` for `tuple[int, ...]`, and so on."""
+    kind = field.type
+    if isinstance(kind, types.UnionType):
+        kind = typing.get_args(kind)[0]
+    return typing.get_origin(kind) or kind
+
+
+def read_value(field: dataclasses.Field, text: str) -> Any:
+    """The value that `text` stands for, in the field's type.
+
+    Raises:
+        RequestError: naming the flag and what it takes.
+    """
+    kind = value_type(field)
+    if kind is bool:
+        if text.lower() not in ("true", "false"):
+            raise RequestError(f"--{field.name} must be true or false; got {text!r}.")
+        return text.lower() == "true"
+    item_type, words = kind, {int: "a whole number", float: "a number"}
+    if kind is tuple:
+        item_type = typing.get_args(field.type)[0]
+        words = {int: "a comma list of whole numbers"}
+    try:
+        if kind is tuple:
+            return tuple(item_type(item) for item in text.split(",") if text)
+        return item_type(text)
+    except ValueError:
+        raise RequestError(
+            f"--{field.name} must be {words[item_type]}; got {text!r}."
+        ) from None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,31 +1,12 @@
-"""Which steps a run needs, what is there already, and what it says at the end.
-
-TensorFlow is imported only when a step has work to do: asking for a finished run
-answers at once.
-"""
-
-import dataclasses
-from typing import Any
+"""The actions: what `--action` names, and what it says at the end."""
 
 from cdfkd_tf.config import RunConfig
-from cdfkd_tf.errors import RequestError
 from cdfkd_tf.locking import only_one
+from cdfkd_tf.pipeline import STEPS, perform
 from cdfkd_tf.prediction import predict
-from cdfkd_tf.quiet import quiet_tensorflow
 from cdfkd_tf.report.page import write_report
 from cdfkd_tf.results import summary
-from cdfkd_tf.workdir import Workdir, read_json, write_json, write_text
-
-# Step -> the groups of options that it adds to what its result depends on.
-STEPS = {
-    "train_teachers": ("data", "teachers"),
-    "distill": ("method", "weights", "schedule"),
-    "fit_aggregator": ("aggregator",),
-    "evaluate": (),
-    "export": ("export",),
-}
-COSTLY = ("train_teachers", "distill")  # never repeated without being told to
-_DECIDE_NOTHING = ("data_dir", "evaluate_every")
+from cdfkd_tf.workdir import Workdir, read_json
 
 
 def run(config: RunConfig) -> None:
@@ -38,91 +19,25 @@ def run(config: RunConfig) -> None:
     workdir = Workdir(config.workdir)
     if config.action == "predict":
         predict(config, workdir)
-        return
-    if config.action == "report":
+    elif config.action == "report":
         print(f"The report is {write_report(workdir)}")
-        return
-    wanted = tuple(STEPS) if config.action == "pipeline" else (config.action,)
+    elif config.action == "search":
+        from cdfkd_tf.searching.search import search  # Keras Tuner takes seconds
+
+        search(config)
+    else:
+        _run_steps(config, workdir)
+
+
+def _run_steps(config: RunConfig, workdir: Workdir) -> None:
+    whole = config.action == "pipeline"
     with only_one(workdir.path):
-        todo = [step for step in wanted if not _is_done(step, config, workdir)]
-        if config.action == "pipeline" and todo:
-            todo = list(wanted[wanted.index(todo[0]) :])  # later build on earlier
-        for step in todo:
-            refuse_mixed_runs(step, config, workdir)
-        if todo:
-            _do(todo, config, workdir)
-        else:
+        worked = perform(config, tuple(STEPS) if whole else (config.action,))
+        if not worked:
             print(f"Nothing to do: {config.workdir} holds all of it already.")
         results = read_json(workdir.results)
-        reports = config.action == "pipeline" and config.report
-        if reports and results and (todo or not workdir.report.exists()):
+        reports = whole and config.report
+        if reports and results and (worked or not workdir.report.exists()):
             write_report(workdir)
     if results:
         print(summary(results, config.workdir))
-
-
-def _do(todo: list[str], config: RunConfig, workdir: Workdir) -> None:
-    order = tuple(STEPS)
-    write_json(workdir.config, config.option_dict())
-    write_text(workdir.flags, config.flag_lines())
-    quiet_tensorflow()
-    from cdfkd_tf.steps import Steps
-
-    steps = Steps(config, workdir)
-    for step in todo:
-        if not config.resume:
-            workdir.clear(step)
-        workdir.forget(order[order.index(step) + 1 :])
-        options = options_behind(step, config)
-        workdir.note(step, options, done=False)
-        steps.run(step)
-        workdir.note(step, options, done=True)
-
-
-def options_behind(step: str, config: RunConfig) -> dict[str, Any]:
-    """The options that the result of `step` depends on, earlier steps' included."""
-    order = list(STEPS)
-    groups = {group for s in order[: order.index(step) + 1] for group in STEPS[s]}
-    values = config.option_dict()
-    if step in COSTLY and values["evaluation_split"] == "none":
-        values["evaluation_split"] = "test"  # the teachers' images are the same
-    return {
-        field.name: values[field.name]
-        for field in dataclasses.fields(config)
-        if field.name in ("seed", "dtype_policy")
-        or (field.metadata["group"] in groups and field.name not in _DECIDE_NOTHING)
-    }
-
-
-def _is_done(step: str, config: RunConfig, workdir: Workdir) -> bool:
-    record = workdir.record_of(step)
-    repeats = config.action != "pipeline" and step not in COSTLY
-    return (
-        config.resume
-        and not repeats
-        and record.get("done", False)
-        and record["options"] == options_behind(step, config)
-    )
-
-
-def refuse_mixed_runs(step: str, config: RunConfig, workdir: Workdir) -> None:
-    """A costly step that was begun with other options is not mixed with these.
-
-    Raises:
-        RequestError: naming the first option that differs.
-    """
-    record = workdir.record_of(step)
-    has_work = record.get("done") or workdir.holds(step)
-    if step not in COSTLY or not config.resume or not has_work:
-        return
-    begun_with = record.get("options", {})
-    if step == "train_teachers" and config.teachers and begun_with.get("teachers"):
-        return  # links to given files, then and now: nothing costly is lost
-    for name, value in options_behind(step, config).items():
-        known = begun_with.get(name, value)
-        if known != value:
-            raise RequestError(
-                f"{config.workdir} holds {step} made with --{name}={known}; now it is "
-                f"--{name}={value}. Give another --workdir, or make that step again "
-                f"with --action={step} --noresume."
-            )

@@ -1,8 +1,9 @@
-"""What each step of a run does. `runs.py` decides which of them are needed."""
+"""What each step of a run does. `pipeline.py` decides which of them are needed."""
 
 import os
 import sys
 import time
+from collections.abc import Sequence
 
 import keras
 import tensorflow as tf
@@ -31,11 +32,17 @@ class Steps:
     Args:
         config: the request.
         workdir: its folder.
+        callbacks: for the distillation, besides our own.
     """
 
-    def __init__(self, config: RunConfig, workdir: Workdir):
+    def __init__(
+        self,
+        config: RunConfig,
+        workdir: Workdir,
+        callbacks: Sequence[keras.callbacks.Callback] = (),
+    ):
         make_deterministic(config)
-        self.config, self.workdir = config, workdir
+        self.config, self.workdir, self._callbacks = config, workdir, callbacks
         self.assembly = Assembly(config, workdir)
         versions = {
             "cdfkd_tf": cdfkd_tf.__version__,
@@ -85,7 +92,7 @@ class Steps:
 
     def distill(self) -> None:
         """Trains student and generator against the teachers, without any image."""
-        networks, seconds = distill(self.assembly, self.verbose)
+        networks, seconds = distill(self.assembly, self.verbose, self._callbacks)
         for name, network in networks.items():
             _save(network, getattr(self.workdir, name))
         self.results.record("seconds", seconds)

@@ -34,6 +34,8 @@ LAYERS = (
         "report",
         "prediction",
         "steps",
+        "pipeline",
+        "searching",
         "runs",
     ),
     ("flags", "cli", "tools", "api"),

@@ -106,7 +106,7 @@ def test_predictor_is_what_was_measured(finished, data_dir):
 
 
 def test_a_finished_run_is_not_repeated(finished, data_dir, capsys, monkeypatch):
-    monkeypatch.setattr("cdfkd_tf.runs._do", None)  # calling it would fail
+    monkeypatch.setattr("cdfkd_tf.pipeline._do", None)  # calling it would fail
     again = ("--aggregator=attention", "--real_samples=20")
     assert toy(finished, data_dir, *again) == 0
     printed = capsys.readouterr().out

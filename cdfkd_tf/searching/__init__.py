@@ -1,0 +1,1 @@
+"""Searches for better settings with Keras Tuner; a trial is an ordinary run."""
