@@ -4,6 +4,7 @@ from cdfkd_tf.config import RunConfig
 from cdfkd_tf.locking import only_one
 from cdfkd_tf.pipeline import STEPS, perform
 from cdfkd_tf.prediction import predict
+from cdfkd_tf.quiet import quiet_tensorflow
 from cdfkd_tf.report.page import write_report
 from cdfkd_tf.results import summary
 from cdfkd_tf.workdir import Workdir, read_json
@@ -22,6 +23,7 @@ def run(config: RunConfig) -> None:
     elif config.action == "report":
         print(f"The report is {write_report(workdir)}")
     elif config.action == "search":
+        quiet_tensorflow()
         from cdfkd_tf.searching.search import search  # Keras Tuner takes seconds
 
         search(config)

@@ -57,6 +57,29 @@ def bars(
     return _svg(figure, label)
 
 
+def points(pairs: Sequence[tuple[Any, float]], label: str, across: str, up: str) -> str:
+    """One dot per pair; numbers over two orders of magnitude on a log scale.
+
+    Args:
+        pairs: what stands across, a number or a word, and the value above it.
+        label: what the chart shows, for readers who cannot see it.
+        across: name of the one.
+        up: name of the other.
+    """
+    figure, axes = _figure(label)
+    places, values = zip(*pairs)
+    if all(isinstance(place, (int, float)) for place in places):
+        if min(places) > 0 and max(places) > 20 * min(places):
+            axes.set_xscale("log")
+    else:
+        places = [str(place) for place in places]
+    axes.plot(places, values, "o", color=ACCENT, markersize=5, alpha=0.75)
+    axes.set_xlabel(across)
+    axes.set_ylabel(up)
+    axes.grid(axis="y", color="#e3e8ec", linewidth=0.8)
+    return _svg(figure, label)
+
+
 def matrix(
     rows: Sequence[Sequence[float | None]],
     row_names: Sequence[str],

@@ -5,6 +5,7 @@ import csv
 import html
 import io
 import pathlib
+from collections.abc import Sequence
 from typing import Any
 
 from PIL import Image
@@ -47,37 +48,41 @@ def write_report(workdir: Workdir) -> pathlib.Path:
     history = _history(workdir.history)
     sections = [
         _opening(results, config),
-        _section(
+        section(
             "Teachers and student",
             _costs_note(results),
             tables.comparison(results) if results["teachers"] else "",
         ),
-        _section("How it learned", "", _curves(history)),
-        _section(
+        section("How it learned", "", _curves(history)),
+        section(
             "Invented images over time",
             "What the generator drew, from the same noise, as training went on.",
             _pictures(workdir.samples),
         ),
-        _section("What it answers", _confusion_note(seen), _answers(seen)),
-        _section(
+        section("What it answers", _confusion_note(seen), _answers(seen)),
+        section(
             "Files for devices",
             "Each was loaded again and compared with the Keras model on the same "
             "images. Latency: median of one image, one thread, warm (the SavedModel "
             "as TensorFlow runs it).",
             tables.exports(results) if results["exports"] else "",
         ),
-        _section("Do it again", "", _command(config, results)),
+        section("Do it again", "", _command(config, results)),
     ]
     title = f"{results['dataset']}, {results['method']}, seed {results['seed']}"
-    page = (
+    write_text(workdir.report, page(title, sections))
+    return workdir.report
+
+
+def page(title: str, sections: Sequence[str]) -> str:
+    """A whole page in the report's dress; nothing is fetched."""
+    return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         '<link rel="icon" href="data:,">'
         f"<title>{html.escape(title)}</title><style>{_STYLE.read_text()}</style>"
         f"</head><body><main>{''.join(sections)}</main></body></html>\n"
     )
-    write_text(workdir.report, page)
-    return workdir.report
 
 
 def _opening(results: dict[str, Any], config: dict[str, Any]) -> str:
@@ -146,7 +151,8 @@ def _costs_note(results: dict[str, Any]) -> str:
     return " ".join(parts)
 
 
-def _section(title: str, note: str, content: str) -> str:
+def section(title: str, note: str, content: str) -> str:
+    """A headed part of the page; empty without content."""
     if not content:
         return ""
     note = f"<p>{html.escape(note)}</p>" if note else ""
@@ -174,7 +180,7 @@ def _curves(history: dict[str, list[float | None]]) -> str:
     }
     if shares:
         label = "Accuracy; agreement with the teachers on invented images"
-        found.append(_chart(charts.curves(shares, label, percent=True), label))
+        found.append(chart(charts.curves(shares, label, percent=True), label))
     for player, title in (("student", "Student"), ("generator", "Generator")):
         losses = {
             name.removeprefix(f"{player}_"): values
@@ -185,11 +191,12 @@ def _curves(history: dict[str, list[float | None]]) -> str:
             positive = all(v is None or v > 0 for x in losses.values() for v in x)
             label = f"{title}: loss terms, unweighted"
             svg = charts.curves(losses, label, logarithmic=positive)
-            found.append(_chart(svg, label))
+            found.append(chart(svg, label))
     return f'<div class="charts">{"".join(found)}</div>' if found else ""
 
 
-def _chart(svg: str, caption: str) -> str:
+def chart(svg: str, caption: str) -> str:
+    """A drawing with its caption."""
     return f"<figure>{svg}<figcaption>{html.escape(caption)}</figcaption></figure>"
 
 
@@ -231,7 +238,7 @@ def _answers(seen: dict[str, Any]) -> str:
     truth = "label" if seen["confusion_rows"] == "labels" else "teachers"
     label = f"Confusion matrix: {truth} against student"
     found = [
-        _chart(
+        chart(
             charts.matrix(
                 seen["confusion"], names, names, label, axes_names=(truth, "student")
             ),
@@ -242,7 +249,7 @@ def _answers(seen: dict[str, Any]) -> str:
     if invented:
         label = "Classes of 512 invented images; dashed: all alike"
         expected = sum(invented) / len(invented)
-        found.append(_chart(charts.bars(invented, names, label, expected), label))
+        found.append(chart(charts.bars(invented, names, label, expected), label))
     weights, by_class = seen["header_weights"], seen["header_weights_by_class"]
     if len(weights) > 1:
         columns = [f"header {index}" for index in range(len(weights))]
@@ -253,7 +260,7 @@ def _answers(seen: dict[str, Any]) -> str:
             rows, names, columns, label,
             axes_names=("class", ""), form="{:.2f}", square=False,
         )  # fmt: skip
-        found.append(_chart(svg, label))
+        found.append(chart(svg, label))
     return f'<div class="charts">{"".join(found)}</div>'
 
 
