@@ -12,6 +12,7 @@ _PUBLIC = {
     "distill": "cdfkd_tf.api",
     "Distillation": "cdfkd_tf.api",
     "RunConfig": "cdfkd_tf.config",
+    "search": "cdfkd_tf.api_search",
 }
 __all__ = [*_PUBLIC, "__version__"]
 

@@ -26,6 +26,8 @@ from cdfkd_tf.training.aggregation import AggregatorFit, fit_aggregator
 from cdfkd_tf.workdir import Workdir
 
 Images = np.ndarray | tf.data.Dataset
+Teacher = keras.Model | str | pathlib.Path
+FILES = (str, pathlib.Path)
 _AT_ONCE = 256
 
 
@@ -139,7 +141,7 @@ class Distillation:
 
 
 def distill(
-    teachers: Sequence[keras.Model | str | pathlib.Path],
+    teachers: Sequence[Teacher],
     *,
     image_shape: tuple[int, int, int] | None = None,
     workdir: str | pathlib.Path | None = None,
@@ -168,25 +170,8 @@ def distill(
         RequestError: (a `ValueError`) what does not fit together, in one sentence.
         RunError: (a `RuntimeError`) a loss that became NaN.
     """
-    names = tuple(
-        str(teacher) if isinstance(teacher, (str, pathlib.Path)) else f"teacher_{index}"
-        for index, teacher in enumerate(teachers)
-    )
-    models = [
-        load_classifier(teacher)
-        if isinstance(teacher, (str, pathlib.Path))
-        else teacher
-        for teacher in teachers
-    ]
-    if not models:
-        raise RequestError("distill needs at least one teacher; got none.")
-    options.setdefault("dataset", "none")
-    options.setdefault("export_formats", RunConfig.export_formats)
-    if image_shape is None and options["dataset"] == "none":
-        image_shape = _shape_of(models[0])
-    options["image_shape"] = tuple(image_shape or ())
-    options["workdir"] = str(workdir or tempfile.mkdtemp(prefix="cdfkd_tf_"))
-    config = _config(options, tuple(names))
+    models = load_teachers(teachers)
+    config = request_of(teachers, models, image_shape, workdir, options)
     make_deterministic(config)
     folder = Workdir(config.workdir)
     if not config.resume:
@@ -200,16 +185,54 @@ def distill(
     return Distillation(assembly, networks)
 
 
-def _config(options: dict[str, Any], names: tuple[str, ...]) -> RunConfig:
+def load_teachers(teachers: Sequence[Teacher]) -> list[keras.Model]:
+    """Files loaded, models as they are.
+
+    Raises:
+        RequestError: no teacher at all, or an unreadable file.
+    """
+    models = [load_classifier(t) if isinstance(t, FILES) else t for t in teachers]
+    if not models:
+        raise RequestError("At least one teacher is needed; got none.")
+    return models
+
+
+def request_of(
+    teachers: Sequence[Teacher],
+    models: Sequence[keras.Model],
+    image_shape: tuple[int, int, int] | None,
+    workdir: str | pathlib.Path | None,
+    options: dict[str, Any],
+) -> RunConfig:
+    """The run that a call from Python describes.
+
+    Args:
+        teachers: as given; files keep their names.
+        models: the same, loaded.
+        image_shape: None: of the first one's images, where no data set tells.
+        workdir: None: a temporary folder.
+        options: fields of `RunConfig` by name.
+
+    Raises:
+        RequestError: an unknown option, or a value out of range.
+    """
     known = RunConfig.__dataclass_fields__
-    for name, value in options.items():
+    options = {"dataset": "none", **options}
+    for name in options:
         if name not in known:
             near = difflib.get_close_matches(name, known, 1)
             hint = f"; did you mean {near[0]!r}?" if near else "."
-            raise RequestError(f"distill has no option {name!r}{hint}")
-        if isinstance(value, list):
-            options[name] = tuple(value)
-    return RunConfig(**{**options, "teachers": names})
+            raise RequestError(f"There is no option {name!r}{hint}")
+    if image_shape is None and options["dataset"] == "none":
+        image_shape = _shape_of(models[0])
+    values = {k: tuple(v) if isinstance(v, list) else v for k, v in options.items()}
+    values["teachers"] = tuple(
+        str(teacher) if isinstance(teacher, FILES) else f"teacher_{index}"
+        for index, teacher in enumerate(teachers)
+    )
+    values["image_shape"] = tuple(image_shape or ())
+    values["workdir"] = str(workdir or tempfile.mkdtemp(prefix="cdfkd_tf_"))
+    return RunConfig(**values)
 
 
 def _shape_of(model: keras.Model) -> tuple[int, ...]:

@@ -94,7 +94,7 @@ def test_the_same_call_goes_on_and_another_is_refused(result, tmp_path):
 @pytest.mark.parametrize(
     "teachers, options, message",
     [
-        ([], {}, "at least one teacher"),
+        ([], {}, "one teacher is needed"),
         (["absent.keras"], {}, r"no teacher file absent\.keras"),
         ([strangers.logits], {"epoch": 1}, "no option 'epoch'; did you mean 'epochs'"),
         ([strangers.logits], {"epochs": 0}, "--epochs must be at least 1"),

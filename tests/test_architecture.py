@@ -38,7 +38,7 @@ LAYERS = (
         "searching",
         "runs",
     ),
-    ("flags", "cli", "tools", "api"),
+    ("flags", "cli", "tools", "api", "api_search"),
 )
 
 
