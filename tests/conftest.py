@@ -7,6 +7,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from absl import flags as absl_flags
 
 from cdfkd_tf import cli
@@ -40,6 +41,14 @@ TOY = (
 def data_dir(tmp_path_factory):
     """A TFDS folder that the whole session shares."""
     return tmp_path_factory.mktemp("tfds")
+
+
+@pytest.fixture
+def eagerly():
+    """What would be traced runs line by line: tracing a run takes most of its time."""
+    tf.config.run_functions_eagerly(True)
+    yield
+    tf.config.run_functions_eagerly(False)
 
 
 @pytest.fixture

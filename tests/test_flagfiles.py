@@ -4,14 +4,12 @@ A session's folder holds small upstream archives and the teachers that the flagf
 themselves train, so that a run finds its teachers where its flagfile says.
 """
 
-import contextlib
 import functools
 import json
 import os
 import pathlib
 
 import pytest
-import tensorflow as tf
 
 from cdfkd_tf.data import specs
 from cdfkd_tf.models import BACKBONES
@@ -74,14 +72,6 @@ def run(flagfile, *more):
     return run_main(f"--flagfile={flagfile}", "--data_dir=data", *TWO_STEPS, *more)
 
 
-@contextlib.contextmanager
-def eagerly():
-    """What would be traced runs line by line."""
-    tf.config.run_functions_eagerly(True)
-    yield
-    tf.config.run_functions_eagerly(False)
-
-
 def teachers_of(flagfile):
     """The flagfile that trains the teachers which this one names, or None."""
     for line in pathlib.Path(flagfile).read_text().splitlines():
@@ -92,7 +82,7 @@ def teachers_of(flagfile):
 
 
 @pytest.mark.parametrize("flagfile", FLAGFILES)
-def test_flagfile_runs(flagfile, place, tmp_path):
+def test_flagfile_runs(flagfile, place, tmp_path, eagerly):
     if "/teachers_" in flagfile:
         train_teachers(flagfile)
         trained = place / "runs" / os.path.relpath(flagfile[:-6], "experiments")
@@ -101,7 +91,10 @@ def test_flagfile_runs(flagfile, place, tmp_path):
     needed = teachers_of(flagfile)
     if needed:
         train_teachers(needed)
-    if "/digits/" in flagfile:  # measuring is the same everywhere
+    if flagfile.endswith("/search.flags"):
+        assert run(flagfile, f"--workdir={tmp_path}", "--max_trials=1") == 0
+        tmp_path /= "search/trial_0"
+    elif "/digits/" in flagfile:  # measuring is the same everywhere
         assert run(flagfile, f"--workdir={tmp_path}") == 0
         results = json.loads((tmp_path / "results.json").read_text())
         assert results["student"]["accuracy"] is not None
@@ -109,12 +102,10 @@ def test_flagfile_runs(flagfile, place, tmp_path):
         if not needed:
             trained = run(flagfile, f"--workdir={tmp_path}", "--action=train_teachers")
             assert trained == 0
-        # Tracing would take most of the time, and it is the same everywhere, too.
-        with eagerly():
-            steps = ["distill", *(["fit_aggregator"] * ("aggregator_" in flagfile))]
-            for step in steps:
-                more = (f"--workdir={tmp_path}", f"--action={step}")
-                assert run(flagfile, "--evaluate_every=0", *more) == 0
+        steps = ["distill", *(["fit_aggregator"] * ("aggregator_" in flagfile))]
+        for step in steps:
+            more = (f"--workdir={tmp_path}", f"--action={step}")
+            assert run(flagfile, "--evaluate_every=0", *more) == 0
     history = (tmp_path / "history.csv").read_text().splitlines()
     assert len(history) == 2 and "nan" not in history[1]
     assert (tmp_path / "student.keras").exists()

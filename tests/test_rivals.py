@@ -10,6 +10,7 @@ from cdfkd_tf.methods import METHODS
 from tests.conftest import TOY, run_main
 
 NO_EXPORT = "--export_formats="
+pytestmark = pytest.mark.usefixtures("eagerly")
 
 
 @pytest.fixture(scope="module")
