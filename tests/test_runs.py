@@ -136,7 +136,7 @@ def test_written_flags_repeat_the_run(finished, tmp_path, capsys):
 
 
 def test_a_request_that_failed_before_any_work_can_be_mended(
-    finished, tmp_path, capsys
+    finished, tmp_path, capsys, eagerly
 ):
     teachers = ",".join(str(finished / f"teachers/teacher_{i}.keras") for i in (0, 1))
     given = (f"--teachers={teachers}", "--evaluation_split=none", "--export_formats=")
@@ -150,7 +150,9 @@ def refuse(*args, **kwargs):
     raise AssertionError("a data set was read")
 
 
-def test_distilling_reads_no_data_set(finished, data_dir, tmp_path, monkeypatch):
+def test_distilling_reads_no_data_set(
+    finished, data_dir, tmp_path, monkeypatch, eagerly
+):
     """And what is learned does not depend on whether accuracy is watched."""
     teachers = ",".join(str(finished / f"teachers/teacher_{i}.keras") for i in (0, 1))
     shared = ("--action=distill", f"--teachers={teachers}")
@@ -190,7 +192,9 @@ def test_bfloat16_training_leaves_float32_files(finished, tmp_path):
     assert (tmp_path / "export/student_int8.tflite").exists()
 
 
-def test_an_interrupted_distillation_goes_on(finished, data_dir, tmp_path, capsys):
+def test_an_interrupted_distillation_goes_on(
+    finished, data_dir, tmp_path, capsys, eagerly
+):
     teachers = ",".join(str(finished / f"teachers/teacher_{i}.keras") for i in (0, 1))
     shared = ("--action=distill", f"--teachers={teachers}", "--evaluate_every=0")
     assert toy(tmp_path / "whole", data_dir, *shared) == 0

@@ -6,7 +6,7 @@ import pathlib
 from cdfkd_tf.report import charts, tables
 from cdfkd_tf.report.page import chart, page, section
 from cdfkd_tf.searching.objectives import objective_of
-from cdfkd_tf.searching.summary import Summary
+from cdfkd_tf.searching.summary import Summary, shown
 from cdfkd_tf.workdir import write_text
 
 
@@ -52,7 +52,7 @@ def write_search_report(summary: Summary, path: pathlib.Path) -> None:
             "failed" if o["objective"] is None else f"{o['objective']:.4f}",
             tables.share(o["test_accuracy"]),
             str(o["epochs"]),
-            *(_shown(o["values"].get(option)) for option in summary.names),
+            *(shown(o["values"].get(option)) for option in summary.names),
             f"{o['seconds']:.0f}",
             o["reason"],
         )
@@ -80,7 +80,3 @@ def write_search_report(summary: Summary, path: pathlib.Path) -> None:
         ),
     ]
     write_text(path, page(f"{config.dataset}, search", content))
-
-
-def _shown(value) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -14,13 +14,23 @@ from cdfkd_tf.config import RunConfig
 from cdfkd_tf.errors import RequestError, RunError
 from cdfkd_tf.locking import only_one
 from cdfkd_tf.pipeline import perform
-from cdfkd_tf.searching.objectives import objective_of
+from cdfkd_tf.searching.objectives import (
+    POOLED_AGREEMENT,
+    objective_of,
+    pooled_agreement,
+)
 from cdfkd_tf.searching.page import write_search_report
 from cdfkd_tf.searching.spaces import Space, find_space
-from cdfkd_tf.searching.summary import Summary, summarise
-from cdfkd_tf.searching.tuning import FOLDER, SearchTuner, read_outcomes, trial_config
+from cdfkd_tf.searching.summary import Summary, options_of, summarise
+from cdfkd_tf.searching.tuning import (
+    FOLDER,
+    OUTCOME,
+    SearchTuner,
+    read_outcomes,
+    trial_config,
+)
 from cdfkd_tf.teaching import teacher_files
-from cdfkd_tf.workdir import Workdir
+from cdfkd_tf.workdir import Workdir, write_json
 
 # May differ between the processes and continuations of one search.
 _DECIDE_NOTHING = ("action", "max_trials", "resume", "debug", "report", "teachers")
@@ -77,6 +87,8 @@ def _try(config: RunConfig, space: Any, workdir: Workdir) -> Summary:
     if _role() == "worker":
         print("No trials left for this worker.")
         return Summary(shared, [])
+    if objective_of(shared) == POOLED_AGREEMENT:
+        _rejudge(shared, workdir)
     _measure(shared, workdir)
     summary = summarise(shared, read_outcomes(workdir.path))
     summary.write(workdir.path / FOLDER)
@@ -91,20 +103,33 @@ def _try(config: RunConfig, space: Any, workdir: Workdir) -> Summary:
     return summary
 
 
+def _rejudge(config: RunConfig, workdir: Workdir) -> None:
+    """Agreement of all finished trials on the images of all of them.
+
+    While the search ran, early trials were judged on fewer images than late ones.
+    """
+    finished = [o for o in read_outcomes(workdir.path) if o["status"] == "finished"]
+    folders = [pathlib.Path(outcome["folder"]) for outcome in finished]
+    for outcome, folder in zip(finished, folders):
+        assembly = Assembly(_run_of(config, outcome), Workdir(str(folder)))
+        outcome["objective"] = pooled_agreement(assembly, folders)
+        write_json(folder / OUTCOME, outcome)
+
+
 def _measure(config: RunConfig, workdir: Workdir) -> None:
     """Test accuracy of the finished trials, once no choice depends on it any more."""
     if not Assembly(config, workdir).can_measure:
         return
     for outcome in read_outcomes(workdir.path):
         if outcome["status"] == "finished" and outcome["test_accuracy"] is None:
-            folder = pathlib.Path(outcome["folder"])
-            options = {
-                name: tuple(value) if isinstance(value, list) else value
-                for name, value in outcome["options"].items()
-            }
-            run = trial_config(config, options, folder)
-            with only_one(folder):
+            with only_one(pathlib.Path(outcome["folder"])):
+                run = _run_of(config, outcome)
                 perform(run, ("distill", "fit_aggregator", "evaluate"))
+
+
+def _run_of(config: RunConfig, outcome: dict[str, Any]) -> RunConfig:
+    folder = pathlib.Path(outcome["folder"])
+    return trial_config(config, options_of(outcome), folder)
 
 
 def _role() -> str:

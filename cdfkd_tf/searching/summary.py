@@ -10,7 +10,6 @@ from cdfkd_tf.config import RunConfig
 from cdfkd_tf.searching.objectives import objective_of
 from cdfkd_tf.workdir import write_text
 
-_COLUMNS = ("trial", "status", "epochs", "seconds")
 _FEWEST = 3  # pairs that a rank correlation is told of
 
 
@@ -39,16 +38,14 @@ class Summary:
         """The whole run that the best trial stands for."""
         if not self.best:
             return None
-        options = {
-            name: tuple(value) if isinstance(value, list) else value
-            for name, value in self.best["options"].items()
-        }
         usual = {
             name: RunConfig.__dataclass_fields__[name].default
             for name in ("max_trials", "tuner", "search_space", "action", "resume")
         }
         workdir = str(pathlib.Path(self.config.workdir) / "best")
-        return dataclasses.replace(self.config, workdir=workdir, **usual | options)
+        return dataclasses.replace(
+            self.config, workdir=workdir, **usual | options_of(self.best)
+        )
 
     @property
     def names(self) -> list[str]:
@@ -101,7 +98,7 @@ class Summary:
                 test = o["test_accuracy"]
                 test = "-" if test is None else f"{test:.2%}"
                 values = "  ".join(
-                    f"{_shown(o['values'].get(name)):>{len(name)}}" for name in names
+                    f"{shown(o['values'].get(name)):>{len(name)}}" for name in names
                 )
                 lines.append(
                     f"{o['trial']:8}{o['objective']:>20.4f}{test:>9}{o['epochs']:>8}"
@@ -135,5 +132,12 @@ def summarise(config: RunConfig, outcomes: list[dict[str, Any]]) -> Summary:
     return Summary(config, sorted(outcomes, key=place))
 
 
-def _shown(value: Any) -> str:
+def options_of(outcome: dict[str, Any]) -> dict[str, Any]:
+    """The options that a trial changed, as `RunConfig` takes them."""
+    options = outcome["options"].items()
+    return {k: tuple(v) if isinstance(v, list) else v for k, v in options}
+
+
+def shown(value: Any) -> str:
+    """An option's value in a table."""
     return f"{value:.4g}" if isinstance(value, float) else str(value)
