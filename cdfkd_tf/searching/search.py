@@ -15,7 +15,9 @@ from cdfkd_tf.errors import RequestError, RunError
 from cdfkd_tf.locking import only_one
 from cdfkd_tf.pipeline import perform
 from cdfkd_tf.searching.objectives import (
+    POOL,
     POOLED_AGREEMENT,
+    keep_images,
     objective_of,
     pooled_agreement,
 )
@@ -110,10 +112,16 @@ def _rejudge(config: RunConfig, workdir: Workdir) -> None:
     """
     finished = [o for o in read_outcomes(workdir.path) if o["status"] == "finished"]
     folders = [pathlib.Path(outcome["folder"]) for outcome in finished]
-    for outcome, folder in zip(finished, folders):
-        assembly = Assembly(_run_of(config, outcome), Workdir(str(folder)))
+    assemblies = [
+        Assembly(_run_of(config, outcome), Workdir(str(folder)))
+        for outcome, folder in zip(finished, folders)
+    ]
+    for assembly in assemblies:
+        if not (assembly.workdir.path / POOL).exists():
+            keep_images(assembly)
+    for outcome, assembly in zip(finished, assemblies):
         outcome["objective"] = pooled_agreement(assembly, folders)
-        write_json(folder / OUTCOME, outcome)
+        write_json(assembly.workdir.path / OUTCOME, outcome)
 
 
 def _measure(config: RunConfig, workdir: Workdir) -> None:

@@ -4,6 +4,7 @@ import dataclasses
 import gc
 import json
 import math
+import os
 import pathlib
 import shutil
 import time
@@ -20,7 +21,7 @@ from cdfkd_tf.errors import RequestError
 from cdfkd_tf.locking import only_one
 from cdfkd_tf.pipeline import perform
 from cdfkd_tf.searching.objectives import judge, objective_of
-from cdfkd_tf.workdir import Workdir, read_json, write_json
+from cdfkd_tf.workdir import Workdir, read_json, write_json, write_text
 
 FOLDER = "search"  # within the workdir
 OUTCOME = "outcome.json"  # within a trial's folder
@@ -45,6 +46,7 @@ class SearchTuner(BaseTuner):
 
     def __init__(self, config: RunConfig, hypermodel: keras_tuner.HyperModel):
         self.config = config
+        _know_the_search(pathlib.Path(config.workdir) / FOLDER)
         super().__init__(
             _oracle(config), hypermodel, directory=config.workdir, project_name=FOLDER
         )
@@ -130,6 +132,16 @@ def trial_config(
     return dataclasses.replace(
         config, action="distill", workdir=str(folder), **_LEAN | options
     )
+
+
+def _know_the_search(directory: pathlib.Path) -> None:
+    """Lets Keras Tuner go on with a search that processes of other names began.
+
+    It looks for a file named after this process, and that file is always empty.
+    """
+    own = directory / f"{os.environ.get('KERASTUNER_TUNER_ID', 'tuner0')}.json"
+    if (directory / "oracle.json").exists() and not own.exists():
+        write_text(own, "{}")
 
 
 def _oracle(config: RunConfig) -> Any:
