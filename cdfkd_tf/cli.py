@@ -1,5 +1,6 @@
 """The door: a command line in, an exit code out."""
 
+import _thread
 import contextlib
 import signal
 import sys
@@ -47,6 +48,9 @@ def main(
     return 0
 
 
+_SECONDS = 0.1  # until a lost interruption is raised again
+
+
 @contextlib.contextmanager
 def _terminated_as_interrupted() -> Iterator[None]:
     """SIGTERM, which schedulers send before they kill, ends a run as Ctrl-C does."""
@@ -57,11 +61,20 @@ def _terminated_as_interrupted() -> Iterator[None]:
     def interrupt(number, frame):
         raise KeyboardInterrupt
 
-    before = signal.signal(signal.SIGTERM, interrupt)
+    def insist(lost):
+        """Python drops an exception that meets a finaliser: then once more."""
+        if issubclass(lost.exc_type, KeyboardInterrupt):
+            threading.Timer(_SECONDS, _thread.interrupt_main).start()
+        else:
+            others(lost)
+
+    before, others = signal.signal(signal.SIGTERM, interrupt), sys.unraisablehook
+    sys.unraisablehook = insist
     try:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+        sys.unraisablehook = others
 
 
 @contextlib.contextmanager

@@ -1,8 +1,10 @@
 """Wrong requests end with one line and exit code 2, in a process of their own too."""
 
 import pathlib
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -101,3 +103,18 @@ def test_an_unexpected_failure_is_one_line_and_exit_code_1(monkeypatch, capsys):
     error = capsys.readouterr().err
     assert_one_error_line(error)
     assert "OSError: No space left on device" in error and "--debug" in error
+
+
+def test_an_interruption_that_python_drops_comes_again(monkeypatch, capsys):
+    class Finalised:
+        def __del__(self):
+            signal.raise_signal(signal.SIGTERM)
+
+    def run(config):
+        del [Finalised()][0]  # what is raised there is lost
+        for _ in range(100):
+            time.sleep(0.1)
+
+    monkeypatch.setattr("cdfkd_tf.runs.run", run)
+    assert run_main() == 130
+    assert "the same command continues" in capsys.readouterr().err
