@@ -238,7 +238,7 @@ class Assembly:
         if not path.is_file():
             raise RequestError(f"There is no {path}. Run --action={step} first.")
         try:
-            return keras.saving.load_model(path, compile=False)
+            return keras.saving.load_model(path, compile=False, safe_mode=True)
         except Exception as error:  # Keras raises many kinds for a bad file
             reason = " ".join(str(error).split())[:200]
             raise RequestError(

@@ -52,6 +52,11 @@ class RunConfig(Subject):
     milestones: tuple[int, ...] = option(
         "schedule", (100, 200), "Epochs at which the rates drop to a tenth."
     )
+    clip_gradients: float = option(
+        "schedule",
+        0.0,
+        "Largest norm of a player's gradient, longer ones are shortened; 0: any.",
+    )
     keep_best: bool = option(
         "schedule",
         False,
@@ -84,8 +89,9 @@ class RunConfig(Subject):
     dtype_policy: str = option(
         "running",
         "float32",
-        "Arithmetic of the networks; losses are always float32.",
-        ("float32", "mixed_bfloat16"),
+        "Arithmetic of the networks; losses, norms and statistics are always float32. "
+        "mixed_float16 scales the losses and skips updates that overflow.",
+        ("float32", "mixed_bfloat16", "mixed_float16"),
     )
     deterministic: str = option(
         "running",

@@ -1,7 +1,6 @@
 """One distillation from its first epoch, or the one it stopped at, to its networks."""
 
 import contextlib
-import re
 from collections.abc import Iterator, Sequence
 
 import keras
@@ -21,8 +20,9 @@ from cdfkd_tf.training.callbacks import (
     StopOnNaN,
 )
 from cdfkd_tf.training.checkpoints import TrainingState
-from cdfkd_tf.training.distiller import NOT_FINITE, Distiller
+from cdfkd_tf.training.distiller import Distiller
 from cdfkd_tf.training.optimizers import LearningRates
+from cdfkd_tf.training.safety import SkippedUpdates, is_scaled, what_failed
 from cdfkd_tf.training.trouble import TroubleWatch
 
 # Agreement through earlier generators: it follows true accuracy best, see
@@ -66,6 +66,13 @@ def distill(
         )
         callbacks += [agreement, *([best] if config.keep_best else []), invented]
     callbacks += [
+        SkippedUpdates(
+            distiller.state,
+            {
+                "student_optimizer": config.steps_per_epoch * config.student_rounds,
+                "generator_optimizer": config.steps_per_epoch,
+            },
+        ),
         HistoryTable(workdir.history, first_epoch),
         Curves(
             workdir.logs,
@@ -99,22 +106,25 @@ def distill(
 
 @contextlib.contextmanager
 def named_failures(distiller: Distiller) -> Iterator[None]:
-    """A loss that is no number ends the run before it moves anything.
+    """A loss or a weight that is no number ends the run at its step.
 
     Raises:
-        RunError: naming the term and the update.
+        RunError: naming the term, or the weight, and the update.
     """
     try:
         yield
     except tf.errors.InvalidArgumentError as error:
-        found = re.search(rf"{NOT_FINITE}(\w+).*?had (NaN|-?Inf)", str(error), re.S)
-        if not found:
+        failed = what_failed(error, distiller.state)
+        if not failed:
             raise
         updates = int(keras.ops.convert_to_numpy(distiller.optimizer.iterations))
+        advice = (
+            ", --dtype_policy=mixed_bfloat16" if is_scaled(distiller.optimizer) else ""
+        )
         raise RunError(
-            f"{found[1]} became {found[2]} after {updates} updates of the student; the "
-            "last checkpoint is intact. A smaller --student_learning_rate or "
-            "--generator_learning_rate usually helps."
+            f"{failed} after {updates} updates of the student; the last checkpoint is "
+            "intact. A smaller --student_learning_rate or --generator_learning_rate"
+            f"{advice} or --clip_gradients=10 usually helps."
         ) from error
 
 

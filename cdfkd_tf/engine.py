@@ -4,6 +4,7 @@ import keras
 
 from cdfkd_tf.assembly import Assembly
 from cdfkd_tf.computing import dtype_policy
+from cdfkd_tf.config import RunConfig
 from cdfkd_tf.training.adversarial import AdversarialDistiller
 from cdfkd_tf.training.distiller import Distiller
 from cdfkd_tf.training.optimizers import CoupledSGD, PaperAdam
@@ -47,17 +48,29 @@ def _build(assembly: Assembly) -> Distiller:
     projection = None
     if config.project_features and method.student.get("feature"):
         projection = build_projection(student, teachers, config.seed)
-    sgd = CoupledSGD(config.student_learning_rate, nesterov=config.nesterov)
+    sgd = _scaled(
+        CoupledSGD(config.student_learning_rate, nesterov=config.nesterov), config
+    )
+    clip = config.clip_gradients
     if not generator:
         distiller = Distiller(student, teachers, method, projection=projection)
-        distiller.compile(sgd)
+        distiller.compile(sgd, clip_gradients=clip)
         return distiller
     distiller = AdversarialDistiller(
         student, teachers, method, generator, projection=projection
     )
     adam = PaperAdam(config.generator_learning_rate, beta_1=config.generator_beta1)
-    distiller.compile(sgd, adam)
+    distiller.compile(sgd, _scaled(adam, config), clip_gradients=clip)
     return distiller
+
+
+def _scaled(
+    optimizer: keras.optimizers.Optimizer, config: RunConfig
+) -> keras.optimizers.Optimizer:
+    """Float16 has no room for small gradients: they are computed of a scaled loss."""
+    if config.dtype_policy != "mixed_float16":
+        return optimizer
+    return keras.optimizers.LossScaleOptimizer(optimizer)
 
 
 def networks_to_keep(
@@ -65,7 +78,7 @@ def networks_to_keep(
 ) -> dict[str, keras.Model]:
     """Student and generator, if any, in float32, whatever they were trained in.
 
-    Devices and converters know no bfloat16, and one device needs no other.
+    Devices and converters know no half precision, and one device needs no other.
 
     Args:
         assembly: what the run is made of.

@@ -1,6 +1,7 @@
 """What values the options of a run can have."""
 
 import dataclasses
+import math
 from typing import Any
 
 from cdfkd_tf.errors import RequestError
@@ -28,6 +29,7 @@ _AT_LEAST = {
     "real_samples": 0,
     "aggregator_epochs": 1,
     "checkpoint_every": 0,
+    "clip_gradients": 0,
     "int8_finetune_steps": 0,
     "max_trials": 0,
 }
@@ -52,6 +54,9 @@ def check(config: Any) -> None:
     Raises:
         RequestError: naming the flag, what it takes and what it got.
     """
+    for name, value in vars(config).items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise RequestError(f"--{name} must be a finite number; got {value}.")
     for name, limit in _AT_LEAST.items():
         if getattr(config, name) < limit:
             raise RequestError(

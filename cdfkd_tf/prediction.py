@@ -149,7 +149,7 @@ def _header_weights(workdir: Workdir):
             f"--show_header_weights asks {workdir.predictor}, which does not exist. "
             "Check --workdir."
         )
-    predictor = load_model(workdir.predictor, compile=False)
+    predictor = load_model(workdir.predictor, compile=False, safe_mode=True)
     return lambda pixels: header_weights(predictor, pixels)[0]
 
 

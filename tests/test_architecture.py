@@ -18,6 +18,7 @@ LAYERS = (
         "files",
         "locking",
         "losses",
+        "saved_models",
     ),
     ("data", "models"),
     ("methods", "training"),

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from cdfkd_tf.quiet import quiet_stderr
+from cdfkd_tf.saved_models import check_saved_model
 
 _WARM_UP, _RUNS = 10, 100
 
@@ -79,6 +80,7 @@ class SavedModelRunner:
     def __init__(self, path: pathlib.Path):
         import tensorflow as tf
 
+        check_saved_model(path)
         self._loaded = tf.saved_model.load(str(path))  # signatures die with it
         self._signatures, self._constant = self._loaded.signatures, tf.constant
         self.threads = tf.config.threading.get_intra_op_parallelism_threads() or None

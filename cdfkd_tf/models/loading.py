@@ -1,16 +1,13 @@
 """Strangers' model files: read without running code from them."""
 
 import pathlib
-from collections.abc import Sequence
 
 import keras
 import tensorflow as tf
 from keras import KerasTensor
 
 from cdfkd_tf.errors import RequestError
-
-# What a SavedModel may not do: run Python, touch files.
-_FORBIDDEN = ("PyFunc", "EagerPyFunc", "PyFuncStateless", "ReadFile", "WriteFile")
+from cdfkd_tf.saved_models import check_saved_model
 
 
 class SavedModelClassifier:
@@ -101,27 +98,10 @@ def _load_saved_model(folder: pathlib.Path) -> SavedModelClassifier:
             "with saved_model.pb inside."
         )
     try:
-        forbidden = _forbidden_operations(folder / "saved_model.pb")
-        if not forbidden:
-            return SavedModelClassifier(folder)
+        check_saved_model(folder)
+        return SavedModelClassifier(folder)
     except RequestError:
         raise
     except Exception as error:  # TensorFlow raises many kinds, too
         reason = " ".join(str(error).split())[:200]
         raise RequestError(f"Cannot read SavedModel {folder}: {reason}") from error
-    raise RequestError(
-        f"SavedModel {folder} holds {', '.join(forbidden)}, which could run code or "
-        "touch files; it is not loaded. Save the bare classifier."
-    )
-
-
-def _forbidden_operations(file: pathlib.Path) -> Sequence[str]:
-    from tensorflow.core.protobuf import saved_model_pb2
-
-    content = saved_model_pb2.SavedModel.FromString(file.read_bytes())
-    used = set()
-    for graph in content.meta_graphs:
-        used |= {node.op for node in graph.graph_def.node}
-        for function in graph.graph_def.library.function:
-            used |= {node.op for node in function.node_def}
-    return sorted(used.intersection(_FORBIDDEN))

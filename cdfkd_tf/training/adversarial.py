@@ -10,6 +10,7 @@ from keras import KerasTensor, ops
 
 from cdfkd_tf.methods import Method
 from cdfkd_tf.training.distiller import Distiller
+from cdfkd_tf.training.safety import check_finite
 
 
 @contextmanager
@@ -109,8 +110,9 @@ class AdversarialDistiller(Distiller):
         self.update_student(chosen["images"], chosen["teachers"])
 
     def generator_round(self, latents: KerasTensor) -> None:
-        """The generator's update, on the last of the rounds' noise."""
+        """The generator's update, on the last of the rounds' noise; ends the step."""
         self.update_generator(latents[:, -1])
+        check_finite(self.state)
 
     def update_generator(self, noise: KerasTensor) -> None:
         """Moves the generator alone; student and teachers only lend gradients.
@@ -130,7 +132,7 @@ class AdversarialDistiller(Distiller):
             # Inside the tape: replicas sum gradients, low precision scales them.
             loss = self.generator_optimizer.scale_loss(loss / self.num_replicas)
         variables = self.generator.trainable_variables
-        self.generator_optimizer.apply(tape.gradient(loss, variables), variables)
+        self.move(self.generator_optimizer, tape, loss, variables)
 
     def make_train_function(self, force: bool = False):
         """The same updates as one traced loop, not R copies of the student's round.

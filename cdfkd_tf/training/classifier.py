@@ -1,9 +1,36 @@
 """Training one plain classifier on real images: how our own teachers are made."""
 
+import math
+
 import keras
+import numpy as np
 import tensorflow as tf
 
+from cdfkd_tf.errors import RunError
 from cdfkd_tf.training.optimizers import CoupledSGD, LearningRates
+
+
+class _StopOnNaN(keras.callbacks.Callback):
+    """Ends the training at the step whose loss, or last weights, are no numbers."""
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.epoch = epoch + 1
+
+    def on_train_batch_end(self, batch, logs=None):
+        loss = float(logs["loss"])
+        if not math.isfinite(loss):
+            self._stop(f"loss became {loss}", f" in step {batch + 1}")
+
+    def on_train_end(self, logs=None):  # no loss has seen what the last step did
+        if not all(np.isfinite(values).all() for values in self.model.get_weights()):
+            self._stop("weights became NaN or infinite", "")
+
+    def _stop(self, what, step):
+        raise RunError(
+            f"The teacher's {what}{step} of epoch {self.epoch}; it is not saved. A "
+            "smaller --teacher_learning_rate usually helps; teachers that are finished "
+            "are kept."
+        )
 
 
 def train_classifier(
@@ -30,6 +57,9 @@ def train_classifier(
         milestones: epochs at which it drops to a tenth.
         schedule: `steps`, or `cosine` to 0.
         verbose: as in `keras.Model.fit`.
+
+    Raises:
+        RunError: at the first step whose loss is no number.
     """
     optimizer = CoupledSGD(learning_rate)
     model.compile(
@@ -46,7 +76,7 @@ def train_classifier(
         images,
         steps_per_epoch=steps_per_epoch,
         epochs=epochs,
-        callbacks=[rates],
+        callbacks=[rates, _StopOnNaN()],
         shuffle=False,
         verbose=verbose,
     )

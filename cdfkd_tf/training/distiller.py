@@ -8,8 +8,7 @@ from keras import KerasTensor, ops
 
 from cdfkd_tf.errors import RequestError
 from cdfkd_tf.methods import Answers, Method, terms_of
-
-NOT_FINITE = "not finite: "  # before a term's name, in the error of its very step
+from cdfkd_tf.training.safety import apply_gradients, check_finite, checked_term
 
 
 class Distiller(keras.Model):
@@ -55,14 +54,22 @@ class Distiller(keras.Model):
         # fit() would otherwise call the model on latents to build it.
         self.built = True
 
-    def compile(self, student_optimizer: keras.optimizers.Optimizer, **kwargs):
+    def compile(
+        self,
+        student_optimizer: keras.optimizers.Optimizer,
+        clip_gradients: float = 0.0,
+        **kwargs,
+    ):
         """Sets the student's optimiser and builds its state, so that it can be saved.
 
         Args:
             student_optimizer: moves the student's trainable variables.
+            clip_gradients: largest global norm of a player's gradient; 0: any.
             **kwargs: as in `keras.Model.compile`.
         """
+        kwargs.setdefault("jit_compile", False)  # XLA drops the checks, see safety.py
         super().compile(optimizer=student_optimizer, **kwargs)
+        self.clip_gradients = clip_gradients
         student_optimizer.build(self.student_variables)
 
     @property
@@ -95,6 +102,7 @@ class Distiller(keras.Model):
         """One student update on real images. `data`: `(images, labels)`."""
         images = data[0] if isinstance(data, tuple) else data
         self.update_student(images, self.ask_teachers(images))
+        check_finite(self.state)
         return self.term_means()
 
     def test_step(self, data) -> dict[str, KerasTensor]:
@@ -124,8 +132,12 @@ class Distiller(keras.Model):
             loss = self.weigh("student", images, {**teachers, "bn": []})
             # Inside the tape: replicas sum gradients, low precision scales them.
             loss = self.optimizer.scale_loss(loss / self.num_replicas)
-        variables = self.student_variables
-        self.optimizer.apply(tape.gradient(loss, variables), variables)
+        self.move(self.optimizer, tape, loss, self.student_variables)
+
+    def move(self, optimizer, tape, loss, variables) -> None:
+        """One step of `optimizer` down the gradient of the scaled loss."""
+        gradients = tape.gradient(loss, variables)
+        apply_gradients(optimizer, gradients, variables, clip=self.clip_gradients)
 
     def weigh(self, player: str, images: KerasTensor, teachers: dict) -> KerasTensor:
         """What `player` minimises on `images`; logs each term's true value."""
@@ -140,7 +152,7 @@ class Distiller(keras.Model):
         )
         weights = self.weights_of[player]
         terms = {
-            name: tf.debugging.check_numerics(value, f"{NOT_FINITE}{player}_{name}")
+            name: checked_term(value, f"{player}_{name}")
             for name, value in terms_of(answers, weights, self.method).items()
         }
         for name, value in terms.items():
