@@ -22,6 +22,7 @@ from cdfkd_tf.export.step import export_run
 from cdfkd_tf.models.aggregation import build_aggregator, build_predictor
 from cdfkd_tf.models.loading import load_classifier
 from cdfkd_tf.pipeline import options_behind, refuse_mixed_runs
+from cdfkd_tf.steps import save_network
 from cdfkd_tf.training.aggregation import AggregatorFit, fit_aggregator
 from cdfkd_tf.workdir import Workdir
 
@@ -174,14 +175,13 @@ def distill(
     config = request_of(teachers, models, image_shape, workdir, options)
     make_deterministic(config)
     folder = Workdir(config.workdir)
-    if not config.resume:
-        folder.clear("distill")
     refuse_mixed_runs("distill", config, folder)
-    assembly = Assembly(config, folder, models)
-    folder.note("distill", options_behind("distill", config), done=False)
-    networks, _ = run_distillation(assembly, verbose, callbacks)
+    with folder.unchanged_if_refused("distill", anew=not config.resume):
+        assembly = Assembly(config, folder, models)
+        folder.note("distill", options_behind("distill", config), done=False)
+        networks, _ = run_distillation(assembly, verbose, callbacks)
     for name, network in networks.items():
-        network.save(getattr(folder, name))
+        save_network(network, getattr(folder, name))
     return Distillation(assembly, networks)
 
 

@@ -57,20 +57,19 @@ def _do(
     todo: list[str], config: RunConfig, workdir: Workdir, callbacks: Sequence[Any]
 ) -> None:
     order = tuple(STEPS)
-    write_json(workdir.config, config.option_dict())
-    write_text(workdir.flags, config.flag_lines())
     quiet_tensorflow()
     from cdfkd_tf.steps import Steps
 
     steps = Steps(config, workdir, callbacks)
     for step in todo:
-        if not config.resume:
-            workdir.clear(step)
-        workdir.forget(order[order.index(step) + 1 :])
-        options = options_behind(step, config)
-        workdir.note(step, options, done=False)
-        steps.run(step)
-        workdir.note(step, options, done=True)
+        with workdir.unchanged_if_refused(step, anew=not config.resume):
+            write_json(workdir.config, config.option_dict())
+            write_text(workdir.flags, config.flag_lines())
+            workdir.forget(order[order.index(step) + 1 :])
+            options = options_behind(step, config)
+            workdir.note(step, options, done=False)
+            steps.run(step)
+            workdir.note(step, options, done=True)
 
 
 def options_behind(step: str, config: RunConfig) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """What each step of a run does. `pipeline.py` decides which of them are needed."""
 
 import os
+import pathlib
 import sys
 import time
 from collections.abc import Sequence
@@ -77,7 +78,7 @@ class Steps:
                 milestones=config.teacher_milestones,
                 verbose=self.verbose,
             )
-            _save(model, file)
+            save_network(model, file)
 
     def _link_teachers(self) -> None:
         for teacher in self.assembly.teachers.teachers:  # loads, and so checks, all
@@ -94,7 +95,7 @@ class Steps:
         """Trains student and generator against the teachers, without any image."""
         networks, seconds = distill(self.assembly, self.verbose, self._callbacks)
         for name, network in networks.items():
-            _save(network, getattr(self.workdir, name))
+            save_network(network, getattr(self.workdir, name))
         self.results.record("seconds", seconds)
 
     def fit_aggregator(self) -> None:
@@ -126,10 +127,10 @@ class Steps:
                 f"{fit.held_out} held-out samples, the mean {fit.mean_accuracy:.1%}; "
                 + (f"epoch {fit.epoch} chosen." if fit.learned else "the mean stays.")
             )
-        _save(aggregator, workdir.aggregator)
+        save_network(aggregator, workdir.aggregator)
         spec = assembly.spec
         predictor = build_predictor(student, aggregator, spec.mean, spec.std)
-        _save(predictor, workdir.predictor)
+        save_network(predictor, workdir.predictor)
         self.results.record("aggregator", entry)
 
     def evaluate(self) -> None:
@@ -177,6 +178,7 @@ class Steps:
             self.results.record("seconds", {step: seconds})
 
 
-def _save(model: keras.Model, path) -> None:
+def save_network(model: keras.Model, path: pathlib.Path) -> None:
+    """Writes a network whole or not at all."""
     with replacing(path) as temporary:
         model.save(temporary)

@@ -3,11 +3,14 @@
 Names in this folder are public: other people's scripts read them.
 """
 
+import contextlib
 import json
 import pathlib
 import shutil
+from collections.abc import Iterator
 from typing import Any
 
+from cdfkd_tf.errors import RequestError
 from cdfkd_tf.files import replacing
 
 
@@ -58,10 +61,39 @@ class Workdir:
         if kept != known:
             write_json(self._progress, kept)
 
-    def clear(self, step: str) -> None:
-        """Removes what `step` would otherwise go on with."""
+    @contextlib.contextmanager
+    def unchanged_if_refused(self, step: str, *, anew: bool) -> Iterator[None]:
+        """A step that turns out to be a wrong request leaves everything as it was.
+
+        Args:
+            step: about to be done in the block.
+            anew: put away what it would otherwise go on with.
+        """
+        files = (self.config, self.flags, self.results, self._progress)
+        before = {file: file.read_bytes() if file.exists() else None for file in files}
+        aside = self._put_aside(step) if anew else {}
+        try:
+            yield
+        except RequestError:
+            for file, content in before.items():
+                _put_back(file, content)
+            for folder, kept in aside.items():
+                shutil.rmtree(folder, ignore_errors=True)
+                kept.rename(folder)
+            raise
+        finally:
+            for kept in aside.values():
+                shutil.rmtree(kept, ignore_errors=True)
+
+    def _put_aside(self, step: str) -> dict[pathlib.Path, pathlib.Path]:
+        """Folder -> where its content waits, for those that exist."""
+        aside = {}
         for folder in self._work_of(step):
-            shutil.rmtree(folder, ignore_errors=True)
+            if folder.is_dir():
+                aside[folder] = folder.with_name(f".{folder.name}.before")
+                shutil.rmtree(aside[folder], ignore_errors=True)
+                folder.rename(aside[folder])
+        return aside
 
     def holds(self, step: str) -> bool:
         """Whether `step` left anything that it could go on with."""
@@ -72,6 +104,14 @@ class Workdir:
     def _work_of(self, step: str) -> list[pathlib.Path]:
         work = {"train_teachers": [self.teachers], "distill": [self.checkpoints]}
         return work.get(step, [])
+
+
+def _put_back(file: pathlib.Path, content: bytes | None) -> None:
+    if content is None:
+        file.unlink(missing_ok=True)
+    elif not file.exists() or content != file.read_bytes():
+        with replacing(file) as temporary:
+            temporary.write_bytes(content)
 
 
 def read_json(path: pathlib.Path) -> dict[str, Any]:

@@ -1,11 +1,15 @@
 """Nothing in the package runs what a file says; SECURITY.md tells what is trusted."""
 
 import ast
+import io
 import pathlib
+import tarfile
+import zipfile
 
 import keras
 import pytest
 import tensorflow as tf
+import tensorflow_datasets as tfds
 
 from cdfkd_tf.errors import RequestError
 from cdfkd_tf.saved_models import check_saved_model
@@ -130,3 +134,48 @@ def test_a_keras_file_cannot_bring_a_saved_model_along(tmp_path):
     keras.Model(image, layer(image)).save(tmp_path / "a.keras")
     with pytest.raises(RequestError, match="Cannot read teacher"):
         load_classifier(tmp_path / "a.keras")
+
+
+def hostile_tar(target):
+    """A member that climbs out, an absolute one, and a link followed by a member."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w:gz") as archive:
+        link = tarfile.TarInfo("link")
+        link.type, link.linkname = tarfile.SYMTYPE, str(target)
+        archive.addfile(link)
+        for name in (
+            "good/a",
+            "../../evil",
+            f"{target}/evil",
+            "link/evil",
+            "b/../../evil",
+        ):
+            member = tarfile.TarInfo(name)
+            member.size = 1
+            archive.addfile(member, io.BytesIO(b"x"))
+    return buffer.getvalue()
+
+
+def hostile_zip(target):
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for name in ("good/a", "../../evil", f"{target}/evil", "b/../../evil"):
+            archive.writestr(name, "x")
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    "ending, content", [(".tar.gz", hostile_tar), (".zip", hostile_zip)]
+)
+def test_an_archive_cannot_write_outside_its_folder(tmp_path, ending, content):
+    """As the data sets' builders unpack what was fetched."""
+    target = tmp_path / "target"
+    target.mkdir()
+    archive = tmp_path / f"archive{ending}"
+    archive.write_bytes(content(target))
+    manager = tfds.download.DownloadManager(download_dir=tmp_path / "deep/downloads")
+    folder = pathlib.Path(manager.extract(archive))
+    assert (folder / "good/a").read_text() == "x"
+    assert not any(target.iterdir())
+    written = [path for path in tmp_path.rglob("evil") if folder not in path.parents]
+    assert written == []
