@@ -1,12 +1,16 @@
 """How a run computes: its arithmetic and whether it repeats bit for bit."""
 
 import contextlib
+import re
 from collections.abc import Iterator
 
 import keras
 import tensorflow as tf
 
 from cdfkd_tf.config import RunConfig
+from cdfkd_tf.errors import RunError
+
+_MEMORY = re.compile("OOM|out of memory|allocat", re.IGNORECASE)
 
 
 @contextlib.contextmanager
@@ -18,6 +22,36 @@ def dtype_policy(name: str) -> Iterator[None]:
         yield
     finally:
         keras.config.set_dtype_policy(before)
+
+
+@contextlib.contextmanager
+def memory_advice(*remedies: str) -> Iterator[None]:
+    """Where memory does not suffice within the block, says what needs less of it.
+
+    Args:
+        *remedies: flags and values, the best one first.
+
+    Raises:
+        RunError: out of memory.
+    """
+    try:
+        yield
+    except (
+        MemoryError,
+        tf.errors.ResourceExhaustedError,
+        tf.errors.InternalError,
+    ) as error:
+        text = str(error)
+        if not isinstance(error, MemoryError) and not _MEMORY.search(text):
+            raise  # a full disk is a resource, too
+        shape = re.search(r"shape ?(\[[\d, ]+\])", text)
+        what = f" for a tensor of {shape[1]}" if shape else ""
+        device = re.search(r"GPU:\d+", text)
+        where = f" on {device[0]}" if device else ""
+        raise RunError(
+            f"Memory does not suffice{what}{where}; checkpoints are intact. What needs "
+            f"less of it: {', '.join(remedies)}. Does another process use it, too?"
+        ) from error
 
 
 def make_deterministic(config: RunConfig) -> None:

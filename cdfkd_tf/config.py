@@ -83,8 +83,12 @@ class RunConfig(Subject):
         "running",
         "auto",
         "Devices that share a batch; mirrored: all GPUs of this machine (without any, "
-        "all logical CPUs); auto: mirrored where there are several GPUs.",
-        ("auto", "one_device", "mirrored"),
+        "all logical CPUs); multi_worker: those of all processes in TF_CONFIG; auto: "
+        "mirrored where there are several GPUs.",
+        ("auto", "one_device", "mirrored", "multi_worker"),
+    )
+    worker_timeout: float = option(
+        "running", 300.0, "Seconds that multi_worker waits for the other processes."
     )
     dtype_policy: str = option(
         "running",
@@ -92,6 +96,12 @@ class RunConfig(Subject):
         "Arithmetic of the networks; losses, norms and statistics are always float32. "
         "mixed_float16 scales the losses and skips updates that overflow.",
         ("float32", "mixed_bfloat16", "mixed_float16"),
+    )
+    low_memory: bool = option(
+        "running",
+        False,
+        "Pass teachers one at a time through the generator's update: less memory, one "
+        "more pass through each.",
     )
     deterministic: str = option(
         "running",
@@ -104,6 +114,14 @@ class RunConfig(Subject):
     )
     checkpoint_every: int = option(
         "running", 1, "Epochs between checkpoints; 0 keeps none."
+    )
+    checkpoint_minutes: float = option(
+        "running",
+        10.0,
+        "Minutes between checkpoints within an epoch; 0: none but when interrupted.",
+    )
+    keep_checkpoints: int = option(
+        "running", 2, "How many of the last checkpoints stay on disk."
     )
     report: bool = option(
         "running", True, "Write report.html at the end of the pipeline."

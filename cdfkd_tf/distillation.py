@@ -1,12 +1,16 @@
 """One distillation from its first epoch, or the one it stopped at, to its networks."""
 
 import contextlib
+import functools
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import keras
 import tensorflow as tf
 
 from cdfkd_tf.assembly import HELD_OUT_SEED, SAMPLE_SEED, Assembly
+from cdfkd_tf.computing import memory_advice
+from cdfkd_tf.config import RunConfig
 from cdfkd_tf.data.latents import latent_dataset
 from cdfkd_tf.engine import build_distiller, networks_to_keep
 from cdfkd_tf.errors import RunError
@@ -19,8 +23,9 @@ from cdfkd_tf.training.callbacks import (
     Inventor,
     StopOnNaN,
 )
-from cdfkd_tf.training.checkpoints import TrainingState
+from cdfkd_tf.training.checkpoints import TrainingState, seed_states
 from cdfkd_tf.training.distiller import Distiller
+from cdfkd_tf.training.hosts import Hosts
 from cdfkd_tf.training.optimizers import LearningRates
 from cdfkd_tf.training.safety import SkippedUpdates, is_scaled, what_failed
 from cdfkd_tf.training.trouble import TroubleWatch
@@ -35,6 +40,7 @@ def distill(
     assembly: Assembly,
     verbose: int | str,
     more_callbacks: Sequence[keras.callbacks.Callback] = (),
+    hosts: Hosts | None = None,
 ) -> tuple[dict[str, keras.Model], dict[str, float]]:
     """Trains the student, and the generator if the method has one.
 
@@ -42,60 +48,49 @@ def distill(
         assembly: what the run is made of.
         verbose: as in `keras.Model.fit`.
         more_callbacks: called after our own, before the checkpoint.
+        hosts: that train together, this one among them; only the chief writes.
 
     Returns:
         The networks to keep, `student` and perhaps `generator`; seconds: `distill`,
         earlier processes included, and `first_step`, from here to its end.
     """
-    config, workdir = assembly.config, assembly.workdir
-    first_step = FirstStep()
-    distiller = build_distiller(assembly)
-    state = TrainingState(distiller, workdir.checkpoints, config.checkpoint_every)
-    first_epoch = state.restore()
-    if first_epoch:
-        print(f"Going on after epoch {first_epoch} of {config.epochs}.")
-    data, steps_per_epoch = _lessons(assembly, first_epoch)
+    config, first_step = assembly.config, FirstStep()
+    writes = hosts is None or hosts.cluster.is_chief
+    distiller = build_distiller(assembly, hosts and hosts.strategy)
+    state = _training_state(assembly, distiller, hosts)
+    state.restore()
+    within = f" and {state.step} steps" if state.step else ""
+    if hosts:
+        hosts.check_same("checkpoint", f"after epoch {state.epoch}{within}")
+    if state.steps_done:
+        print(f"Going on after epoch {state.epoch}{within} of {config.epochs}.")
     watched = assembly.can_measure and config.evaluate_every
-    best = None
-    # In this order: agreement puts numbers into the logs that the others read.
-    callbacks = [first_step, StopOnNaN(), _learning_rates(assembly, distiller)]
-    if assembly.method.generator:
-        agreement, invented = _watch_generator(assembly, distiller, first_epoch)
-        best = KeepBest(
-            distiller.student, BEST_SIGNAL, workdir.checkpoints / "best", first_epoch
+    callbacks, best = (
+        [first_step, StopOnNaN(), _learning_rates(assembly, distiller)],
+        None,
+    )
+    if writes:
+        watching, best = _watch(assembly, distiller, state.epoch)
+        callbacks += [*watching, *more_callbacks]
+    failures = hosts.named_failures() if hosts else contextlib.nullcontext()
+    advice = memory_advice(
+        f"a smaller --batch_size (now {config.batch_size})",
+        *([] if config.low_memory else ["--low_memory"]),
+        "--dtype_policy=mixed_bfloat16",
+    )
+    with advice, failures, named_failures(distiller):
+        state.fit(
+            distiller,
+            functools.partial(_lessons, assembly),
+            epochs=config.epochs,
+            validation_data=assembly.images.evaluation() if watched else None,
+            validation_freq=max(config.evaluate_every, 1),
+            callbacks=callbacks,
+            verbose=verbose,
         )
-        callbacks += [agreement, *([best] if config.keep_best else []), invented]
-    callbacks += [
-        SkippedUpdates(
-            distiller.state,
-            {
-                "student_optimizer": config.steps_per_epoch * config.student_rounds,
-                "generator_optimizer": config.steps_per_epoch,
-            },
-        ),
-        HistoryTable(workdir.history, first_epoch),
-        Curves(
-            workdir.logs,
-            {name: it for name, it in distiller.state.items() if "optimizer" in name},
-            config.steps_per_epoch * assembly.rounds * config.batch_size,
-        ),
-        *more_callbacks,
-        state,
-    ]
-    if first_epoch < config.epochs:
-        with named_failures(distiller):
-            distiller.fit(
-                data,
-                initial_epoch=first_epoch,
-                epochs=config.epochs,
-                steps_per_epoch=steps_per_epoch,
-                validation_data=assembly.images.evaluation() if watched else None,
-                validation_freq=max(config.evaluate_every, 1),
-                callbacks=callbacks,
-                shuffle=False,
-                verbose=verbose,
-            )
-    if best and config.keep_best:
+    if not writes:
+        return {}, {}
+    if best:
         best.restore()
         print(f"Kept the student of epoch {best.best['epoch']} of {config.epochs}.")
     seconds = {"distill": round(state.seconds, 2)}
@@ -128,24 +123,54 @@ def named_failures(distiller: Distiller) -> Iterator[None]:
         ) from error
 
 
-def _lessons(assembly: Assembly, first_epoch: int):
-    """What the engine iterates over, and how many elements make one epoch."""
-    config = assembly.config
+def saving_options(config: RunConfig) -> dict[str, Any]:
+    """How often and how many, for `TrainingState`."""
+    return {
+        "every": config.checkpoint_every,
+        "minutes": config.checkpoint_minutes,
+        "keep": config.keep_checkpoints,
+    }
+
+
+def _training_state(
+    assembly: Assembly, distiller: Distiller, hosts: Hosts | None
+) -> TrainingState:
+    config, steps = assembly.config, assembly.config.steps_per_epoch
+    if not assembly.method.generator:
+        # As many student updates as a method with a generator makes.
+        steps *= config.student_rounds
+    return TrainingState(
+        {**distiller.state, "seeds": seed_states(distiller.student)},
+        assembly.workdir.checkpoints,
+        steps,
+        metrics=distiller.trackers,
+        **saving_options(config),
+        agree=hosts.agree if hosts else int,
+        writes=hosts is None or hosts.cluster.is_chief,
+    )
+
+
+def _lessons(assembly: Assembly, first_step: int) -> tf.data.Dataset:
+    """What the engine iterates over, from a step of the run on.
+
+    Of each element, which holds a whole batch, every host takes its own part.
+    """
+    config, options = assembly.config, tf.data.Options()
+    sharing = tf.data.experimental.AutoShardPolicy.DATA
+    options.experimental_distribute.auto_shard_policy = sharing
     if assembly.method.generator:
-        latents = latent_dataset(
+        lessons = latent_dataset(
             config.batch_size,
             assembly.rounds,
             config.latent_size,
             seed=config.seed,
-            first_step=first_epoch * config.steps_per_epoch,
+            first_step=first_step,
         )
-        return latents, config.steps_per_epoch
-    # As many student updates as a method with a generator makes.
-    updates = config.steps_per_epoch * config.student_rounds
-    images, _ = assembly.images.training(
-        config.batch_size, config.seed, first_batch=first_epoch * updates
-    )
-    return images, updates
+    else:
+        lessons, _ = assembly.images.training(
+            config.batch_size, config.seed, first_batch=first_step
+        )
+    return lessons.with_options(options)
 
 
 def _learning_rates(assembly: Assembly, distiller: Distiller) -> LearningRates:
@@ -156,6 +181,35 @@ def _learning_rates(assembly: Assembly, distiller: Distiller) -> LearningRates:
         opponent = distiller.generator_optimizer
         rates.append((opponent, config.generator_learning_rate, schedule))
     return LearningRates(rates, epochs=config.epochs, milestones=config.milestones)
+
+
+def _watch(
+    assembly: Assembly, distiller: Distiller, first_epoch: int
+) -> tuple[list[keras.callbacks.Callback], KeepBest | None]:
+    """What writes something down at each epoch; and the keeper of the best, if any."""
+    config, workdir = assembly.config, assembly.workdir
+    callbacks, best = [], None
+    # In this order: agreement puts numbers into the logs that the others read.
+    if assembly.method.generator:
+        agreement, invented = _watch_generator(assembly, distiller, first_epoch)
+        if config.keep_best:
+            folder = workdir.checkpoints / "best"
+            best = KeepBest(distiller.student, BEST_SIGNAL, folder, first_epoch)
+        callbacks += [agreement, *([best] if best else []), invented]
+    optimizers = {
+        name: it for name, it in distiller.state.items() if "optimizer" in name
+    }
+    rounds = assembly.rounds if assembly.method.generator else 1
+    updates = {
+        "student_optimizer": config.steps_per_epoch * config.student_rounds,
+        "generator_optimizer": config.steps_per_epoch,
+    }
+    callbacks += [
+        SkippedUpdates(distiller.state, updates),
+        HistoryTable(workdir.history, first_epoch),
+        Curves(workdir.logs, optimizers, config.batch_size * rounds),
+    ]
+    return callbacks, best
 
 
 def _watch_generator(assembly: Assembly, distiller, first_epoch: int):

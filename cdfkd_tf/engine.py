@@ -1,6 +1,7 @@
 """The engine of one run: what learns, on which devices, and what of it is kept."""
 
 import keras
+import tensorflow as tf
 
 from cdfkd_tf.assembly import Assembly
 from cdfkd_tf.computing import dtype_policy
@@ -8,22 +9,28 @@ from cdfkd_tf.config import RunConfig
 from cdfkd_tf.training.adversarial import AdversarialDistiller
 from cdfkd_tf.training.distiller import Distiller
 from cdfkd_tf.training.optimizers import CoupledSGD, PaperAdam
-from cdfkd_tf.training.strategy import choose_strategy, synchronise
+from cdfkd_tf.training.strategy import check_shares, choose_strategy, synchronise
 from cdfkd_tf.training.suiting import build_projection, suit_method
 
 
-def build_distiller(assembly: Assembly) -> Distiller:
+def build_distiller(
+    assembly: Assembly, strategy: tf.distribute.Strategy | None = None
+) -> Distiller:
     """Fresh student, and generator if any, with their optimisers.
 
     Args:
         assembly: what the run is made of.
+        strategy: devices that train together; None: as the request says.
 
     Raises:
         RequestError: what does not fit together, see `suit_method` and
             `choose_strategy`.
     """
     config = assembly.config
-    strategy = choose_strategy(config.strategy, config.batch_size)
+    if strategy is None:
+        strategy = choose_strategy(config.strategy, config.batch_size)
+    check_shares(config.batch_size, strategy.num_replicas_in_sync)
+    _ = assembly.teachers  # loaded by now: they never change, and belong to no replica
     with strategy.scope():
         distiller = _build(assembly)
     if strategy.num_replicas_in_sync > 1:
@@ -57,7 +64,12 @@ def _build(assembly: Assembly) -> Distiller:
         distiller.compile(sgd, clip_gradients=clip)
         return distiller
     distiller = AdversarialDistiller(
-        student, teachers, method, generator, projection=projection
+        student,
+        teachers,
+        method,
+        generator,
+        projection=projection,
+        low_memory=config.low_memory,
     )
     adam = PaperAdam(config.generator_learning_rate, beta_1=config.generator_beta1)
     distiller.compile(sgd, _scaled(adam, config), clip_gradients=clip)

@@ -10,8 +10,8 @@ from contextlib import contextmanager
 def replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
     """Yields another path, in the same folder, that becomes `path` at the end.
 
-    What has its final name is complete: a run that breaks off, or a full disk, leaves
-    the old file.
+    What has its final name is complete: a run that breaks off, a full disk or a
+    machine that is taken away leaves the old file.
 
     Args:
         path: the file to write; its folder is made.
@@ -23,4 +23,12 @@ def replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+    synced(temporary)
     os.replace(temporary, path)
+
+
+def synced(path: pathlib.Path) -> None:
+    """Waits until the bytes of a file are on the disk; leaves folders alone."""
+    if path.is_file():
+        with path.open("rb") as file:
+            os.fsync(file.fileno())

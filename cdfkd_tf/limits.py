@@ -30,6 +30,8 @@ _AT_LEAST = {
     "aggregator_epochs": 1,
     "checkpoint_every": 0,
     "clip_gradients": 0,
+    "checkpoint_minutes": 0,
+    "keep_checkpoints": 1,
     "int8_finetune_steps": 0,
     "max_trials": 0,
 }
@@ -40,6 +42,7 @@ _POSITIVE = (
     "student_width",
     "generator_width",
     "student_learning_rate",
+    "worker_timeout",
     "generator_learning_rate",
     "aggregator_learning_rate",
 )
@@ -91,6 +94,16 @@ def check(config: Any) -> None:
             raise RequestError(
                 f"--teacher_input knows {', '.join(TEACHER_INPUTS)}; got {value!r}."
             )
+    if config.strategy == "multi_worker" and config.action == "search":
+        raise RequestError(
+            "--action=search shares trials, not batches, between processes: see "
+            "README.md. Leave --strategy=multi_worker out."
+        )
+    if config.strategy == "multi_worker" and not config.resume:
+        raise RequestError(
+            "--noresume cannot be told to several processes: one that is started again "
+            "would delete what all have done. Delete WORKDIR/checkpoints yourself."
+        )
     _check_images(config)
 
 

@@ -25,14 +25,15 @@ class Answers:
         teacher_logits: `(B, T, C)`.
         teacher_features: T tensors `(B, W_i)`.
         teacher_bn: for each teacher, its BatchNormalizations in forward order, each
-            as `(input, moving_mean, moving_variance)`. Empty where not asked for.
+            as `(input, moving_mean, moving_variance)`; or, where they were measured
+            already, their `statistics_gap`. Empty where not asked for.
     """
 
     student_logits: KerasTensor
     student_features: KerasTensor | list[KerasTensor]
     teacher_logits: KerasTensor
     teacher_features: list[KerasTensor]
-    teacher_bn: list[list[tuple[KerasTensor, KerasTensor, KerasTensor]]]
+    teacher_bn: list[list[tuple[KerasTensor, ...]] | KerasTensor]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,12 +124,22 @@ def _feature(answers: Answers, method: Method) -> KerasTensor:
 
 def _bn(answers: Answers, method: Method) -> KerasTensor:
     """Distance from stored statistics, averaged over the teachers that have any."""
-    total, teachers = 0.0, [layers for layers in answers.teacher_bn if layers]
-    for layers in teachers:
-        for index, layer in enumerate(layers):
-            weight = FIRST_BN_WEIGHT if index == 0 else 1.0
-            total = total + weight * losses.bn_gap(*layer)
-    return total / len(teachers)
+    gaps = [
+        statistics_gap(given) if isinstance(given, list) else given
+        for given in answers.teacher_bn
+        if not isinstance(given, list) or given
+    ]
+    return sum(gaps) / len(gaps)
+
+
+def statistics_gap(layers: list[tuple[KerasTensor, ...]]) -> KerasTensor:
+    """How far a batch is from what all BatchNormalizations of one teacher saw.
+
+    Args:
+        layers: its BatchNormalizations in forward order, see `Answers.teacher_bn`.
+    """
+    gaps = [losses.bn_gap(*layer) for layer in layers]
+    return FIRST_BN_WEIGHT * gaps[0] + sum(gaps[1:])
 
 
 def _confidence(answers: Answers, method: Method) -> KerasTensor:

@@ -5,13 +5,18 @@ answers at once.
 """
 
 import dataclasses
+import json
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from cdfkd_tf.cluster import Cluster
 from cdfkd_tf.config import RunConfig
 from cdfkd_tf.errors import RequestError
 from cdfkd_tf.quiet import quiet_tensorflow
 from cdfkd_tf.workdir import Workdir, write_json, write_text
+
+if TYPE_CHECKING:
+    from cdfkd_tf.training.hosts import Hosts
 
 # Step -> the groups of options that it adds to what its result depends on.
 STEPS = {
@@ -23,6 +28,7 @@ STEPS = {
 }
 COSTLY = ("train_teachers", "distill")  # never repeated without being told to
 _DECIDE_NOTHING = ("data_dir", "evaluate_every")
+_PLACES = ("data_dir", "image_folder", "teachers")  # may differ from host to host
 
 
 def perform(
@@ -42,25 +48,59 @@ def perform(
         RequestError: wrong request, also where the workdir holds another run.
         RunError: a step failed.
     """
+    workdir = Workdir(config.workdir)
+    todo = steps_to_do(config, wanted)
+    if todo:
+        _do(todo, config, workdir, callbacks)
+    return bool(todo)
+
+
+def steps_to_do(config: RunConfig, wanted: Sequence[str]) -> list[str]:
+    """Those of `wanted` that the workdir does not hold yet, and all after one.
+
+    Raises:
+        RequestError: the workdir holds another run.
+    """
     workdir, wanted = Workdir(config.workdir), list(wanted)
     todo = [step for step in wanted if not _is_done(step, config, workdir)]
     if todo:
         todo = wanted[wanted.index(todo[0]) :]  # later build on earlier
     for step in todo:
         refuse_mixed_runs(step, config, workdir)
-    if todo:
-        _do(todo, config, workdir, callbacks)
-    return bool(todo)
+    return todo
+
+
+def join(config: RunConfig, cluster: Cluster) -> "Hosts":
+    """Starts TensorFlow together with the other processes of the run.
+
+    Raises:
+        RequestError: they were started with other options.
+        RunError: one of them does not come.
+    """
+
+    def first() -> "Hosts":
+        from cdfkd_tf.training.hosts import Hosts
+
+        return Hosts(cluster, config.worker_timeout)
+
+    print(f"This is {cluster}; waiting for the others.", flush=True)
+    hosts = quiet_tensorflow(first)
+    options = options_behind("distill", config)
+    shared = {name: v for name, v in options.items() if name not in _PLACES}
+    hosts.check_same("options", json.dumps(shared, sort_keys=True))
+    return hosts
 
 
 def _do(
     todo: list[str], config: RunConfig, workdir: Workdir, callbacks: Sequence[Any]
 ) -> None:
     order = tuple(STEPS)
+    together = config.strategy == "multi_worker" and "distill" in todo
+    hosts = join(config, Cluster.from_environment()) if together else None
     quiet_tensorflow()
     from cdfkd_tf.steps import Steps
 
-    steps = Steps(config, workdir, callbacks)
+    steps = Steps(config, workdir, callbacks, hosts)
     for step in todo:
         with workdir.unchanged_if_refused(step, anew=not config.resume):
             write_json(workdir.config, config.option_dict())

@@ -4,7 +4,8 @@ import contextlib
 import logging
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 
 @contextlib.contextmanager
@@ -26,12 +27,21 @@ def quiet_stderr() -> Iterator[None]:
         os.close(saved)
 
 
-def quiet_tensorflow() -> None:
-    """Imports TensorFlow with only its Python errors left audible."""
+def quiet_tensorflow(first: Callable[[], Any] = lambda: None) -> Any:
+    """Imports TensorFlow with only its Python errors left audible.
+
+    Args:
+        first: what must come before TensorFlow's first operation.
+
+    Returns:
+        What `first` does.
+    """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     with quiet_stderr():
         import tensorflow as tf
 
+        result = first()
         tf.constant(0)  # the first operation looks for devices, and talks
     for library in ("tensorflow", "absl"):  # absl: TFDS on folders not made yet
         logging.getLogger(library).setLevel(logging.ERROR)
+    return result

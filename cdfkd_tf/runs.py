@@ -1,5 +1,7 @@
 """The actions: what `--action` names, and what it says at the end."""
 
+from cdfkd_tf.assisting import assist
+from cdfkd_tf.cluster import Cluster
 from cdfkd_tf.config import RunConfig
 from cdfkd_tf.locking import only_one
 from cdfkd_tf.pipeline import STEPS, perform
@@ -33,6 +35,11 @@ def run(config: RunConfig) -> None:
 
 def _run_steps(config: RunConfig, workdir: Workdir) -> None:
     whole = config.action == "pipeline"
+    if config.strategy == "multi_worker":
+        cluster = Cluster.from_environment()
+        if not cluster.is_chief:
+            assist(config, cluster)
+            return
     with only_one(workdir.path):
         worked = perform(config, tuple(STEPS) if whole else (config.action,))
         if not worked:

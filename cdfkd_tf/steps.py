@@ -1,7 +1,9 @@
 """What each step of a run does. `pipeline.py` decides which of them are needed."""
 
+import functools
 import os
 import pathlib
+import shutil
 import sys
 import time
 from collections.abc import Sequence
@@ -11,9 +13,9 @@ import tensorflow as tf
 
 import cdfkd_tf
 from cdfkd_tf.assembly import Assembly
-from cdfkd_tf.computing import make_deterministic
+from cdfkd_tf.computing import make_deterministic, memory_advice
 from cdfkd_tf.config import RunConfig
-from cdfkd_tf.distillation import distill
+from cdfkd_tf.distillation import distill, saving_options
 from cdfkd_tf.errors import RequestError
 from cdfkd_tf.evaluation import ask, measure
 from cdfkd_tf.export.costs import teacher_costs
@@ -24,6 +26,7 @@ from cdfkd_tf.report.observations import observe
 from cdfkd_tf.results import Results
 from cdfkd_tf.training.aggregation import fit_aggregator
 from cdfkd_tf.training.classifier import train_classifier
+from cdfkd_tf.training.hosts import Hosts
 from cdfkd_tf.workdir import Workdir
 
 
@@ -34,6 +37,7 @@ class Steps:
         config: the request.
         workdir: its folder.
         callbacks: for the distillation, besides our own.
+        hosts: that share the distillation; None: this process alone.
     """
 
     def __init__(
@@ -41,8 +45,10 @@ class Steps:
         config: RunConfig,
         workdir: Workdir,
         callbacks: Sequence[keras.callbacks.Callback] = (),
+        hosts: Hosts | None = None,
     ):
         make_deterministic(config)
+        self._hosts = hosts
         self.config, self.workdir, self._callbacks = config, workdir, callbacks
         self.assembly = Assembly(config, workdir)
         versions = {
@@ -66,19 +72,26 @@ class Steps:
             assembly.images.write_splits(self.workdir.splits)
             print(f"Teacher {index + 1} of {config.num_teachers}: {config.teacher}")
             model = assembly.build_teacher(index)
-            images, steps = assembly.images.training(
-                config.teacher_batch_size, assembly.teacher_seed(index)
+            images = functools.partial(
+                assembly.images.training,
+                config.teacher_batch_size,
+                assembly.teacher_seed(index),
             )
-            train_classifier(
-                model,
-                images,
-                steps_per_epoch=steps,
-                epochs=config.teacher_epochs,
-                learning_rate=config.teacher_learning_rate,
-                milestones=config.teacher_milestones,
-                verbose=self.verbose,
-            )
+            advice = f"a smaller --teacher_batch_size ({config.teacher_batch_size})"
+            with memory_advice(advice):
+                train_classifier(
+                    model,
+                    lambda first_step, images=images: images(first_step)[0],
+                    steps_per_epoch=images()[1],
+                    epochs=config.teacher_epochs,
+                    learning_rate=config.teacher_learning_rate,
+                    milestones=config.teacher_milestones,
+                    checkpoints=self.workdir.teacher_checkpoints(index),
+                    saving=saving_options(config),
+                    verbose=self.verbose,
+                )
             save_network(model, file)
+            shutil.rmtree(self.workdir.teacher_checkpoints(index), ignore_errors=True)
 
     def _link_teachers(self) -> None:
         for teacher in self.assembly.teachers.teachers:  # loads, and so checks, all
@@ -93,7 +106,9 @@ class Steps:
 
     def distill(self) -> None:
         """Trains student and generator against the teachers, without any image."""
-        networks, seconds = distill(self.assembly, self.verbose, self._callbacks)
+        networks, seconds = distill(
+            self.assembly, self.verbose, self._callbacks, self._hosts
+        )
         for name, network in networks.items():
             save_network(network, getattr(self.workdir, name))
         self.results.record("seconds", seconds)

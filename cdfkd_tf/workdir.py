@@ -45,6 +45,10 @@ class Workdir:
         """File of the teacher with this index."""
         return self.teachers / f"teacher_{index}.keras"
 
+    def teacher_checkpoints(self, index: int) -> pathlib.Path:
+        """Folder that is there while this teacher is in training."""
+        return self.teachers / f"checkpoints_{index}"
+
     def record_of(self, step: str) -> dict[str, Any]:
         """`{"options": ..., "done": ...}` of a step that was begun, else empty."""
         return read_json(self._progress).get(step, {})

@@ -45,7 +45,7 @@ def test_pipeline_leaves_the_promised_files(finished):
         "run.flags",
         "teachers/teacher_0.keras",
         "teachers/teacher_1.keras",
-        "checkpoints/checkpoint",
+        "checkpoints/ckpt-4.index",
         "student.keras",
         "generator.keras",
         "predictor.keras",

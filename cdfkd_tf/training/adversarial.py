@@ -11,6 +11,7 @@ from keras import KerasTensor, ops
 from cdfkd_tf.methods import Method
 from cdfkd_tf.training.distiller import Distiller
 from cdfkd_tf.training.safety import check_finite
+from cdfkd_tf.training.thrift import OneByOne
 
 
 @contextmanager
@@ -36,6 +37,7 @@ class AdversarialDistiller(Distiller):
         generator_moves_statistics: whether the generator round updates the student's
             BatchNormalization moving statistics, as the published code does. It only
             blurs what inference will use, so the default is not to.
+        low_memory: pass teachers one at a time through the generator round.
     """
 
     def __init__(
@@ -46,11 +48,16 @@ class AdversarialDistiller(Distiller):
         generator: keras.Model,
         *,
         generator_moves_statistics: bool = False,
+        low_memory: bool = False,
         **kwargs,
     ):
         super().__init__(student, teachers, method, **kwargs)
         self.generator = generator
         self.generator_moves_statistics = generator_moves_statistics
+        self.opponents = self.teachers
+        if low_memory:
+            statistics = bool(self.method.generator.get("bn"))
+            self.opponents = OneByOne(self.teachers, statistics=statistics)
 
     def compile(
         self,
@@ -125,7 +132,8 @@ class AdversarialDistiller(Distiller):
             statistics = []
         with unmoved(statistics), tf.GradientTape() as tape:
             images = self.generator(noise, training=True)
-            teachers = self.teachers(images)
+            teachers = self.opponents(images)
+            images = teachers.get("images", images)
             if not self.method.teacher_gradient:
                 teachers["logits"] = ops.stop_gradient(teachers["logits"])
             loss = self.weigh("generator", images, teachers)

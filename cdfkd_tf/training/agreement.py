@@ -109,11 +109,15 @@ class KeepBest(keras.callbacks.Callback):
     ):
         super().__init__()
         self.student, self.name = student, name
-        self._weights = pathlib.Path(directory) / "best.weights.h5"
-        self._note = pathlib.Path(directory) / "best.json"
+        self._directory = pathlib.Path(directory)
+        self._note = self._directory / "best.json"
         self.best = {"epoch": 0, "value": float("-inf")}
-        if first_epoch and self._weights.exists() and self._note.exists():
+        if first_epoch and self._note.exists():
             self.best = json.loads(self._note.read_text())
+
+    @property
+    def _weights(self) -> pathlib.Path:
+        return self._directory / f"epoch_{self.best['epoch']}.weights.h5"
 
     def on_epoch_end(self, epoch, logs=None):
         if logs[self.name] < self.best["value"]:
@@ -121,8 +125,11 @@ class KeepBest(keras.callbacks.Callback):
         self.best = {"epoch": epoch + 1, "value": logs[self.name]}
         with replacing(self._weights) as temporary:
             self.student.save_weights(temporary)
-        with replacing(self._note) as temporary:
+        with replacing(self._note) as temporary:  # from now on it is the best
             temporary.write_text(json.dumps(self.best))
+        for file in self._directory.glob("*.weights.h5"):
+            if file != self._weights:
+                file.unlink()
 
     def restore(self) -> None:
         """Puts the kept weights into the student."""

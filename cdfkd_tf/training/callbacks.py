@@ -53,18 +53,18 @@ class Curves(keras.callbacks.Callback):
     Args:
         directory: of the event files.
         optimizers: name -> optimiser, whose learning rates are curves too.
-        images_per_epoch: for the speed curve.
+        images_per_step: for the speed curve.
     """
 
     def __init__(
         self,
         directory: pathlib.Path,
         optimizers: dict[str, keras.optimizers.Optimizer],
-        images_per_epoch: int,
+        images_per_step: int,
     ):
         super().__init__()
         self.directory, self.optimizers = directory, optimizers
-        self.images_per_epoch = images_per_epoch
+        self.images_per_step, self._steps = images_per_step, 0
 
     def on_train_begin(self, logs=None):
         self.writer = tf.summary.create_file_writer(str(self.directory))
@@ -72,9 +72,13 @@ class Curves(keras.callbacks.Callback):
     def on_epoch_begin(self, epoch, logs=None):
         self._started = time.monotonic()
 
+    def on_train_batch_end(self, batch, logs=None):
+        self._steps = batch + 1  # of an interrupted epoch: since it went on
+
     def on_epoch_end(self, epoch, logs=None):
         seconds = time.monotonic() - self._started
-        values = dict(logs or {}, images_per_second=self.images_per_epoch / seconds)
+        speed = self._steps * self.images_per_step / seconds
+        values = dict(logs or {}, images_per_second=speed)
         for name, optimizer in self.optimizers.items():
             values[f"{name}_learning_rate"] = float(
                 keras.ops.convert_to_numpy(optimizer.learning_rate)
@@ -178,7 +182,8 @@ class InventedImages(keras.callbacks.Callback):
         if self.watch:
             self.watch.see(logits)
         grid = tile(self.denormalise(images))
-        grid.save(self.samples / f"epoch_{epoch + 1:04d}.png")
+        with replacing(self.samples / f"epoch_{epoch + 1:04d}.png") as temporary:
+            grid.save(temporary)
         classes = logits.mean(axis=1).argmax(-1)
         shares = np.bincount(classes, minlength=logits.shape[-1]) / len(classes)
         with self.writer.as_default(step=epoch + 1):

@@ -1,12 +1,16 @@
 """Training one plain classifier on real images: how our own teachers are made."""
 
 import math
+import pathlib
+from collections.abc import Callable
+from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 
 from cdfkd_tf.errors import RunError
+from cdfkd_tf.training.checkpoints import TrainingState, seed_states
 from cdfkd_tf.training.optimizers import CoupledSGD, LearningRates
 
 
@@ -35,26 +39,32 @@ class _StopOnNaN(keras.callbacks.Callback):
 
 def train_classifier(
     model: keras.Model,
-    images: tf.data.Dataset,
+    images: Callable[[int], tf.data.Dataset],
     *,
     steps_per_epoch: int,
     epochs: int,
     learning_rate: float,
     milestones: tuple[int, ...],
+    checkpoints: pathlib.Path,
+    saving: dict[str, Any],
     schedule: str = "steps",
     verbose: int | str = "auto",
 ) -> None:
     """Fits `model` in place with the published teachers' recipe.
 
+    An interrupted training goes on.
+
     SGD with momentum 0.9 and coupled weight decay 5e-4, cross-entropy on logits.
 
     Args:
         model: images to logits `(B, C)`.
-        images: endless batches of `(images, labels)`.
+        images: from a step on, endless batches of `(images, labels)`.
         steps_per_epoch: batches per epoch.
         epochs: passes.
         learning_rate: before any drop.
         milestones: epochs at which it drops to a tenth.
+        checkpoints: folder of this training's state.
+        saving: how often and how many, see `TrainingState`.
         schedule: `steps`, or `cosine` to 0.
         verbose: as in `keras.Model.fit`.
 
@@ -72,11 +82,12 @@ def train_classifier(
         epochs=epochs,
         milestones=milestones,
     )
-    model.fit(
-        images,
-        steps_per_epoch=steps_per_epoch,
-        epochs=epochs,
-        callbacks=[rates, _StopOnNaN()],
-        shuffle=False,
-        verbose=verbose,
+    optimizer.build(model.trainable_variables)
+    parts = {"model": model, "optimizer": optimizer, "seeds": seed_states(model)}
+    state = TrainingState(parts, checkpoints, steps_per_epoch, **saving)
+    state.restore()
+    if state.steps_done:
+        print(f"Going on after epoch {state.epoch} of {epochs}.")
+    state.fit(
+        model, images, epochs=epochs, callbacks=[rates, _StopOnNaN()], verbose=verbose
     )

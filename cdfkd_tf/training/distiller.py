@@ -115,6 +115,47 @@ class Distiller(keras.Model):
             tracker.update_state(labels, logits[:, header])
         return {name: tracker.result() for name, tracker in self.accuracies.items()}
 
+    def iterate(self, data: Any) -> None:
+        """One iteration on all replicas. `data`: one element of the data set."""
+        self.distribute_strategy.run(self.train_step, args=(data,))
+
+    def make_train_function(self, force: bool = False):
+        """As Keras's, and for several hosts, where Keras's own fails."""
+        if self.train_function is not None and not force:
+            return self.train_function
+        if self.run_eagerly:
+            return super().make_train_function(force)
+
+        @tf.function(reduce_retracing=True)
+        def train_function(iterator):
+            if self.steps_per_execution == 1:
+                self.iterate(next(iterator))
+            else:
+                for _ in tf.range(self.steps_per_execution):
+                    self.iterate(next(iterator))
+            return self.term_means()
+
+        self.train_function = train_function
+        return train_function
+
+    def make_test_function(self, force: bool = False):
+        """As Keras's, and for several hosts, where Keras's own fails."""
+        if self.test_function is not None and not force:
+            return self.test_function
+        if self.run_eagerly:
+            return super().make_test_function(force)
+
+        @tf.function(reduce_retracing=True)
+        def test_function(iterator):
+            self.distribute_strategy.run(self.test_step, args=(next(iterator),))
+            return {name: it.result() for name, it in self.accuracies.items()}
+
+        self.test_function = test_function
+        return test_function
+
+    def _maybe_symbolic_build(self, iterator=None, data_batch=None):
+        """Nothing is left to build; Keras's way fails where hosts share a batch."""
+
     def ask_teachers(self, images: KerasTensor) -> dict[str, Any]:
         """The teachers' logits and features, without BatchNorm inputs."""
         answers = self.teachers(images)

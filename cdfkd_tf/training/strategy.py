@@ -5,13 +5,16 @@ engine divides losses by their number, BatchNormalization and every statistic ov
 batch is taken over all replicas, and noise is drawn for the whole batch.
 """
 
+import functools
+from collections.abc import Callable
+
 import keras
 import tensorflow as tf
 
 from cdfkd_tf.errors import RequestError
 from cdfkd_tf.models.walking import leaf_layers
 
-STRATEGIES = ("auto", "one_device", "mirrored")
+_APART = 1_000_003  # between the seeds of two replicas
 
 
 def choose_strategy(name: str, batch_size: int) -> tf.distribute.Strategy:
@@ -23,8 +26,14 @@ def choose_strategy(name: str, batch_size: int) -> tf.distribute.Strategy:
         batch_size: B over all replicas.
 
     Raises:
-        RequestError: mirrored on a single device, or a batch that cannot be shared.
+        RequestError: mirrored on a single device, a batch that cannot be shared, or
+            `multi_worker`, whose strategy must be there before all else (`Hosts`).
     """
+    if name == "multi_worker":
+        raise RequestError(
+            "--strategy=multi_worker starts with the process: it belongs to the "
+            "command line and its actions pipeline and distill."
+        )
     devices = tf.config.list_logical_devices("GPU")
     if name == "auto":
         name = "mirrored" if len(devices) > 1 else "one_device"
@@ -36,16 +45,34 @@ def choose_strategy(name: str, batch_size: int) -> tf.distribute.Strategy:
             f"--strategy=mirrored needs at least two devices; this machine shows "
             f"{len(devices)}. Use --strategy=one_device."
         )
-    if batch_size % len(devices):
+    check_shares(batch_size, len(devices))
+    return _mirrored(tuple(device.name for device in devices))
+
+
+@functools.cache
+def _mirrored(devices: tuple[str, ...]) -> tf.distribute.Strategy:
+    # One for the whole process: TensorFlow confuses the messages of a second one.
+    return tf.distribute.MirroredStrategy(devices)
+
+
+def check_shares(batch_size: int, replicas: int) -> None:
+    """Every replica must get as much of a batch as the others.
+
+    Raises:
+        RequestError: if the batch cannot be divided so.
+    """
+    if batch_size % replicas:
         raise RequestError(
-            f"--batch_size={batch_size} cannot be shared by {len(devices)} replicas. "
-            f"Give a multiple of {len(devices)}."
+            f"--batch_size={batch_size} cannot be shared by {replicas} replicas. "
+            f"Give a multiple of {replicas}."
         )
-    return tf.distribute.MirroredStrategy([device.name for device in devices])
 
 
 def synchronise(network: keras.Model) -> None:
-    """Lets every BatchNormalization see the batches of all replicas as one.
+    """Makes a network's parts on all replicas one network that sees one batch.
+
+    Every BatchNormalization takes the statistics of all replicas' batches, and what
+    draws at random (Dropout) draws other numbers on each replica.
 
     Args:
         network: changed in place.
@@ -53,3 +80,14 @@ def synchronise(network: keras.Model) -> None:
     for layer in leaf_layers(network):
         if isinstance(layer, keras.layers.BatchNormalization):
             layer.synchronized = True
+        generator = getattr(layer, "seed_generator", None)
+        if generator is not None:
+            generator.next = functools.partial(_draw_apart, generator.next)
+
+
+def _draw_apart(draw: Callable[..., tf.Tensor], *args, **kwargs) -> tf.Tensor:
+    """A seed, `(2,)`, whose first half differs from replica to replica."""
+    seed = draw(*args, **kwargs)
+    replica = tf.distribute.get_replica_context()
+    number = replica.replica_id_in_sync_group if replica else 0
+    return seed + tf.stack([tf.cast(number, seed.dtype) * _APART, 0])

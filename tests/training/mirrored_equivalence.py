@@ -3,8 +3,10 @@
 A process of its own: logical devices must be asked for before TensorFlow starts.
 """
 
+import contextlib
 import json
-import sys
+import pathlib
+import tempfile
 
 import keras
 import numpy as np
@@ -17,38 +19,77 @@ tf.config.set_logical_device_configuration(
 keras.config.set_floatx("float64")
 keras.config.set_dtype_policy("float64")
 
-from cdfkd_tf.training.optimizers import CoupledSGD, PaperAdam
+from cdfkd_tf.training.checkpoints import TrainingState
 from cdfkd_tf.training.safety import apply_gradients
 from cdfkd_tf.training.strategy import choose_strategy, synchronise
-from tests.conftest import latents, tiny_distiller
+from tests.small import (
+    SHAPE,
+    largest_difference,
+    small_distiller,
+    small_latents,
+    state_values,
+)
 
 BATCH, ITERATIONS, ROUNDS = 8, 3, 3
 
 
-def trained(strategy_name, method):
+def data_for(method):
+    noise = [small_latents(ROUNDS, BATCH, seed) for seed in range(ITERATIONS)]
+    if method == "kd":  # learns from images
+        rng = np.random.default_rng(0)
+        noise = [rng.standard_normal((BATCH, *SHAPE)) for _ in range(ITERATIONS)]
+    data = tf.data.Dataset.from_tensor_slices(np.concatenate(noise))
+    return data.batch(BATCH, drop_remainder=True)
+
+
+def distiller_on(strategy_name, method, **options):
     strategy = choose_strategy(strategy_name, BATCH)
     with strategy.scope():
-        distiller = tiny_distiller(method)
-        # Small steps: large ones blow rounding up tenfold per update.
         # dfq's steps are clipped, to a hundredth or so of their length.
         clip = 0.1 if method == "dfq" else 0
-        distiller.compile(CoupledSGD(0.02), PaperAdam(1e-3), clip_gradients=clip)
+        distiller = small_distiller(method, clip_gradients=clip, **options)
     if strategy.num_replicas_in_sync > 1:
         synchronise(distiller.student)
-        synchronise(distiller.generator)
-    noise = [latents(ROUNDS, BATCH, seed) for seed in range(ITERATIONS)]
-    noise = np.concatenate(noise).astype("float64")
-    data = tf.data.Dataset.from_tensor_slices(noise).batch(BATCH, drop_remainder=True)
+        if distiller.method.generator:
+            synchronise(distiller.generator)
+    return strategy, distiller
+
+
+def trained(strategy_name, method, **options):
+    strategy, distiller = distiller_on(strategy_name, method, **options)
+    data = data_for(method)
     history = distiller.fit(data, epochs=1, shuffle=False, verbose=0).history
-    values = {
-        name: [np.array(variable) for variable in part.variables]
-        for name, part in distiller.state.items()
-    }
-    return strategy, values, history
+    return strategy.num_replicas_in_sync, state_values(distiller), history
 
 
-def skipped_by_all(strategy):
+def compare(one, two):
+    """Replicas of each; largest differences of states and of terms; a weight's size."""
+    terms = {name: abs(one[2][name][0] - two[2][name][0]) for name in one[2]}
+    moved = float(np.abs(one[1]["student"][0]).max())
+    return [one[0], two[0], largest_difference(one[1], two[1]), terms, moved]
+
+
+def trained_in_two_parts(method):
+    """An epoch of which an engine begins, and another that is restored goes on."""
+    with tempfile.TemporaryDirectory() as folder:
+        for stop in (True, False):
+            strategy, distiller = distiller_on("mirrored", method)
+            parts, metrics = distiller.state, distiller.trackers
+            state = TrainingState(
+                parts, pathlib.Path(folder), ITERATIONS, metrics=metrics
+            )
+            state._interruption.asked = stop  # a signal in the first step
+            state.restore()
+            log = keras.callbacks.History()
+            data = lambda first: data_for(method).skip(first)  # noqa: E731
+            with contextlib.suppress(KeyboardInterrupt):
+                state.fit(distiller, data, epochs=1, callbacks=[log], verbose=0)
+    return strategy.num_replicas_in_sync, state_values(distiller), log.history
+
+
+def skipped_by_all():
     """What two replicas' variable becomes where the gradient of one overflows."""
+    strategy = choose_strategy("mirrored", BATCH)
     with strategy.scope():
         variable = keras.Variable([1.0], name="weight")
         optimizer = keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(1.0))
@@ -71,19 +112,32 @@ def skipped_by_all(strategy):
     return values
 
 
-def main(method):
-    alone, ours, logged = trained("one_device", method)
-    replicas, theirs, logged_by_two = trained("mirrored", method)
-    differences = {
-        name: max(float(np.abs(a - b).max()) for a, b in zip(ours[name], theirs[name]))
-        for name in ours
+def masks():
+    """What Dropout lets through on each of two replicas, twice."""
+    strategy = choose_strategy("mirrored", BATCH)
+    with strategy.scope():
+        dropout = keras.Sequential([keras.Input((64,)), keras.layers.Dropout(0.5)])
+    synchronise(dropout)
+    ones = tf.ones((1, 64), keras.config.floatx())
+    drawn = [strategy.run(lambda: dropout(ones, training=True)) for _ in range(2)]
+    seen = [
+        mask for each in drawn for mask in strategy.experimental_local_results(each)
+    ]
+    return [(mask.numpy() > 0).astype(int).ravel().tolist() for mask in seen]
+
+
+def main():
+    alone = {m: trained("one_device", m) for m in ("cdfkd_mfs", "dfq", "kd")}
+    found = {
+        method: compare(alone[method], trained("mirrored", method)) for method in alone
     }
-    terms = {name: abs(logged[name][0] - logged_by_two[name][0]) for name in logged}
-    moved = float(np.abs(ours["student"][0]).max())
-    skipped = skipped_by_all(replicas) if method == "dfq" else None
-    counts = [strategy.num_replicas_in_sync for strategy in (alone, replicas)]
-    print(json.dumps([*counts, differences, terms, moved, skipped]))
+    thrifty = trained("mirrored", "dfq", low_memory=True)
+    found["dfq, low memory"] = compare(alone["dfq"], thrifty)
+    found["dfq, resumed"] = compare(alone["dfq"], trained_in_two_parts("dfq"))
+    print(
+        json.dumps({"compared": found, "masks": masks(), "skipped": skipped_by_all()})
+    )
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main()

@@ -13,28 +13,37 @@ from cdfkd_tf.training.strategy import choose_strategy
 ROOT = pathlib.Path(__file__).parents[2]
 
 
-@pytest.mark.parametrize("method", ["cdfkd_mfs", "dfq"])  # together: every term
-def test_two_mirrored_replicas_equal_one_device(method):
+@pytest.fixture(scope="module")
+def found():
     done = subprocess.run(
-        [sys.executable, "-m", "tests.training.mirrored_equivalence", method],
+        [sys.executable, "-m", "tests.training.mirrored_equivalence"],
         cwd=ROOT,
         capture_output=True,
         text=True,
-        check=True,
     )
-    said = json.loads(done.stdout.splitlines()[-1])
-    alone, replicas, differences, terms, size, skipped = said
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+CASES = ("cdfkd_mfs", "dfq", "kd", "dfq, low memory", "dfq, resumed")
+
+
+@pytest.mark.parametrize("method", CASES)  # the first two together have every term
+def test_two_mirrored_replicas_equal_one_device(found, method):
+    alone, replicas, differences, terms, size = found["compared"][method]
     assert (alone, replicas) == (1, 2)
-    if method == "dfq":  # no replica moves where one gradient overflows, then both do
-        assert skipped == [[1, 1], [0.75, 0.75]]
-    assert set(differences) == {
-        "student",
-        "student_optimizer",
-        "generator",
-        "generator_optimizer",
-    }
+    players = ("student",) if method == "kd" else ("student", "generator")
+    assert set(differences) == {*players, *(f"{name}_optimizer" for name in players)}
     assert max(differences.values()) < 1e-9 < size
-    assert max(terms.values()) < 1e-9
+    assert max(terms.values()) < 1e-9 and terms
+
+
+def test_replicas_draw_other_masks_and_repeat_none(found):
+    assert len({tuple(mask) for mask in found["masks"]}) == 4
+
+
+def test_no_replica_moves_where_one_gradient_overflows_then_both_do(found):
+    assert found["skipped"] == [[1, 1], [0.75, 0.75]]
 
 
 def test_mirrored_needs_two_devices():
