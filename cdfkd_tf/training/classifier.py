@@ -25,7 +25,7 @@ class _StopOnNaN(keras.callbacks.Callback):
         if not math.isfinite(loss):
             self._stop(f"loss became {loss}", f" in step {batch + 1}")
 
-    def on_train_end(self, logs=None):  # no loss has seen what the last step did
+    def on_epoch_end(self, epoch, logs=None):  # no loss has seen what the last step did
         if not all(np.isfinite(values).all() for values in self.model.get_weights()):
             self._stop("weights became NaN or infinite", "")
 
