@@ -145,6 +145,8 @@ class TrainingState(keras.callbacks.Callback):
                     shuffle=False,
                     **kwargs,
                 )
+                if model.stop_training:  # a callback's wish
+                    break
 
     def _stretches(self, epochs: int):
         """`(epochs, steps_per_epoch)` of each call of `fit`."""

@@ -39,12 +39,12 @@ FLAGS = (
     "--generator_width=0.25",
     "--latent_size=32",
     "--student_rounds=3",
-    "--epochs=60",
-    "--steps_per_epoch=10",
+    "--epochs=100",
+    "--steps_per_epoch=5",
     "--batch_size=32",
     "--student_learning_rate=0.05",
     "--generator_learning_rate=0.005",
-    "--milestones=40,55",
+    "--milestones=60,90",
     "--keep_best",
     "--aggregator=attention",
     "--real_samples=50",
@@ -58,8 +58,8 @@ MOMENTS = {
     "start": ((), 6.0),
     "teachers": (("-- train teachers",), 12.0),
     "tracing": (("-- distill",), 6.0),
-    "training": (("-- distill", "Epoch", "Epoch"), 6.0),
-    "writing": (("-- distill", "Epoch", "Epoch"), 4.0),  # then at the next checkpoint
+    "training": (("-- distill", "Epoch", "Epoch"), 3.0),
+    "writing": (("-- distill", "Epoch", "Epoch"), 2.0),  # then at the next checkpoint
     "afterwards": (("-- fit aggregator",), 4.0),
 }
 PLAN = {

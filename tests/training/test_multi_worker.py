@@ -95,7 +95,8 @@ def test_two_worker_replicas_equal_one_process_killed_and_resumed(flags, tmp_pat
         patch.setattr(
             "cdfkd_tf.engine.dtype_policy", lambda _: contextlib.nullcontext()
         )
-        assert run_main(*flags, f"--workdir={tmp_path / 'one'}") == 0
+        flags = [*flags, f"--workdir={tmp_path / 'one'}", "--action=distill"]
+        assert run_main(*flags) == 0
     for name in ("student", "generator"):
         pairs = zip(
             weights_of(tmp_path / "one", name), weights_of(tmp_path / "two", name)
