@@ -65,10 +65,8 @@ def distill(
     if state.steps_done:
         print(f"Going on after epoch {state.epoch}{within} of {config.epochs}.")
     watched = assembly.can_measure and config.evaluate_every
-    callbacks, best = (
-        [first_step, StopOnNaN(), _learning_rates(assembly, distiller)],
-        None,
-    )
+    callbacks = [first_step, StopOnNaN(), _learning_rates(assembly, distiller)]
+    best = None
     if writes:
         watching, best = _watch(assembly, distiller, state.epoch)
         callbacks += [*watching, *more_callbacks]

@@ -29,6 +29,7 @@ STEPS = {
 COSTLY = ("train_teachers", "distill")  # never repeated without being told to
 _DECIDE_NOTHING = ("data_dir", "evaluate_every")
 _PLACES = ("data_dir", "image_folder", "teachers")  # may differ from host to host
+_TOGETHER = ("evaluate_every", "checkpoint_every", "low_memory")  # may not
 
 
 def perform(
@@ -86,6 +87,7 @@ def join(config: RunConfig, cluster: Cluster) -> "Hosts":
     print(f"This is {cluster}; waiting for the others.", flush=True)
     hosts = quiet_tensorflow(first)
     options = options_behind("distill", config)
+    options |= {name: getattr(config, name) for name in _TOGETHER}
     shared = {name: v for name, v in options.items() if name not in _PLACES}
     hosts.check_same("options", json.dumps(shared, sort_keys=True))
     return hosts

@@ -53,8 +53,13 @@ class Hosts:
         self._replicas = self.strategy.num_replicas_in_sync // len(cluster.addresses)
 
     def agree(self, number: int) -> int:
-        """The sum of what all processes give; all must call it at the same place."""
-        total = self._total(tf.constant(number, tf.int64))
+        """The sum of what all processes give; all must call it at the same place.
+
+        Raises:
+            RunError: somebody is gone.
+        """
+        with self.named_failures():
+            total = self._total(tf.constant(number, tf.int64))
         return int(total) // self._replicas
 
     def check_same(self, what: str, text: str) -> None:
