@@ -14,6 +14,17 @@ from cdfkd_tf.models.loading import load_classifier
 from cdfkd_tf.models.teachers import Teacher, TeacherEnsemble
 from cdfkd_tf.workdir import Workdir
 
+# Options that decide how a teacher is trained; they mean nothing to given ones.
+TRAINING = (
+    "teacher",
+    "teacher_width",
+    "num_teachers",
+    "teacher_epochs",
+    "teacher_batch_size",
+    "teacher_learning_rate",
+    "teacher_milestones",
+)
+
 
 def find_spec(
     config: RunConfig, models: Sequence[keras.Model] | None = None

@@ -77,6 +77,9 @@ def test_trials_leave_a_table_a_page_and_flags_that_repeat_the_best(
     assert all(0 <= float(row["test_accuracy"]) <= 1 for row in rows)
     rates = {float(row["student_learning_rate"]) for row in rows}
     assert len(rates) == 3 and all(0.01 <= rate <= 0.1 for rate in rates)
+    (first,) = (row for row in rows if row["trial"] == "0")  # the run as it stands
+    own = ("student_learning_rate", "generator_bn_weight")
+    assert [float(first[name]) for name in own] == [0.1, 0.1]
     assert "Rank correlation of objective and test accuracy" in capsys.readouterr().out
     page = (run / "search/report.html").read_text()
     assert page.count("<svg") == 3 and "generator_bn_weight" in page
@@ -152,6 +155,17 @@ def test_real_samples_judge_where_there_are_some(flags, tmp_path):
     assert float(row["held_out_accuracy"]) * 10 == pytest.approx(
         round(float(row["held_out_accuracy"]) * 10)  # half of the twenty
     )
+
+
+def test_trials_train_their_own_teachers_if_these_vary(flags, tmp_path, capsys):
+    (tmp_path / "a.space").write_text("teacher_learning_rate = 0.05 | 0.1\n")
+    flags += ("--max_trials=1", "--steps_per_epoch=1", NO_TEST)
+    assert run_main(*flags) == 2
+    assert "varies teacher_learning_rate, but" in capsys.readouterr().err
+    assert run_main(*flags, "--teachers=") == 0
+    run = tmp_path / "run"
+    assert len(list(run.glob("search/trial_0/teachers/*.keras"))) == 2
+    assert not (run / "teachers").exists()
 
 
 def test_another_search_in_the_same_workdir_is_refused(flags, tmp_path, capsys):

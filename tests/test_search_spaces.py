@@ -37,6 +37,24 @@ def test_a_space_is_read_line_by_line(tmp_path):
     }
 
 
+def test_a_space_knows_the_run_that_it_varies():
+    """So that a search can begin with it."""
+    texts = {
+        "student_learning_rate": "0.01..0.2 log",
+        "generator_bn_weight": "0.01..1 log",  # not given: the method's
+        "milestones": "100,200 | 50,80",
+        "dtype_policy": "float32 | mixed_bfloat16",
+    }
+    assert read_space(texts, RunConfig(), "here").values_of(RunConfig()) == {
+        "student_learning_rate": 0.1,
+        "generator_bn_weight": 0.1,
+        "milestones": "100,200",
+        "dtype_policy": "float32",
+    }
+    elsewhere = read_space({"student_learning_rate": "1..2"}, RunConfig(), "here")
+    assert elsewhere.values_of(RunConfig()) == {}
+
+
 @pytest.mark.parametrize(
     "name,text,words",
     [

@@ -29,9 +29,10 @@ from cdfkd_tf.searching.tuning import (
     OUTCOME,
     SearchTuner,
     read_outcomes,
+    refuse_training,
     trial_config,
 )
-from cdfkd_tf.teaching import teacher_files
+from cdfkd_tf.teaching import TRAINING, teacher_files
 from cdfkd_tf.workdir import Workdir, write_json
 
 # May differ between the processes and continuations of one search.
@@ -70,7 +71,7 @@ def search(
         if not config.resume:
             shutil.rmtree(directory, ignore_errors=True)
         _refuse_other_search(config, space, workdir)
-        if not config.teachers and not _varies_teachers(space):
+        if _trains_shared_teachers(config, space):
             config_of_teachers = dataclasses.replace(config, action="train_teachers")
             perform(config_of_teachers, ("train_teachers",))
         workdir.note(FOLDER, _options(config, space), done=False)
@@ -79,7 +80,7 @@ def search(
 
 def _try(config: RunConfig, space: Any, workdir: Workdir) -> Summary:
     shared = config
-    if not config.teachers and not _varies_teachers(space):
+    if _trains_shared_teachers(config, space):
         files = tuple(str(file) for file in teacher_files(config, workdir))
         shared = dataclasses.replace(config, teachers=files)
     tuner = SearchTuner(shared, space)
@@ -162,11 +163,11 @@ def _await_teachers(config: RunConfig, workdir: Workdir) -> None:
         time.sleep(_WAIT_SECONDS)
 
 
-def _varies_teachers(space: Any) -> bool:
-    """Whether trials need teachers of their own."""
-    names = getattr(space, "fields", {})
-    groups = RunConfig.__dataclass_fields__
-    return any(groups[name].metadata["group"] == "teachers" for name in names)
+def _trains_shared_teachers(config: RunConfig, space: Any) -> bool:
+    """Whether teachers are trained once, before the first trial, for all of them."""
+    varied = [name for name in TRAINING if name in getattr(space, "fields", {})]
+    refuse_training(config, varied)
+    return not (varied or config.teachers)
 
 
 def _options(config: RunConfig, space: Any) -> dict[str, Any]:

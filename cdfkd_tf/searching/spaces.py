@@ -22,6 +22,7 @@ from cdfkd_tf.options import read_value, value_type
 
 # Groups of options that describe the computer and the files, not the experiment.
 _FIXED_GROUPS = ("data", "running", "export", "predict", "search")
+_STILL_VARIED = ("dtype_policy",)
 _FIXED = ("action", "workdir", "teachers", "real_samples", "evaluate_every")
 _NAMED = ("weights", "schedule", "student")
 
@@ -34,12 +35,20 @@ class Range:
     high: float
     log: bool = False
 
+    def holds(self, value: Any) -> bool:
+        """Whether `value` lies in the range."""
+        return value is not None and self.low <= value <= self.high
+
 
 @dataclasses.dataclass(frozen=True)
 class Choices:
     """One of `values`."""
 
     values: tuple[Any, ...]
+
+    def holds(self, value: Any) -> bool:
+        """Whether `value` is one of them."""
+        return value in self.values
 
 
 class Space(keras_tuner.HyperModel):
@@ -57,16 +66,44 @@ class Space(keras_tuner.HyperModel):
         """The options that a trial changes, drawn through `hp`."""
         return {name: _draw(hp, name, kind) for name, kind in self.fields.items()}
 
+    def values_of(self, config: RunConfig) -> dict[str, Any]:
+        """The hyper-parameters with which a trial is the run itself.
+
+        Args:
+            config: the run that trials vary.
+
+        Returns:
+            Name -> value; empty if the run lies outside the space.
+        """
+        values = {name: _value_of(config, name) for name in self.fields}
+        if not all(kind.holds(values[name]) for name, kind in self.fields.items()):
+            return {}
+        return {name: _text_of(value) for name, value in values.items()}
+
 
 def _draw(hp, name: str, kind: Range | Choices) -> Any:
     if isinstance(kind, Choices):
         if not isinstance(kind.values[0], tuple):
             return hp.Choice(name, list(kind.values))
-        texts = [",".join(map(str, value)) for value in kind.values]
+        texts = [_text_of(value) for value in kind.values]
         return kind.values[texts.index(hp.Choice(name, texts))]
     draw = hp.Int if isinstance(kind.low, int) else hp.Float
     sampling = "log" if kind.log else "linear"
     return draw(name, kind.low, kind.high, sampling=sampling)
+
+
+def _text_of(value: Any) -> Any:
+    """A value as Keras Tuner can hold it."""
+    return ",".join(map(str, value)) if isinstance(value, tuple) else value
+
+
+def _value_of(config: RunConfig, name: str) -> Any:
+    """An option of a run; for a weight that was not given, the method's."""
+    value, (player, _, term) = getattr(config, name), name.partition("_")
+    if value is None and player in ("student", "generator"):
+        weights = getattr(METHODS[config.method], player)
+        return weights.get(term.removesuffix("_weight"))
+    return value
 
 
 def find_space(config: RunConfig) -> Space:
@@ -113,7 +150,7 @@ def read_space(texts: Mapping[str, Any], config: RunConfig, source: str) -> Spac
     fields = {}
     for name, text in texts.items():
         field = RunConfig.__dataclass_fields__.get(name)
-        if field is None or name in _FIXED or field.metadata["group"] in _FIXED_GROUPS:
+        if field is None or not _may_vary(field):
             raise RequestError(
                 f"{source}: {name!r} cannot be searched. Name an option of the "
                 "teachers', the method, its weights, the schedule or the aggregator."
@@ -131,6 +168,11 @@ def read_space(texts: Mapping[str, Any], config: RunConfig, source: str) -> Spac
     if not fields:
         raise RequestError(f"{source} names no option to vary.")
     return Space(fields)
+
+
+def _may_vary(field: dataclasses.Field) -> bool:
+    fixed = field.name in _FIXED or field.metadata["group"] in _FIXED_GROUPS
+    return not fixed or field.name in _STILL_VARIED
 
 
 def _read_kind(field: dataclasses.Field, text: Any) -> Range | Choices:

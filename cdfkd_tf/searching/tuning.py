@@ -8,11 +8,11 @@ import os
 import pathlib
 import shutil
 import time
+from collections.abc import Iterable
 from typing import Any
 
 import keras
 import keras_tuner
-from keras_tuner import oracles
 from keras_tuner.engine.base_tuner import BaseTuner
 
 from cdfkd_tf.assembly import Assembly
@@ -21,11 +21,12 @@ from cdfkd_tf.errors import RequestError
 from cdfkd_tf.locking import only_one
 from cdfkd_tf.pipeline import perform
 from cdfkd_tf.searching.objectives import judge, objective_of
+from cdfkd_tf.searching.oracles import build_oracle
+from cdfkd_tf.teaching import TRAINING
 from cdfkd_tf.workdir import Workdir, read_json, write_json, write_text
 
 FOLDER = "search"  # within the workdir
 OUTCOME = "outcome.json"  # within a trial's folder
-_NEVER = 10**9
 # Options of a trial that are the same for all of them, and cost or show something.
 _LEAN = {
     "evaluate_every": 0,
@@ -48,7 +49,10 @@ class SearchTuner(BaseTuner):
         self.config = config
         _know_the_search(pathlib.Path(config.workdir) / FOLDER)
         super().__init__(
-            _oracle(config), hypermodel, directory=config.workdir, project_name=FOLDER
+            build_oracle(config, hypermodel),
+            hypermodel,
+            directory=config.workdir,
+            project_name=FOLDER,
         )
 
     def run_trial(self, trial: Any) -> dict[str, float]:
@@ -94,7 +98,8 @@ class SearchTuner(BaseTuner):
                 _take_over(folder.parent / earlier, folder)
             until = values.get("tuner/epochs")
             callbacks = [StopAfter(until)] if until else []
-            perform(config, ("distill",), callbacks)
+            own = () if config.teachers else ("train_teachers",)
+            perform(config, (*own, "distill"), callbacks)
             return judge(config, Assembly(config, Workdir(config.workdir)))
 
     def on_trial_end(self, trial: Any) -> None:
@@ -128,10 +133,29 @@ class StopAfter(keras.callbacks.Callback):
 def trial_config(
     config: RunConfig, options: dict[str, Any], folder: pathlib.Path
 ) -> RunConfig:
-    """The run that a trial is."""
+    """The run that a trial is.
+
+    Raises:
+        RequestError: options that fit no run, or not the given teachers.
+    """
+    refuse_training(config, options)
     return dataclasses.replace(
         config, action="distill", workdir=str(folder), **_LEAN | options
     )
+
+
+def refuse_training(config: RunConfig, names: Iterable[str]) -> None:
+    """Refuses to vary how teachers are trained that are trained already.
+
+    Raises:
+        RequestError: naming the options.
+    """
+    varied = [name for name in names if name in TRAINING]
+    if varied and config.teachers:
+        raise RequestError(
+            f"The search varies {', '.join(varied)}, but its teachers are trained "
+            "already. Leave out either that or --teachers."
+        )
 
 
 def _know_the_search(directory: pathlib.Path) -> None:
@@ -144,28 +168,6 @@ def _know_the_search(directory: pathlib.Path) -> None:
         write_text(own, "{}")
 
 
-def _oracle(config: RunConfig) -> Any:
-    shared = {
-        "objective": keras_tuner.Objective(objective_of(config), "max"),
-        "seed": config.seed + 1,  # to Keras Tuner, 0 is no seed
-        "max_consecutive_failed_trials": _NEVER,  # they are told of at the end
-    }
-    if config.tuner == "hyperband":
-        oracle = oracles.HyperbandOracle(max_epochs=config.epochs, **shared)
-        oracle.max_trials = config.max_trials or None
-        return oracle
-    if not config.max_trials:
-        raise RequestError(
-            "--max_trials=0 leaves the number to --tuner=hyperband; got --tuner="
-            f"{config.tuner}. Give a number."
-        )
-    shared["max_trials"] = config.max_trials
-    if config.tuner == "random":
-        return oracles.RandomSearchOracle(**shared)
-    first = max(2, config.max_trials // 3)  # random ones, to learn from
-    return oracles.BayesianOptimizationOracle(num_initial_points=first, **shared)
-
-
 def _take_over(earlier: pathlib.Path, folder: pathlib.Path) -> None:
     """A rung goes on from the checkpoint that the rung below ended with."""
     source, goal = Workdir(str(earlier)), Workdir(str(folder))
@@ -175,6 +177,8 @@ def _take_over(earlier: pathlib.Path, folder: pathlib.Path) -> None:
     shutil.rmtree(aside, ignore_errors=True)
     shutil.copytree(source.checkpoints, aside)
     shutil.copy(source.history, goal.history)
+    if source.holds("train_teachers"):  # a trial's own
+        shutil.copytree(source.teachers, goal.teachers, dirs_exist_ok=True)
     aside.rename(goal.checkpoints)
 
 
