@@ -6,7 +6,7 @@ import keras
 import numpy as np
 import pytest
 
-from cdfkd_tf.errors import RunError
+from cdfkd_tf.errors import DistillationWarning, RunError
 from cdfkd_tf.export import metadata
 from cdfkd_tf.export.calibration import balanced, calibration_pixels
 from cdfkd_tf.export.checking import Reference, check
@@ -105,10 +105,13 @@ def test_int8_computes_in_integers_throughout(exported):
     assert max(scales) > 1  # one per output channel of a kernel
 
 
-def test_int8_of_a_residual_network_has_no_float_either(tmp_path):
+def test_int8_of_a_residual_network_has_no_float_either(tmp_path, monkeypatch):
     """Its maps are padded and concatenated, where the converter may give up."""
     predictor = predictor_with("mean", "resnet18", headers=2)
-    export(predictor, tmp_path, ("tflite_int8",))
+    # More than can be: the export has to say what the agreement is.
+    monkeypatch.setattr("cdfkd_tf.export.exporting.LOW_AGREEMENT", 1.01)
+    with pytest.warns(DistillationWarning, match="tflite_int8 agrees with Keras on"):
+        export(predictor, tmp_path, ("tflite_int8",))
     content = (tmp_path / FILES["tflite_int8"]).read_bytes()
     assert not has_floats(content)
     assert {t["dtype"] for t in TfliteRunner(content).tensors()} <= INTEGERS

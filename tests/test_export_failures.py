@@ -21,7 +21,8 @@ def predictor():
 
 
 def test_a_file_that_fails_its_check_is_deleted(predictor, tmp_path, monkeypatch):
-    (tmp_path / NAME).write_bytes(b"of an earlier predictor")
+    for name in (NAME, FILES["tflite_int8"]):
+        (tmp_path / name).write_bytes(b"of an earlier predictor")
     monkeypatch.setattr(
         "cdfkd_tf.export.exporting.tflite", lambda *given: b"no network at all"
     )

@@ -33,14 +33,14 @@ def export_checked(
 ) -> list[dict[str, Any]]:
     """Writes `predictor` in each format, and checks each file.
 
-    What has its final name is complete and passed its check, also after a full disk
-    or a killed process; what did not pass is deleted, with any older file of its name.
+    What has its final name is complete, passed its check and is of this predictor, also
+    after a full disk or a killed process: files of an earlier export are deleted first,
+    and what did not pass.
 
     Args:
         predictor: image in [0, 1] to probabilities, from `build_predictor`.
         formats: keys of `FILES`.
-        directory: created when missing. Files of other formats in it, left by an
-            earlier export, are deleted: they belong to another predictor.
+        directory: created when missing.
         calibration: images in [0, 1] that fix the value ranges of the int8 file.
         reference: what the files should say.
         description: from `metadata.describe`.
@@ -55,6 +55,8 @@ def export_checked(
     directory.mkdir(parents=True, exist_ok=True)
     for left in directory.glob(f"{_UNFINISHED}*"):  # of a killed process
         shutil.rmtree(left, ignore_errors=True)
+    for file in FILES.values():
+        _remove(directory / file)
     lean = lean_predictor(predictor)
     entries = []
     with tempfile.TemporaryDirectory(dir=directory, prefix=_UNFINISHED) as scratch:
@@ -70,9 +72,8 @@ def export_checked(
                 metadata.attach(written, metadata.of_format(description, name))
                 figures = check(name, written, reference)
             except Exception as error:
-                _remove(final)
                 raise _explained(name, error) from error
-            _rename(written, final, pathlib.Path(scratch))
+            os.replace(written, final)
             entries.append(
                 {
                     "format": name,
@@ -83,9 +84,6 @@ def export_checked(
                 }
             )
             _warn(entries[-1])
-    for name, file in FILES.items():
-        if name not in formats:
-            _remove(directory / file)
     return entries
 
 
@@ -106,12 +104,6 @@ class _Files:
         else:
             path.write_bytes(tflite(self._source, name, self._calibration))
         return path
-
-
-def _rename(written: pathlib.Path, final: pathlib.Path, scratch: pathlib.Path) -> None:
-    if final.is_dir():  # a folder cannot replace a folder: the old one steps aside
-        os.replace(final, pathlib.Path(tempfile.mkdtemp(dir=scratch)) / "old")
-    os.replace(written, final)
 
 
 def _remove(path: pathlib.Path) -> None:
