@@ -26,14 +26,14 @@ from cdfkd_tf.searching.spaces import Space, find_space
 from cdfkd_tf.searching.summary import Summary, options_of, summarise
 from cdfkd_tf.searching.tuning import (
     FOLDER,
-    OUTCOME,
     SearchTuner,
+    keep_outcome,
     read_outcomes,
     refuse_training,
     trial_config,
 )
 from cdfkd_tf.teaching import TRAINING, teacher_files
-from cdfkd_tf.workdir import Workdir, write_json
+from cdfkd_tf.workdir import Workdir
 
 # May differ between the processes and continuations of one search.
 _DECIDE_NOTHING = ("action", "max_trials", "resume", "debug", "report", "teachers")
@@ -122,7 +122,7 @@ def _rejudge(config: RunConfig, workdir: Workdir) -> None:
             keep_images(assembly)
     for outcome, assembly in zip(finished, assemblies):
         outcome["objective"] = pooled_agreement(assembly, folders)
-        write_json(assembly.workdir.path / OUTCOME, outcome)
+        keep_outcome(assembly.workdir.path, config, outcome)
 
 
 def _measure(config: RunConfig, workdir: Workdir) -> None:

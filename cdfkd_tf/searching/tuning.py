@@ -81,8 +81,7 @@ class SearchTuner(BaseTuner):
         finally:
             if outcome["status"] == "finished" or outcome["reason"]:
                 outcome["seconds"] = round(time.monotonic() - start, 1)
-                write_json(folder / OUTCOME, outcome)
-                _write_hparams(folder / "logs/hparams", self.config, outcome)
+                keep_outcome(folder, self.config, outcome)
         # Keras Tuner takes NaN for a failed trial; an exception it would also print.
         failed = outcome["objective"] is None
         score = math.nan if failed else outcome["objective"]
@@ -195,11 +194,21 @@ def _plain(options: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _write_hparams(directory: pathlib.Path, config: RunConfig, outcome: dict) -> None:
-    """For TensorBoard's HParams page."""
+def keep_outcome(
+    folder: pathlib.Path, config: RunConfig, outcome: dict[str, Any]
+) -> None:
+    """Writes what came out of a trial, also for TensorBoard's HParams page.
+
+    Args:
+        folder: of the trial.
+        config: the run that trials vary.
+        outcome: `trial`, `values`, `epochs`, `objective` and so on.
+    """
     import tensorflow as tf
     from tensorboard.plugins.hparams import api
 
+    write_json(folder / OUTCOME, outcome)
+    directory = folder / "logs/hparams"
     shutil.rmtree(directory, ignore_errors=True)
     with tf.summary.create_file_writer(str(directory)).as_default():
         api.hparams(outcome["values"], trial_id=f"trial {outcome['trial']}")
