@@ -80,7 +80,8 @@ class SearchTuner(BaseTuner):
             outcome["reason"] = _one_line(error)
         finally:
             if outcome["status"] == "finished" or outcome["reason"]:
-                outcome["seconds"] = round(time.monotonic() - start, 1)
+                seconds = max(time.monotonic() - start, _distilled_for(folder))
+                outcome["seconds"] = round(seconds, 1)
                 keep_outcome(folder, self.config, outcome)
         # Keras Tuner takes NaN for a failed trial; an exception it would also print.
         failed = outcome["objective"] is None
@@ -192,6 +193,12 @@ def _plain(options: dict[str, Any]) -> dict[str, Any]:
         name: list(value) if isinstance(value, tuple) else value
         for name, value in options.items()
     }
+
+
+def _distilled_for(folder: pathlib.Path) -> float:
+    """Seconds of a distillation, also of processes that were interrupted."""
+    known = read_json(folder / "results.json").get("seconds", {})
+    return known.get("distill") or 0.0
 
 
 def keep_outcome(
