@@ -39,6 +39,7 @@ setup(
     extras_require={
         "torch": ["torch>=2.4", "safetensors>=0.4"],  # tools/import_torch.py
         "test": [
+            "hypothesis>=6.100",
             "pytest>=8",
             "pytest-xdist>=3.6",
             "ruff==0.17.*",

@@ -21,6 +21,7 @@ from cdfkd_tf.models import (
     build_generator,
     build_student,
 )
+from cdfkd_tf.models.loading import load_network
 from cdfkd_tf.models.teachers import TeacherEnsemble
 from cdfkd_tf.models.trunks import find_backbone
 from cdfkd_tf.teaching import find_spec, gather_teachers, teacher_files
@@ -238,9 +239,8 @@ class Assembly:
         if not path.is_file():
             raise RequestError(f"There is no {path}. Run --action={step} first.")
         try:
-            return keras.saving.load_model(path, compile=False, safe_mode=True)
-        except Exception as error:  # Keras raises many kinds for a bad file
-            reason = " ".join(str(error).split())[:200]
+            return load_network(path, "network")
+        except RequestError as error:
             raise RequestError(
-                f"Cannot read {path}: {reason} Run --action={step} --noresume."
+                f"{error} Remove it and run --action={step} again."
             ) from error

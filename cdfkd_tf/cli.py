@@ -2,6 +2,7 @@
 
 import _thread
 import contextlib
+import functools
 import signal
 import sys
 import threading
@@ -12,7 +13,7 @@ from collections.abc import Iterator
 from absl import flags as absl_flags
 
 from cdfkd_tf import flags, runs
-from cdfkd_tf.errors import DistillationWarning
+from cdfkd_tf.errors import DistillationWarning, of_the_system
 
 
 def main(
@@ -43,6 +44,7 @@ def main(
     except Exception as error:  # the door: users see one line, never a traceback
         if debug:
             traceback.print_exc()
+        error = of_the_system(error)
         _say(_one_line(error))
         return getattr(error, "exit_code", 1)
     return 0
@@ -64,7 +66,9 @@ def _terminated_as_interrupted() -> Iterator[None]:
     def insist(lost):
         """Python drops an exception that meets a finaliser: then once more."""
         if issubclass(lost.exc_type, KeyboardInterrupt):
-            threading.Timer(_SECONDS, _thread.interrupt_main).start()
+            # Not SIGINT: what runs in the background may have it ignored.
+            again = functools.partial(_thread.interrupt_main, signal.SIGTERM)
+            threading.Timer(_SECONDS, again).start()
         else:
             others(lost)
 

@@ -1,5 +1,16 @@
 """The two ways in which a run can end badly, and what users are warned of."""
 
+import pathlib
+import re
+
+_FULL = re.compile("No space left on device|File too large|quota exceeded", re.I)
+# As Python and TensorFlow end their messages; the path stands before or after.
+_CLOSED = re.compile(
+    "(Permission denied|Read-only file system|Not a directory|Is a directory|"
+    "File name too long|No such file or directory|File exists)"
+)
+_PATH = re.compile(r"(/[^\s;:'\"]+)")
+
 
 class RequestError(ValueError):
     """The request is wrong: a flag, a file or a combination. Exit code 2.
@@ -18,3 +29,42 @@ class RunError(RuntimeError):
 
 class DistillationWarning(UserWarning):
     """The run goes on, but not as well as it could; the message says what to do."""
+
+
+def reason(error: Exception, length: int = 200) -> str:
+    """What a library said, on one line: whole sentences, or a mark where it is cut."""
+    text = " ".join(str(error).split())
+    if len(text) > length:
+        whole = text[:length].rfind(". ") + 1
+        text = text[:whole] if whole else f"{text[:length]} ..."
+    return text if text.endswith((".", "!", "?", "...")) else f"{text}."
+
+
+def of_the_system(error: Exception) -> Exception:
+    """What the disk or the file system refused, as one of our own errors.
+
+    Args:
+        error: any; others, and refused requests, come back as they are.
+    """
+    text, known = str(error), getattr(error, "exit_code", None)
+    full, closed = _FULL.search(text), _CLOSED.search(text)
+    if known == RequestError.exit_code or not (full or closed):
+        return error
+    if full:
+        return RunError(
+            f"Cannot write: {full[0]}. Make room on the disk of --workdir, or lift the "
+            "limit on the size of files; the same command continues."
+        )
+    found = _PATH.search(text)
+    path = getattr(error, "filename", None) or (found and found[1])
+    if known or not path:
+        return error
+    path = pathlib.Path(path)
+    if path.name.startswith("."):  # how files are called until they are whole
+        path = path.parent
+    why = closed[1]
+    if why == "File exists":
+        why = "a file is in the place of a folder"
+    return RequestError(
+        f"Cannot use {path}: {why}. Check the path and its rights, or give another one."
+    )

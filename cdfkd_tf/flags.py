@@ -1,6 +1,7 @@
 """One absl flag per `RunConfig` field, and the way back."""
 
 import dataclasses
+import re
 import sys
 from typing import Any
 
@@ -74,8 +75,9 @@ def parse(
         reason = str(error).removeprefix("ERROR:: ")
         raise RequestError(f"{reason}. Check the path after --flagfile.") from error
     except absl_flags.Error as error:
-        reason = " ".join(str(error).split()).rstrip(".")
-        raise RequestError(f"{reason}. See --help for every flag.") from error
+        raise RequestError(
+            f"{_as_we_say(str(error))} See --help for every flag."
+        ) from error
     if rest:
         raise RequestError(f"Unexpected argument {rest[0]!r}. Options start with --.")
     return RunConfig(
@@ -104,6 +106,22 @@ def help_page() -> str:
         lines.append(f"  --{field.name}: {text} [{shown}]")
     lines.append("\n  --helpfull: also the flags of the libraries underneath.")
     return "\n".join(lines)
+
+
+def _as_we_say(message: str) -> str:
+    """absl's words for a wrong flag in ours."""
+    message = " ".join(message.split()).rstrip(".")
+    bad = re.fullmatch(r"flag --(\w+)=(.*?): (.*)", message)
+    field = RunConfig.__dataclass_fields__.get(bad[1]) if bad else None
+    if not field:
+        unknown = re.sub(r"Did you mean: (\w+) \?", r"Did you mean --\1?", message)
+        return unknown if unknown.endswith("?") else f"{unknown}."
+    if field.metadata["choices"]:
+        known = ", ".join(choice for choice in field.metadata["choices"] if choice)
+        return f"--{bad[1]} must be one of {known}; got {bad[2]!r}."
+    words = {int: "a whole number", float: "a number", bool: "true or false"}
+    kind = words.get(value_type(field), "a comma list")
+    return f"--{bad[1]} must be {kind}; got {bad[2]!r}."
 
 
 def _as_field(field: dataclasses.Field, value: Any) -> Any:

@@ -48,6 +48,16 @@ _POSITIVE = (
 )
 
 
+# What else would fail later, in words of libraries.
+_AT_MOST = {
+    "seed": 4_000_000,  # seeds of teachers are thousands of it, in 32 bits
+    "teacher_width": 64,
+    "student_width": 64,
+    "generator_width": 64,
+}
+_LARGEST, _LARGEST_WHOLE, _SMALLEST = 1e30, 10**9, 1e-30  # safely float32 and int32
+
+
 def check(config: Any) -> None:
     """Refuses values that no run can have.
 
@@ -60,13 +70,18 @@ def check(config: Any) -> None:
     for name, value in vars(config).items():
         if isinstance(value, float) and not math.isfinite(value):
             raise RequestError(f"--{name} must be a finite number; got {value}.")
+        if isinstance(value, int | float):
+            most = _LARGEST_WHOLE if isinstance(value, int) else _LARGEST
+            most = _AT_MOST.get(name, most)
+            if abs(value) > most:
+                raise RequestError(f"--{name} must be at most {most:g}; got {value}.")
     for name, limit in _AT_LEAST.items():
         if getattr(config, name) < limit:
             raise RequestError(
                 f"--{name} must be at least {limit}; got {getattr(config, name)}."
             )
     for name in _POSITIVE:
-        if not getattr(config, name) > 0:
+        if getattr(config, name) < _SMALLEST:
             raise RequestError(
                 f"--{name} must be positive; got {getattr(config, name)}."
             )
@@ -88,6 +103,12 @@ def check(config: Any) -> None:
         raise RequestError(
             "--real_samples=1 cannot be learned from: a part of them is held out. "
             "Give 0, or at least 2."
+        )
+    endless = not config.max_trials and config.tuner != "hyperband"
+    if config.action == "search" and endless:
+        raise RequestError(
+            f"--max_trials=0 leaves the number to --tuner=hyperband; got --tuner="
+            f"{config.tuner}. Give at least 1."
         )
     for value in config.teacher_input:
         if value not in TEACHER_INPUTS:

@@ -135,6 +135,8 @@ def _is_done(step: str, config: RunConfig, workdir: Workdir) -> bool:
     return (
         config.resume
         and not repeats
+        and (step in COSTLY or workdir.results.exists())
+        and (step != "distill" or workdir.student.exists())
         and record.get("done", False)
         and record["options"] == options_behind(step, config)
     )

@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from cdfkd_tf.config import RunConfig
-from cdfkd_tf.errors import RequestError, RunError
+from cdfkd_tf.errors import RequestError, RunError, reason
 from cdfkd_tf.export import metadata
 from cdfkd_tf.export.runners import load_runner
 from cdfkd_tf.quiet import quiet_tensorflow
@@ -46,10 +46,9 @@ def predict(config: RunConfig, workdir: Workdir) -> None:
         run = load_runner(path)
         about = metadata.read(path)
     except Exception as error:  # readers raise many kinds for a bad file
-        reason = " ".join(str(error).split())[:200]
         raise RequestError(
             f"Cannot read the model {path}: expected an exported .tflite file or "
-            f"SavedModel folder. {reason}"
+            f"SavedModel folder. {reason(error)}"
         ) from error
     weigh = _header_weights(workdir) if config.show_header_weights else None
     given = about.get("input", {})
@@ -57,9 +56,9 @@ def predict(config: RunConfig, workdir: Workdir) -> None:
     for file in files:
         try:
             pixels = read_image(file, run.image_shape, given.get("shorter_side", 0))
-        except (OSError, ValueError, Image.DecompressionBombError) as error:
-            reason = "no image" if "identify" in str(error) else str(error)
-            unreadable.append(f"{file} ({reason})")
+        except (OSError, ValueError) as error:
+            why = "no image" if "identify" in str(error) else str(error)
+            unreadable.append(f"{file} ({why})")
             continue
         probabilities = run(pixels[None])[0]
         names = about.get("classes") or [str(i) for i in range(len(probabilities))]
@@ -92,8 +91,13 @@ def read_image(
         OSError, ValueError: if it is no readable image.
     """
     height, width, channels = image_shape
-    with Image.open(file) as picture:
-        image = picture.convert("L" if channels == 1 else "RGB")
+    try:
+        with Image.open(file) as picture:
+            image = _eight_bits(picture).convert("L" if channels == 1 else "RGB")
+    except OSError:
+        raise
+    except Exception as error:  # decoders raise many kinds for damaged files
+        raise ValueError(f"{type(error).__name__}: {error}") from error
     if shorter_side:
         factor = shorter_side / min(image.size)
         size = [max(1, round(side * factor)) for side in image.size]
@@ -103,6 +107,14 @@ def read_image(
     elif image.size != (width, height):
         image = image.resize((width, height), Image.Resampling.BILINEAR)
     return np.asarray(image, "float32").reshape(height, width, channels) / 255
+
+
+def _eight_bits(picture: Image.Image) -> Image.Image:
+    """Whole numbers of 16 bits as bytes: Pillow would make white of most of them."""
+    if not picture.mode.startswith("I"):
+        return picture
+    values = np.asarray(picture).astype("float64") * (255 / 65535)
+    return Image.fromarray(np.clip(np.rint(values), 0, 255).astype("uint8"))
 
 
 def _image_files(given: str) -> list[pathlib.Path]:

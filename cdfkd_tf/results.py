@@ -7,7 +7,7 @@ import pathlib
 from typing import Any
 
 from cdfkd_tf.config import RunConfig
-from cdfkd_tf.workdir import read_json, write_json
+from cdfkd_tf.workdir import broken_record, read_json, write_json
 
 FORMAT = 1
 _MEASURED = (
@@ -55,7 +55,7 @@ class Results:
         write_json(self.file, {**self._read(), **stale})
 
     def _read(self) -> dict[str, Any]:
-        blank, known = self._blank(), read_json(self.file)
+        blank, known = self._blank(), read_results(self.file)
         kept = {key: known[key] for key in (*_MEASURED, "seconds") if key in known}
         return {**blank, **kept}
 
@@ -82,6 +82,41 @@ class Results:
             "seconds": dict.fromkeys(steps),
             "versions": self.versions,
         }
+
+
+# What readers count on: the least that each part holds.
+_PARTS = {
+    "teachers": [{"parameters", "accuracy"}],
+    "teacher_ensemble": {"parameters", "accuracy"},
+    "student": {"parameters", "accuracy", "header_accuracy", "agreement"},
+    "aggregator": {"kind", "real_samples", "accuracy", "mean_accuracy"},
+    "exports": [{"format", "bytes", "accuracy", "agreement", "latency_ms"}],
+    "seconds": set(),
+}
+
+
+def read_results(file: pathlib.Path) -> dict[str, Any]:
+    """What results.json holds, empty if there is none.
+
+    Raises:
+        RequestError: if it was changed into something else.
+    """
+    known = read_json(file)
+    if not known:
+        return known
+    for name in ("dataset", "method", "seed"):
+        if name not in known:
+            raise broken_record(file, f"{name!r} is missing")
+    for name, form in _PARTS.items():
+        several = isinstance(form, list)
+        keys = form[0] if several else form
+        entries = known.get(name)
+        if not isinstance(entries, list if several else dict):
+            raise broken_record(file, f"{name!r} is missing or of another form")
+        for entry in entries if several else [entries]:
+            if not isinstance(entry, dict) or keys - entry.keys():
+                raise broken_record(file, f"{name!r} lacks some of {sorted(keys)}")
+    return known
 
 
 def summary(results: dict[str, Any], workdir: str) -> str:

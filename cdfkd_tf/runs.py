@@ -8,8 +8,8 @@ from cdfkd_tf.pipeline import STEPS, perform
 from cdfkd_tf.prediction import predict
 from cdfkd_tf.quiet import quiet_tensorflow
 from cdfkd_tf.report.page import write_report
-from cdfkd_tf.results import summary
-from cdfkd_tf.workdir import Workdir, read_json
+from cdfkd_tf.results import read_results, summary
+from cdfkd_tf.workdir import Workdir
 
 
 def run(config: RunConfig) -> None:
@@ -44,7 +44,7 @@ def _run_steps(config: RunConfig, workdir: Workdir) -> None:
         worked = perform(config, tuple(STEPS) if whole else (config.action,))
         if not worked:
             print(f"Nothing to do: {config.workdir} holds all of it already.")
-        results = read_json(workdir.results)
+        results = read_results(workdir.results)
         reports = whole and config.report
         if reports and results and (worked or not workdir.report.exists()):
             write_report(workdir)

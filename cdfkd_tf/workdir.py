@@ -10,7 +10,7 @@ import shutil
 from collections.abc import Iterator
 from typing import Any
 
-from cdfkd_tf.errors import RequestError
+from cdfkd_tf.errors import RequestError, of_the_system
 from cdfkd_tf.files import replacing
 
 
@@ -78,12 +78,16 @@ class Workdir:
         aside = self._put_aside(step) if anew else {}
         try:
             yield
-        except RequestError:
-            for file, content in before.items():
-                _put_back(file, content)
-            for folder, kept in aside.items():
-                shutil.rmtree(folder, ignore_errors=True)
-                kept.rename(folder)
+        except Exception as error:
+            # What the file system refuses in the middle of a costly step keeps what
+            # there is of it.
+            costly = self._work_of(step) and not isinstance(error, RequestError)
+            if getattr(of_the_system(error), "exit_code", 1) == 2 and not costly:
+                for file, content in before.items():
+                    _put_back(file, content)
+                for folder, kept in aside.items():
+                    shutil.rmtree(folder, ignore_errors=True)
+                    kept.rename(folder)
             raise
         finally:
             for kept in aside.values():
@@ -119,8 +123,28 @@ def _put_back(file: pathlib.Path, content: bytes | None) -> None:
 
 
 def read_json(path: pathlib.Path) -> dict[str, Any]:
-    """The table in `path`, empty if there is no such file."""
-    return json.loads(path.read_text()) if path.exists() else {}
+    """The table in `path`, empty if there is no such file.
+
+    Raises:
+        RequestError: if somebody changed the file into something else.
+    """
+    if not path.exists():
+        return {}
+    try:
+        table = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:  # no JSON, or no text at all
+        raise broken_record(path, str(error)) from error
+    if not isinstance(table, dict):
+        raise broken_record(path, f"it holds a {type(table).__name__}, not a table")
+    return table
+
+
+def broken_record(path: pathlib.Path, reason: str) -> RequestError:
+    """What to do about a record that was changed by hand."""
+    return RequestError(
+        f"{path} is not as this package wrote it: {reason.rstrip('.')}. Put it right, "
+        "or remove it and run the same command again: networks are kept."
+    )
 
 
 def write_json(path: pathlib.Path, table: dict[str, Any]) -> None:

@@ -1,5 +1,6 @@
 """Tiny networks and helpers that many tests share."""
 
+import contextlib
 import os
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -9,8 +10,12 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from absl import flags as absl_flags
+from sklearn.datasets import load_digits
+from sklearn.utils import Bunch
 
 from cdfkd_tf import cli
+from cdfkd_tf.data.preparation import prepared_builder
+from cdfkd_tf.data.specs import spec_of
 from cdfkd_tf.methods import METHODS, with_overrides
 from cdfkd_tf.models import build_classifier, build_generator, build_student
 from cdfkd_tf.models.teachers import TeacherEnsemble
@@ -21,10 +26,12 @@ SHAPE, CLASSES, LATENT = (8, 8, 1), 4, 6
 TOY = (
     "--teacher=wrn10_1",
     "--num_teachers=2",
+    "--teacher_width=0.25",
     "--teacher_epochs=1",
-    "--teacher_batch_size=512",
+    "--teacher_batch_size=128",
     "--student=wrn10_1",
-    "--student_width=0.5",
+    "--student_width=0.25",
+    "--generator_width=0.125",
     "--student_feature_weight=0",
     "--latent_size=8",
     "--student_rounds=2",
@@ -37,18 +44,75 @@ TOY = (
 )
 
 
+# Whole runs take longest: what starts last must not keep one worker waiting.
+LONGEST_FIRST = (
+    "test_flagfiles",
+    "test_search",
+    "test_multi_worker",
+    "test_mirrored",
+    "test_kills",
+    "test_rivals",
+    "test_strangers",
+    "test_strangers_learn",
+    "test_export",
+    "training/test_parity",
+    "test_checkpoints",
+    "test_adversarial",
+    "test_api",
+    "test_runs",
+    "test_methods",
+    "test_cli",
+    "test_export_failures",
+)
+
+
+def pytest_collection_modifyitems(items):
+    def place(item):
+        path = str(item.path.with_suffix(""))
+        ranks = (i for i, name in enumerate(LONGEST_FIRST) if path.endswith(name))
+        return next(ranks, len(LONGEST_FIRST))
+
+    items.sort(key=place)
+
+
 @pytest.fixture(scope="session")
 def data_dir(tmp_path_factory):
-    """A TFDS folder that the whole session shares."""
-    return tmp_path_factory.mktemp("tfds")
+    """A TFDS folder that the whole session shares, with a fifth of the digits."""
+    return few_digits(tmp_path_factory.mktemp("tfds"))
+
+
+def few_digits(folder):
+    """`folder`, with a fifth of the digits prepared."""
+    digits = load_digits()
+    few = Bunch(images=digits.images[::5], target=digits.target[::5])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sklearn.datasets.load_digits", lambda: few)
+        prepared_builder(spec_of("digits"), str(folder))
+    return folder
+
+
+@contextlib.contextmanager
+def untraced():
+    """What would be traced runs line by line: tracing a run takes most of its time."""
+    tf.config.run_functions_eagerly(True)
+    try:
+        yield
+    finally:
+        tf.config.run_functions_eagerly(False)
 
 
 @pytest.fixture
 def eagerly():
-    """What would be traced runs line by line: tracing a run takes most of its time."""
-    tf.config.run_functions_eagerly(True)
-    yield
-    tf.config.run_functions_eagerly(False)
+    """This test is untraced."""
+    with untraced():
+        yield
+
+
+@pytest.fixture(scope="module")
+def all_eagerly():
+    """All tests of a module are untraced, and what they share."""
+    with untraced():
+        yield
 
 
 @pytest.fixture

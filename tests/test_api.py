@@ -32,13 +32,16 @@ class Epochs(keras.callbacks.Callback):
         self.seen = (*self.seen, sorted(logs))
 
 
+pytestmark = pytest.mark.usefixtures("all_eagerly")
+
+
 @pytest.fixture(scope="module")
 def callback():
     return Epochs()
 
 
 @pytest.fixture(scope="module")
-def result(callback):
+def result(callback, all_eagerly):
     keras.utils.set_random_seed(0)
     teachers = [strangers.logits(), strangers.probabilities_of_bytes()]
     return cdfkd_tf.distill(teachers, callbacks=[callback], **SMALL)

@@ -32,7 +32,8 @@ def test_values_merge_and_the_rest_is_null(results):
 
 def test_a_step_that_runs_again_blanks_what_depends_on_it(results):
     results.record("student", {"accuracy": 0.5})
-    results.record("exports", [{"format": "saved_model"}])
+    values = dict.fromkeys(("bytes", "accuracy", "agreement", "latency_ms"))
+    results.record("exports", [{"format": "saved_model", **values}])
     results.begin("fit_aggregator")
     assert read(results)["exports"] == []
     assert read(results)["student"]["accuracy"] == 0.5

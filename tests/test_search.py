@@ -18,19 +18,18 @@ from tests import strangers
 from tests.conftest import TOY, run_main
 
 ROOT = pathlib.Path(__file__).parent.parent
-SMALL = ("--teacher_width=0.25", "--student_width=0.25", "--generator_width=0.125")
 NO_TEST = "--evaluation_split=none"
 SPACE = "student_learning_rate = 0.01..0.1 log\ngenerator_bn_weight = 0.1 | 1\n"
 
 
-pytestmark = pytest.mark.usefixtures("eagerly")
+pytestmark = pytest.mark.usefixtures("all_eagerly")
 
 
 @pytest.fixture(scope="module")
-def teachers(tmp_path_factory, data_dir):
+def teachers(tmp_path_factory, data_dir, all_eagerly):
     workdir = tmp_path_factory.mktemp("teachers")
     train = ("--action=train_teachers", "--dataset=digits", f"--data_dir={data_dir}")
-    assert run_main(*train, f"--workdir={workdir}", *TOY, *SMALL) == 0
+    assert run_main(*train, f"--workdir={workdir}", *TOY) == 0
     return [str(workdir / f"teachers/teacher_{index}.keras") for index in (0, 1)]
 
 
@@ -46,7 +45,6 @@ def flags(teachers, data_dir, tmp_path):
         f"--workdir={tmp_path / 'run'}",
         f"--search_space={tmp_path / 'a.space'}",
         *TOY,
-        *SMALL,
         "--epochs=1",
     )
 

@@ -56,6 +56,7 @@ def finished(place):
         "--aggregator=weights",
         "--real_samples=6",
         "--aggregator_epochs=2",
+        "--export_formats=tflite_int8",
         f"--workdir={place / 'run'}",
     )
     assert code == 0
@@ -95,7 +96,7 @@ def test_accuracies_are_those_of_the_teachers_alone(finished, place):
         assert entry["accuracy"] == pytest.approx(share)
 
 
-def test_without_any_image(place, tmp_path, capsys):
+def test_without_any_image(place, tmp_path, capsys, eagerly):
     more = ("--dataset=none", "--image_shape=8,8,1", f"--workdir={tmp_path}")
     code = run(place, "a.keras,b.keras", *more, "--calibrate_teachers")
     assert code == 0

@@ -169,7 +169,7 @@ class RealImages:
         if count > len(labels):
             raise RequestError(
                 f"--real_samples={count}, but {self.spec.name} has only "
-                f"{len(labels)} training images."
+                f"{len(labels)} training images. Give at most as many."
             )
         # Deal rank by rank: the first of each class, then the second of each ...
         order = np.random.default_rng(seed).permutation(len(labels))

@@ -11,7 +11,7 @@ import tensorflow_datasets as tfds
 from cdfkd_tf.data.builders import caltech101, digits, mini_imagenet  # noqa: F401
 from cdfkd_tf.data.builders.image_folder import FolderOfImages
 from cdfkd_tf.data.specs import DatasetSpec
-from cdfkd_tf.errors import RequestError
+from cdfkd_tf.errors import RequestError, reason
 
 
 def prepared_builder(spec: DatasetSpec, data_dir: str) -> tfds.core.DatasetBuilder:
@@ -51,11 +51,10 @@ def prepared_builder(spec: DatasetSpec, data_dir: str) -> tfds.core.DatasetBuild
     except RequestError:
         raise
     except Exception as error:  # archives break in many ways
-        reason = " ".join(str(error).split())[:400]
         raise RequestError(
             f"Cannot prepare {spec.name} from the files in {downloads}: "
-            f"{type(error).__name__}: {reason} Remove the broken file and fetch it "
-            "again."
+            f"{type(error).__name__}: {reason(error, 400)} Remove the broken file and "
+            "fetch it again."
         ) from error
     return builder
 

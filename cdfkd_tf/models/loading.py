@@ -1,12 +1,14 @@
 """Strangers' model files: read without running code from them."""
 
+import os
 import pathlib
+import zipfile
 
 import keras
 import tensorflow as tf
 from keras import KerasTensor
 
-from cdfkd_tf.errors import RequestError
+from cdfkd_tf.errors import RequestError, reason
 from cdfkd_tf.saved_models import check_saved_model
 
 
@@ -84,11 +86,23 @@ def load_network(path: pathlib.Path, role: str) -> keras.Model:
     try:
         return keras.saving.load_model(path, compile=False, safe_mode=True)
     except Exception as error:  # Keras raises many kinds for a bad file
-        reason = " ".join(str(error).split())[:200]
         raise RequestError(
             f"Cannot read {role} {path}: expected a Keras model file (.keras) of "
-            f"plain layers. {reason}"
+            f"plain layers. {_why_unreadable(path, error)}"
         ) from error
+
+
+def _why_unreadable(path: pathlib.Path, error: Exception) -> str:
+    """Keras calls many things a file that is not found."""
+    if not path.is_file():
+        return "There is no such file."
+    if not os.access(
+        path, os.R_OK, effective_ids=os.access in os.supports_effective_ids
+    ):
+        return "You may not read it."
+    if path.suffix == ".keras" and not zipfile.is_zipfile(path):
+        return "It is cut off, damaged, or another kind of file."
+    return reason(error)
 
 
 def _load_saved_model(folder: pathlib.Path) -> SavedModelClassifier:
@@ -103,5 +117,6 @@ def _load_saved_model(folder: pathlib.Path) -> SavedModelClassifier:
     except RequestError:
         raise
     except Exception as error:  # TensorFlow raises many kinds, too
-        reason = " ".join(str(error).split())[:200]
-        raise RequestError(f"Cannot read SavedModel {folder}: {reason}") from error
+        raise RequestError(
+            f"Cannot read SavedModel {folder}: {reason(error)}"
+        ) from error

@@ -14,6 +14,7 @@ from cdfkd_tf.config import RunConfig
 from cdfkd_tf.errors import RequestError
 from cdfkd_tf.report import charts, tables
 from cdfkd_tf.report.drawing import idea
+from cdfkd_tf.results import read_results
 from cdfkd_tf.workdir import Workdir, read_json, write_text
 
 _STYLE = pathlib.Path(__file__).with_name("page.css")
@@ -37,7 +38,7 @@ def write_report(workdir: Workdir) -> pathlib.Path:
     Raises:
         RequestError: if the folder holds no results.
     """
-    results = read_json(workdir.results)
+    results = read_results(workdir.results)
     if not results:
         raise RequestError(
             f"{workdir.path} holds no results.json to report on. Run --action=pipeline "

@@ -12,7 +12,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from cdfkd_tf.errors import DistillationWarning, RunError
+from cdfkd_tf.errors import DistillationWarning, RunError, reason
 from cdfkd_tf.files import replacing, synced
 from cdfkd_tf.training.interruptions import Interruption
 
@@ -101,8 +101,7 @@ class TrainingState(keras.callbacks.Callback):
                 self.epoch, self.step = int(record["epoch"]), int(record["step"])
                 self.seconds, self._running = record["seconds"], record["metrics"]
             except Exception as error:  # TensorFlow raises many kinds for a bad file
-                reason = " ".join(str(error).split())[:200]
-                broken.append(f"{name}: {reason}")
+                broken.append(f"{name}: {reason(error)}")
                 continue
             if broken:
                 warnings.warn(

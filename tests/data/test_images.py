@@ -14,8 +14,8 @@ from cdfkd_tf.errors import RequestError
 
 
 @pytest.fixture(scope="module")
-def digits(data_dir):
-    return RealImages(spec_of("digits"), str(data_dir))
+def digits(tmp_path_factory):
+    return RealImages(spec_of("digits"), str(tmp_path_factory.mktemp("digits")))
 
 
 def test_digits_are_split_stratified_80_to_20(digits):

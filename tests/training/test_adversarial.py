@@ -77,7 +77,7 @@ def test_generator_round_moves_the_students_statistics_only_if_told_to():
     assert moves["student"] == statistics(moves["student"])
 
 
-def test_teachers_never_move_in_a_whole_fit():
+def test_teachers_never_move_in_a_whole_fit(eagerly):
     distiller = tiny_distiller()
     noise = latent_dataset(8, 3, LATENT, seed=0)
     fit = lambda: distiller.fit(noise, steps_per_epoch=3, verbose=0)  # noqa: E731

@@ -3,7 +3,7 @@
 import pathlib
 
 import tensorflow_datasets as tfds
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from cdfkd_tf.data.specs import DatasetSpec, plain_spec
 from cdfkd_tf.errors import RequestError
@@ -103,7 +103,7 @@ def _form_of(file: pathlib.Path) -> tuple[int, int, int]:
         with Image.open(file) as image:
             grey = image.mode in ("1", "L", "I", "I;16", "F", "LA")
             return (image.height, image.width, 1 if grey else 3)
-    except (UnidentifiedImageError, OSError) as error:
+    except Exception as error:  # decoders raise many kinds for damaged files
         raise RequestError(
             f"{file} is no image that can be read ({error}). Replace or remove it."
         ) from error
