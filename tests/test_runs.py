@@ -177,7 +177,7 @@ def test_a_whole_run_needs_no_data_set(
     teachers = ",".join(str(finished / f"teachers/teacher_{i}.keras") for i in (0, 1))
     monkeypatch.setattr(RealImages, "_read", refuse)
     none = (f"--teachers={teachers}", "--evaluation_split=none")
-    assert toy(tmp_path, "/nowhere", *none) == 0
+    assert toy(tmp_path, "/nowhere", *none, "--export_formats=tflite_int8") == 0
     results = json.loads((tmp_path / "results.json").read_text())
     assert results["student"]["accuracy"] is None
     assert results["teachers"][0]["accuracy"] is None

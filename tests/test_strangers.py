@@ -98,6 +98,7 @@ def test_accuracies_are_those_of_the_teachers_alone(finished, place):
 
 def test_without_any_image(place, tmp_path, capsys, eagerly):
     more = ("--dataset=none", "--image_shape=8,8,1", f"--workdir={tmp_path}")
+    more += ("--export_formats=", "--noreport")
     code = run(place, "a.keras,b.keras", *more, "--calibrate_teachers")
     assert code == 0
     results = json.loads((tmp_path / "results.json").read_text())
