@@ -9,6 +9,7 @@ from cdfkd_tf.computing import dtype_policy
 from cdfkd_tf.distillation import named_failures
 from cdfkd_tf.errors import RunError
 from cdfkd_tf.training.checkpoints import TrainingState
+from cdfkd_tf.training.classifier import train_classifier
 from cdfkd_tf.training.distiller import Distiller
 from cdfkd_tf.training.optimizers import CoupledSGD, PaperAdam
 from cdfkd_tf.training.safety import SkippedUpdates, apply_gradients, check_finite
@@ -153,3 +154,20 @@ def test_a_checkpoint_holds_the_loss_scale(tmp_path):
     assert resumed.epoch == 1
     assert float(second.optimizer.dynamic_scale) == 2.0**5
     assert int(second.generator_optimizer.step_counter) == 7
+
+
+def test_a_teacher_whose_loss_is_no_number_ends_at_that_step(tmp_path, eagerly):
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(3)])
+    images = np.ones((4, 2), "float32"), np.zeros(4, "int64")
+    with pytest.raises(RunError, match=r"loss became \w+ in step [23] of epoch 1; it"):
+        train_classifier(
+            model,
+            lambda first_step: tf.data.Dataset.from_tensors(images).repeat(),
+            steps_per_epoch=5,
+            epochs=1,
+            learning_rate=1e30,
+            milestones=(),
+            checkpoints=tmp_path,
+            saving={},
+            verbose=0,
+        )
