@@ -1,6 +1,7 @@
 """A failed export leaves no bad file and no half file."""
 
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -28,6 +29,20 @@ def test_a_file_that_fails_its_check_is_deleted(predictor, tmp_path, monkeypatch
     )
     with pytest.raises(RunError, match="tflite_float32 file cannot be run"):
         export(predictor, tmp_path, ("tflite_float32",))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_disk_that_fills_up_while_copying_is_told_in_one_line(
+    predictor, tmp_path, monkeypatch
+):
+    def full(*given):  # as shutil tells it, for every file of the folder
+        raise shutil.Error([("a", "b", "[Errno 28] No space left on device")] * 9)
+
+    monkeypatch.setattr("cdfkd_tf.export.exporting.shutil.copytree", full)
+    with pytest.raises(
+        RunError, match=r"saved_model: OSError: \[Errno 28\] No space l"
+    ):
+        export(predictor, tmp_path, ("saved_model",))
     assert list(tmp_path.iterdir()) == []
 
 

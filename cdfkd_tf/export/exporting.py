@@ -118,6 +118,8 @@ def _remove(path: pathlib.Path) -> None:
 def _explained(name: str, error: Exception) -> Exception:
     if hasattr(error, "exit_code"):
         return error
+    if isinstance(error, shutil.Error):  # of copying: a list, one entry per file
+        error = OSError(error.args[0][0][-1])
     reason = " ".join(str(error).split())[:300]
     return RunError(f"Cannot export {name}: {type(error).__name__}: {reason}")
 
