@@ -1,6 +1,7 @@
 """Whole runs at toy size, through the command line."""
 
 import json
+import signal
 
 import keras
 import numpy as np
@@ -206,25 +207,27 @@ def test_training_in_half_precision_leaves_float32_files(
     assert ("student_skipped" in columns) == (policy == "mixed_float16")
 
 
-def test_an_interrupted_distillation_goes_on(
+def test_sigterm_saves_within_an_epoch_and_the_same_command_goes_on(
     finished, data_dir, tmp_path, capsys, eagerly
 ):
+    """To the same weights: tests/test_kills.py, tests/training/test_checkpoints.py."""
     teachers = ",".join(str(finished / f"teachers/teacher_{i}.keras") for i in (0, 1))
     shared = ("--action=distill", f"--teachers={teachers}", "--evaluate_every=0")
-    assert toy(tmp_path / "whole", data_dir, *shared) == 0
+    steps = []
 
-    def interrupt(self, epoch, logs=None):
-        if epoch == 1:
-            raise KeyboardInterrupt
+    def terminate(self, batch, logs=None):
+        steps.append(batch)
+        if len(steps) == 3:
+            signal.raise_signal(signal.SIGTERM)
 
     with pytest.MonkeyPatch.context() as patch:
-        # The curves' turn comes before the checkpoint's.
-        patch.setattr("cdfkd_tf.training.callbacks.Curves.on_epoch_end", interrupt)
-        assert toy(tmp_path / "parts", data_dir, *shared) == 130
-    assert not (tmp_path / "parts/student.keras").exists()
-    capsys.readouterr()
-    assert toy(tmp_path / "parts", data_dir, *shared) == 0
-    assert "Going on after epoch 1 of 2." in capsys.readouterr().out
-    assert_same(
-        student_of(tmp_path / "whole"), student_of(tmp_path / "parts"), atol=1e-6
-    )
+        curves = "cdfkd_tf.training.callbacks.Curves.on_train_batch_end"
+        patch.setattr(curves, terminate)
+        assert toy(tmp_path, data_dir, *shared) == 130
+    printed = capsys.readouterr()
+    assert "Saved after 1 epochs and 1 steps." in printed.out
+    assert printed.err.splitlines()[-1].startswith("error: Interrupted")
+    assert not (tmp_path / "student.keras").exists()
+    assert toy(tmp_path, data_dir, *shared) == 0
+    assert "Going on after epoch 1 and 1 steps of 2." in capsys.readouterr().out
+    assert (tmp_path / "student.keras").exists()
