@@ -1,0 +1,63 @@
+"""What is timed: networks, sizes, batches."""
+
+import dataclasses
+import resource
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """One iteration to time: three teachers into one student.
+
+    Attributes:
+        flags: options of the run, as `RunConfig` has them.
+        torch_teacher: family, blocks per stage, channels of stem and stages.
+        torch_student: the same.
+        generator_widths: channels of the generator's three maps.
+    """
+
+    flags: dict
+    torch_teacher: tuple
+    torch_student: tuple
+    generator_widths: tuple[int, int, int] = (128, 128, 64)
+    feature_weight: float = 0.0
+    image: tuple[int, int, int] = (32, 32, 3)
+    classes: int = 100
+    batch_size: int = 16
+    latent_size: int = 256
+    rounds: int = 5
+
+
+CASES = {
+    "digits": Case(
+        flags={
+            "teacher": "wrn16_1",
+            "student": "wrn10_1",
+            "student_width": 0.5,
+            "generator_width": 0.5,
+        },
+        torch_teacher=("wrn", (2, 2, 2), (16, 16, 32, 64)),
+        torch_student=("wrn", (1, 1, 1), (8, 8, 16, 32)),
+        generator_widths=(64, 64, 32),
+        image=(16, 16, 1),
+        classes=10,
+        batch_size=64,
+        latent_size=64,
+    ),
+    "wrn": Case(
+        flags={"teacher": "wrn40_2", "student": "wrn16_1"},
+        torch_teacher=("wrn", (6, 6, 6), (16, 32, 64, 128)),
+        torch_student=("wrn", (2, 2, 2), (16, 16, 32, 64)),
+    ),
+    "resnet": Case(
+        flags={"teacher": "resnet34", "student": "resnet18"},
+        torch_teacher=("resnet", (3, 4, 6, 3), (64, 64, 128, 256, 512)),
+        torch_student=("resnet", (2, 2, 2, 2), (64, 64, 128, 256, 512)),
+        feature_weight=0.2,
+        batch_size=8,
+    ),
+}
+
+
+def peak_megabytes() -> float:
+    """The most memory this process has held at once."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

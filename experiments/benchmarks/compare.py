@@ -1,0 +1,155 @@
+"""Our engine, plain PyTorch and the machine's limit, in turn, in one run.
+
+    pip install -e '.[bench]'
+    python -m experiments.benchmarks.compare --output=results.json
+
+Each measurement is a process of its own; engine, PyTorch and limit take turns
+`--repeats` times, so that all see the machine at its fast and slow moments. Prints a
+Markdown table: medians over all iterations of all turns, and their range.
+"""
+
+import argparse
+import json
+import pathlib
+import platform
+import statistics
+import subprocess
+import sys
+
+from experiments.benchmarks.cases import CASES
+
+ROOT = pathlib.Path(__file__).parents[2]
+POLICIES = ("float32", "mixed_bfloat16")
+PLAYERS = {"ours": "engine_loop", "pytorch": "pytorch_loop"}
+
+
+def run(module: str, *arguments: str) -> dict:
+    """What one process measured."""
+    command = [sys.executable, "-m", f"experiments.benchmarks.{module}", *arguments]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(f"{' '.join(command)} failed:\n{done.stderr[-2000:]}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def measure(cases: list[str], policies: list[str], repeats: int, more: list[str]):
+    """All turns: `(case, policy, player) -> list of measurements`, and limits."""
+    turns, limits = {}, []
+    for turn in range(repeats):
+        limits.append(run("limit"))
+        for case in cases:
+            for policy in policies:
+                for player, module in PLAYERS.items():
+                    options = more if player == "ours" else []
+                    flags = [f"--case={case}", f"--policy={policy}", *options]
+                    measured = run(module, *flags)
+                    turns.setdefault((case, policy, player), []).append(measured)
+                    median = statistics.median(measured["seconds"])
+                    print(
+                        turn, case, policy, player, f"{median:.3f} s", file=sys.stderr
+                    )
+    return turns, limits
+
+
+def operations(case_name: str) -> float:
+    """Counted floating-point operations of one iteration."""
+    from cdfkd_tf.models import build_classifier, build_generator, build_student
+    from cdfkd_tf.models.counting import iteration_multiply_adds, multiply_adds
+
+    case = CASES[case_name]
+    teacher = build_classifier(case.flags["teacher"], case.image, case.classes)
+    width = case.flags.get("student_width", 1.0)
+    student = build_student(
+        case.flags["student"], case.image, case.classes, 3, width=width
+    )
+    generator = build_generator(
+        "dafl",
+        case.image,
+        case.latent_size,
+        standardised=True,
+        width=case.flags.get("generator_width", 1.0),
+    )
+    return 2 * iteration_multiply_adds(
+        multiply_adds(student),
+        3 * multiply_adds(teacher),
+        multiply_adds(generator),
+        batch_size=case.batch_size,
+        student_rounds=case.rounds,
+    )
+
+
+def summarise(turns: dict, limits: list[dict]) -> list[dict]:
+    """One row per case, policy and player."""
+    rows = []
+    for (case, policy, player), measured in turns.items():
+        seconds = [s for one in measured for s in one["seconds"]]
+        median = statistics.median(seconds)
+        dtype = policy.removeprefix("mixed_")
+        limit = statistics.median(one[dtype] for one in limits)
+        images = CASES[case].batch_size * (CASES[case].rounds + 1)
+        rows.append(
+            {
+                "case": case,
+                "policy": policy,
+                "player": player,
+                "seconds": median,
+                "range": [min(seconds), max(seconds)],
+                "images_per_second": images / median,
+                "gigaflop": operations(case) / 1e9,
+                "share_of_limit": operations(case) / 1e9 / median / limit,
+                "peak_megabytes": statistics.median(
+                    one["peak_megabytes"] for one in measured
+                ),
+                "first_step": statistics.median(one["first_step"] for one in measured),
+            }
+        )
+    return rows
+
+
+def table(rows: list[dict]) -> str:
+    """The rows in Markdown."""
+    lines = [
+        "| case | arithmetic | | s per iteration | images per s | of the limit "
+        "| peak MB | first step, s | times as fast |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    plain = {
+        row["case"]: row["seconds"]
+        for row in rows
+        if row["player"] == "pytorch" and row["policy"] == "float32"
+    }
+    for row in rows:
+        ratio = plain.get(row["case"], float("nan")) / row["seconds"]
+        low, high = row["range"]
+        arithmetic = row["policy"].removeprefix("mixed_")
+        lines.append(
+            f"| {row['case']} | {arithmetic} | {row['player']} "
+            f"| {row['seconds']:.3f} ({low:.3f} to {high:.3f}) "
+            f"| {row['images_per_second']:.0f} | {row['share_of_limit']:.2f} "
+            f"| {row['peak_megabytes']:.0f} | {row['first_step']:.1f} | {ratio:.2f} |"
+        )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Measures, prints the table, writes JSON."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--cases", default=",".join(CASES))
+    parser.add_argument("--policies", default=",".join(POLICIES))
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--output", help="JSON file")
+    parser.add_argument("more", nargs="*", help="options of engine_loop, behind --")
+    arguments = parser.parse_args()
+    cases, policies = arguments.cases.split(","), arguments.policies.split(",")
+    turns, limits = measure(cases, policies, arguments.repeats, arguments.more)
+    rows = summarise(turns, limits)
+    print("matrix products, GFLOP/s:", limits)
+    print(table(rows))
+    if arguments.output:
+        machine = {"processor": platform.processor(), "python": sys.version.split()[0]}
+        record = {"rows": rows, "limits": limits, "machine": machine}
+        pathlib.Path(arguments.output).write_text(json.dumps(record, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

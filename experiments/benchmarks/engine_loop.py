@@ -1,0 +1,109 @@
+"""Times our engine through `fit` on one case; prints a line of JSON.
+
+    python -m experiments.benchmarks.engine_loop --case=wrn --policy=float32
+
+A process of its own, so that its memory is its own. `--profile=FILE` writes what each
+kind of operation costs.
+"""
+
+import argparse
+import json
+import time
+
+from experiments.benchmarks.cases import CASES, peak_megabytes
+
+
+def assemble(case, **more):
+    """The run that `case` describes, its teachers fresh ones in memory."""
+    from cdfkd_tf.assembly import Assembly
+    from cdfkd_tf.config import RunConfig
+    from cdfkd_tf.models import build_classifier
+    from cdfkd_tf.models.inputs import NORMALISED
+    from cdfkd_tf.workdir import Workdir
+
+    options = dict(
+        dataset="none",
+        image_shape=case.image,
+        num_classes=case.classes,
+        teachers=("teacher 0", "teacher 1", "teacher 2"),
+        teacher_input=(NORMALISED,),
+        teacher_output="logits",
+        student_feature_weight=case.feature_weight,
+        batch_size=case.batch_size,
+        latent_size=case.latent_size,
+        student_rounds=case.rounds,
+        **{k: v for k, v in case.flags.items() if k != "teacher"},
+    )
+    config = RunConfig(**{**options, **more})
+    teachers = [
+        build_classifier(case.flags["teacher"], case.image, case.classes)
+        for _ in range(3)
+    ]
+    return Assembly(config, Workdir("runs/benchmark"), teachers)
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--case", choices=CASES, required=True)
+    parser.add_argument("--policy", default="float32")
+    parser.add_argument("--iterations", type=int, default=8)
+    parser.add_argument("--profile")
+    parser.add_argument("--option", action="append", default=[], help="name=value")
+    arguments = parser.parse_args()
+    case = CASES[arguments.case]
+    from cdfkd_tf.quiet import quiet_tensorflow
+
+    quiet_tensorflow()
+    import keras
+
+    from cdfkd_tf.computing import make_deterministic
+    from cdfkd_tf.data.latents import latent_dataset
+    from cdfkd_tf.engine import build_distiller
+
+    keras.utils.set_random_seed(0)
+    started = time.monotonic()
+    more = dict(option.split("=", 1) for option in arguments.option)
+    assembly = assemble(case, dtype_policy=arguments.policy, **more)
+    make_deterministic(assembly.config)
+    seconds = []
+
+    class Clock(keras.callbacks.Callback):
+        def on_train_batch_begin(self, batch, logs=None):
+            self.before = time.perf_counter()
+
+        def on_train_batch_end(self, batch, logs=None):
+            seconds.append(time.perf_counter() - self.before)
+            if batch == 0:
+                self.first_step = time.monotonic() - started
+            if arguments.profile and batch == 1:
+                tf.profiler.experimental.start(arguments.profile)
+
+    import tensorflow as tf
+
+    clock = Clock()
+    distiller = build_distiller(assembly)
+    noise = latent_dataset(
+        case.batch_size, assembly.rounds, case.latent_size, seed=0, first_step=0
+    )
+    distiller.fit(
+        noise,
+        steps_per_epoch=arguments.iterations + 1,
+        callbacks=[clock],
+        shuffle=False,
+        verbose=0,
+    )
+    if arguments.profile:
+        tf.profiler.experimental.stop()
+    print(
+        json.dumps(
+            {
+                "seconds": seconds[1:],
+                "first_step": clock.first_step,
+                "peak_megabytes": peak_megabytes(),
+            }
+        )
+    )
+
+
+if __name__ == "__main__":
+    main()
