@@ -6,6 +6,8 @@ import tensorflow as tf
 from cdfkd_tf.assembly import Assembly
 from cdfkd_tf.computing import dtype_policy
 from cdfkd_tf.config import RunConfig
+from cdfkd_tf.kernels import fuse_batch_norms
+from cdfkd_tf.models.walking import leaf_layers
 from cdfkd_tf.training.adversarial import AdversarialDistiller
 from cdfkd_tf.training.distiller import Distiller
 from cdfkd_tf.training.optimizers import CoupledSGD, PaperAdam
@@ -59,21 +61,26 @@ def _build(assembly: Assembly) -> Distiller:
         CoupledSGD(config.student_learning_rate, nesterov=config.nesterov), config
     )
     clip = config.clip_gradients
+    for network in filter(None, (student, generator)):
+        fuse_batch_norms(leaf_layers(network))
+    more = {"projection": projection, "teacher_policy": _teacher_policy(config)}
     if not generator:
-        distiller = Distiller(student, teachers, method, projection=projection)
+        distiller = Distiller(student, teachers, method, **more)
         distiller.compile(sgd, clip_gradients=clip)
         return distiller
     distiller = AdversarialDistiller(
-        student,
-        teachers,
-        method,
-        generator,
-        projection=projection,
-        low_memory=config.low_memory,
+        student, teachers, method, generator, low_memory=config.low_memory, **more
     )
     adam = PaperAdam(config.generator_learning_rate, beta_1=config.generator_beta1)
     distiller.compile(sgd, _scaled(adam, config), clip_gradients=clip)
     return distiller
+
+
+def _teacher_policy(config: RunConfig) -> str | None:
+    """What teachers compute in; None: as their files say, which is float32."""
+    policy = config.teacher_dtype_policy
+    policy = config.dtype_policy if policy == "auto" else policy
+    return None if policy == "float32" else policy
 
 
 def _scaled(

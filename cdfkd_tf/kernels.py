@@ -5,7 +5,7 @@ activations; on a CPU that takes as long as the convolutions of a small network.
 TensorFlow has it in one kernel. What comes out is equal up to rounding.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import keras
 import tensorflow as tf
@@ -14,7 +14,7 @@ from keras import layers
 FUSED = ("float32", "bfloat16", "float16")  # dtypes that the kernel takes
 
 
-def fuse_batch_norms(network_layers: list[keras.layers.Layer]) -> None:
+def fuse_batch_norms(network_layers: Iterable[keras.layers.Layer]) -> None:
     """Lets BatchNormalizations compute in one kernel, in training and inference.
 
     Files saved later hold the plain layers all the same.

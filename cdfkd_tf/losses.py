@@ -6,9 +6,14 @@ what it weighs. Where replicas train together, statistics of a batch are those o
 replicas' batches joined.
 """
 
+from collections.abc import Sequence
+
 import keras
+import numpy as np
 import tensorflow as tf
 from keras import KerasTensor, ops
+
+from cdfkd_tf import kernels
 
 # Norms have no gradient at zero; under the root this keeps it finite.
 _TINY = 1e-12
@@ -84,26 +89,42 @@ def feature_gap(
 
 
 def bn_gap(
-    layer_input: KerasTensor,
-    moving_mean: KerasTensor,
-    moving_variance: KerasTensor,
+    norms: Sequence[tuple[KerasTensor, KerasTensor, KerasTensor]],
+    weights: Sequence[float],
 ) -> KerasTensor:
-    """How far a batch is from what one BatchNormalization saw in training.
+    """How far a batch is from what BatchNormalizations saw in training.
 
-    The Euclidean distance of the batch's biased variances from the stored ones, plus
-    that of the means (Yin et al., DeepInversion, CVPR 2020, eq. 4, unsquared).
+    For each the Euclidean distance of the batch's biased variances from the stored
+    ones, plus that of the means (Yin et al., DeepInversion, CVPR 2020, eq. 4,
+    unsquared); the weighted sum of all.
 
     Args:
-        layer_input: `(B, ..., channels)`, channels last.
-        moving_mean: `(channels,)`.
-        moving_variance: `(channels,)`.
+        norms: for each its input `(B, ..., channels)`, channels last, and its
+            `moving_mean` and `moving_variance`, `(channels,)`.
+        weights: one for each.
     """
-    layer_input = _exact(layer_input)
-    axes = list(range(len(layer_input.shape) - 1))
-    mean, variance = ops.moments(
-        layer_input, axes, synchronized=_replicas() is not None
-    )
-    return _norm(variance - moving_variance) + _norm(mean - moving_mean)
+    moments = [_moments(inputs) for inputs, _, _ in norms]
+    widths = [mean.shape[0] for mean, _ in moments]
+    owners = np.repeat(np.arange(len(widths)), widths)
+    total = 0.0
+    # All layers' channels in one vector: a deep teacher has dozens of layers.
+    for batch, stored in zip(zip(*moments), list(zip(*norms))[1:]):
+        stored = ops.concatenate([_exact(values) for values in stored])
+        gaps = ops.square(ops.concatenate(batch) - stored)
+        squares = ops.segment_sum(gaps, owners, sorted=True)
+        norm = ops.sqrt(squares + _TINY)
+        total = total + ops.sum(norm * ops.convert_to_tensor(weights, norm.dtype))
+    return total
+
+
+def _moments(tensor: KerasTensor) -> tuple[KerasTensor, KerasTensor]:
+    """Each channel's mean and biased variance over the batch, all replicas' if any."""
+    dtype = keras.backend.standardize_dtype(tensor.dtype)
+    alone = _replicas() is None
+    if alone and len(tensor.shape) == 4 and dtype in kernels.FUSED:
+        return kernels.batch_moments(tensor)
+    axes = list(range(len(tensor.shape) - 1))
+    return ops.moments(_exact(tensor), axes, synchronized=not alone)
 
 
 def confidence(logits: KerasTensor) -> KerasTensor:
@@ -153,10 +174,6 @@ def _entropy(log_probabilities: KerasTensor) -> KerasTensor:
 def _exact(tensor: KerasTensor) -> KerasTensor:
     """In the precision of losses: the networks may compute in half of it."""
     return ops.cast(tensor, keras.config.floatx())
-
-
-def _norm(vector: KerasTensor) -> KerasTensor:
-    return ops.sqrt(ops.sum(ops.square(vector)) + _TINY)
 
 
 def _check_same_shape(student_logits: KerasTensor, teacher_logits: KerasTensor) -> None:

@@ -138,8 +138,7 @@ def statistics_gap(layers: list[tuple[KerasTensor, ...]]) -> KerasTensor:
     Args:
         layers: its BatchNormalizations in forward order, see `Answers.teacher_bn`.
     """
-    gaps = [losses.bn_gap(*layer) for layer in layers]
-    return FIRST_BN_WEIGHT * gaps[0] + sum(gaps[1:])
+    return losses.bn_gap(layers, [FIRST_BN_WEIGHT] + [1.0] * (len(layers) - 1))
 
 
 def _confidence(answers: Answers, method: Method) -> KerasTensor:

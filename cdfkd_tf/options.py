@@ -195,6 +195,12 @@ class Subject:
     temperature: float = option(
         "method", 1.0, "Of the softmaxes in cdfkd, dfq and kd; losses times its square."
     )
+    teacher_dtype_policy: str = option(
+        "method",
+        "auto",
+        "Arithmetic of the frozen teachers; auto: as --dtype_policy.",
+        ("auto", "float32", "mixed_bfloat16", "mixed_float16"),
+    )
     student_header_weight: float | None = option(
         "weights", None, "Student: each header against its teacher."
     )

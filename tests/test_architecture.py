@@ -19,6 +19,7 @@ LAYERS = (
         "locking",
         "cluster",
         "losses",
+        "kernels",
         "saved_models",
     ),
     ("data", "models"),

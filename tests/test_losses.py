@@ -53,21 +53,25 @@ def test_feature_gap_names_the_widths_that_do_not_fit():
         losses.feature_gap(np.zeros((6, 2, 7)), [np.zeros((6, 7)), np.zeros((6, 9))])
 
 
-def test_bn_gap_is_the_distance_of_biased_statistics():
+@pytest.mark.parametrize("dtype", ["float32", "float64"])  # one kernel; composed
+def test_bn_gap_is_the_weighted_distance_of_biased_statistics(dtype, request):
+    if dtype == "float64":
+        request.getfixturevalue("float64")
     rng = np.random.default_rng(0)
-    inputs = rng.normal(size=(4, 5, 5, 3)).astype("float32")
-    mean, variance = rng.normal(size=3), rng.uniform(0.5, 2, size=3)
-    expected = np.linalg.norm(inputs.var((0, 1, 2)) - variance) + np.linalg.norm(
-        inputs.mean((0, 1, 2)) - mean
-    )
-    ours = losses.bn_gap(inputs, mean.astype("float32"), variance.astype("float32"))
-    np.testing.assert_allclose(ours, expected, rtol=1e-5)
+    norms, expected, weights = [], 0.0, [5.0, 1.0]
+    for width, weight in zip((3, 4), weights):
+        inputs = rng.normal(size=(4, 5, 5, width))
+        mean, variance = rng.normal(size=width), rng.uniform(0.5, 2, size=width)
+        norms.append([tf.constant(x, dtype) for x in (inputs, mean, variance)])
+        gaps = inputs.var((0, 1, 2)) - variance, inputs.mean((0, 1, 2)) - mean
+        expected += weight * sum(np.linalg.norm(gap) for gap in gaps)
+    np.testing.assert_allclose(losses.bn_gap(norms, weights), expected, rtol=1e-5)
 
 
 def test_bn_gap_has_a_finite_gradient_where_it_is_zero():
     inputs = tf.Variable(np.zeros((4, 2, 2, 3), "float32"))
     with tf.GradientTape() as tape:
-        gap = losses.bn_gap(inputs, tf.zeros(3), tf.zeros(3))
+        gap = losses.bn_gap([(inputs, tf.zeros(3), tf.zeros(3))], [1.0])
     assert np.isfinite(tape.gradient(gap, inputs)).all()
 
 

@@ -43,13 +43,14 @@ def folded_weights(
 
 
 def inference_copy(
-    model: keras.Model, dtype_policy: str | None = None
+    model: keras.Model, dtype_policy: str | None = None, *, fold: bool = True
 ) -> keras.Model | None:
-    """A frozen copy with its BatchNormalizations folded where that is possible.
+    """A frozen copy, its BatchNormalizations folded where that is possible.
 
     Args:
         model: functional or Sequential, with models in it at any depth.
         dtype_policy: of the copy's layers; None: as they are.
+        fold: False only copies.
 
     Returns:
         A model of the same input and output, layers of the same names; None for a
@@ -57,7 +58,7 @@ def inference_copy(
     """
     if not _is_graph(model):
         return None
-    pairs = foldable(model)
+    pairs = foldable(model) if fold else []
     norm_of = {id(convolution): norm for convolution, norm in pairs}
     dropped = {id(norm) for _, norm in pairs}
     copies: list[tuple[Any, Any]] = []

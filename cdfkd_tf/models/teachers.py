@@ -1,8 +1,6 @@
 """Anybody's image classifiers as frozen teachers."""
 
-import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -11,49 +9,17 @@ import tensorflow as tf
 from keras import KerasTensor, ops
 
 from cdfkd_tf.errors import RequestError
+from cdfkd_tf.models.folding import inference_copy
 from cdfkd_tf.models.inputs import ImageView
-from cdfkd_tf.models.walking import leaf_layers
+from cdfkd_tf.models.recording import WatchedNetwork
 
 OUTPUTS = ("logits", "probabilities")
 # Smallest probability whose logarithm is taken; far below any that float32 softmaxes
 # of trained networks give, far above where float32 ends.
 FLOOR = 1e-30
 _PROBES = 4
-
-
-class CallRecorder:
-    """Remembers what enters and leaves chosen layers while their model is called.
-
-    Works at any nesting depth and for subclassed models, where a functional probe
-    finds no connected tensor. Thread-local: replicas record apart.
-
-    Args:
-        chosen: the layers to watch.
-    """
-
-    def __init__(self, chosen: Sequence[keras.layers.Layer]):
-        self._local = threading.local()
-        for layer in chosen:
-            layer.call = self._watched(layer, layer.call)
-
-    @contextmanager
-    def recording(self) -> Iterator[list[tuple[keras.layers.Layer, Any, Any]]]:
-        """Collects `(layer, input, output)` in forward order until the block ends."""
-        self._local.records = records = []
-        try:
-            yield records
-        finally:
-            self._local.records = None
-
-    def _watched(self, layer, call):
-        def watched_call(inputs, *args, **kwargs):
-            outputs = call(inputs, *args, **kwargs)
-            records = getattr(self._local, "records", None)
-            if records is not None:
-                records.append((layer, inputs, outputs))
-            return outputs
-
-        return watched_call
+# How far a faster copy may be from its model, relative to the largest value.
+_COPY_BOUND, _HALF_BOUND = 1e-4, 0.2
 
 
 class Teacher:
@@ -90,18 +56,11 @@ class Teacher:
         name: str = "",
     ):
         self.model, self.view, self.name = model, view, name or model.name
-        flat = list(leaf_layers(model))
-        self._feature_layer = self._named_layer(flat, feature_layer)
-        of_kind = (keras.layers.BatchNormalization, keras.layers.Dense)
-        watched = [layer for layer in flat if isinstance(layer, of_kind)]
-        if self._feature_layer and self._feature_layer not in watched:
-            watched.append(self._feature_layer)
-        # The model itself is frozen too: its flag decides for all that is inside.
-        for layer in (model, *flat):
-            layer.trainable = False
-        self._recorder = CallRecorder(watched)
+        self._feature_layer = feature_layer
+        self._given = WatchedNetwork(model, feature_layer, self.name)
+        self._network = self._light = self._given
         self.output, self.scale = output, 1.0
-        self._probe(output, flat[-1] if flat else None)
+        self._probe(output)
 
     def __call__(
         self, images: KerasTensor
@@ -111,15 +70,50 @@ class Teacher:
         The third is a list of `(input, moving_mean, moving_variance)` in forward
         order. What of this nobody uses is not computed in a traced step.
         """
+        answer, features, bn = self._network(self._seen(images))
+        return self._as_logits(answer), features, bn
+
+    def answer(self, images: KerasTensor) -> tuple[KerasTensor, KerasTensor | None]:
+        """Logits and features alone, by fewer operations once `lighten` was called."""
+        answer, features, _ = self._light(self._seen(images))
+        return self._as_logits(answer), features
+
+    def lighten(self, dtype_policy: str | None = None) -> None:
+        """Makes copies of the network as it stands that compute faster.
+
+        `answer` goes through one whose BatchNormalizations are folded into the
+        convolutions before them. A subclassed model has no such copy, nor has one
+        that cannot be rebuilt from its layers' settings: it is called as it is.
+
+        Args:
+            dtype_policy: of both copies' layers; None: as the model has them.
+        """
+        self._network = self._given
+        if dtype_policy:
+            self._network = self._copied(dtype_policy, fold=False) or self._given
+        self._light = self._copied(dtype_policy, fold=True) or self._network
+
+    def _copied(self, dtype_policy, fold: bool) -> WatchedNetwork | None:
+        try:
+            copy = inference_copy(self.model, dtype_policy, fold=fold)
+            if copy is None:
+                return None
+            network = WatchedNetwork(copy, self._feature_layer, self.name)
+            images = self._seen(self._random_images())
+            (ours, ours_features, _), (theirs, features, _) = (
+                network(images),
+                self._given(images),
+            )
+        except Exception:  # somebody's layers, with whatever their settings raise
+            return None
+        bound = _COPY_BOUND if dtype_policy in (None, "float32") else _HALF_BOUND
+        same = _alike(ours, theirs, bound) and _alike(ours_features, features, bound)
+        return network if same else None
+
+    def _seen(self, images: KerasTensor) -> KerasTensor:
         if self.view and not self.view.identity:
-            images = self.view(images)
-        answer, records = self._record(images)
-        bn = [
-            (inputs, layer.moving_mean, layer.moving_variance)
-            for layer, inputs, _ in records
-            if isinstance(layer, keras.layers.BatchNormalization)
-        ]
-        return self._as_logits(answer), self._features(records), bn
+            return self.view(images)
+        return images
 
     @property
     def image_shape(self) -> tuple[int, ...]:
@@ -129,11 +123,6 @@ class Teacher:
         shape = zip(self.view.shape, self.view.spec.image_shape)
         return tuple(side or given for side, given in shape)
 
-    def _record(self, images):
-        with self._recorder.recording() as records:
-            answer = self.model(images, training=False)
-        return answer, records
-
     def _as_logits(self, answer: KerasTensor) -> KerasTensor:
         answer = ops.cast(answer, keras.config.floatx())
         if self.output == "probabilities":
@@ -142,45 +131,20 @@ class Teacher:
             answer = answer - ops.mean(answer, axis=-1, keepdims=True)
         return answer if self.scale == 1 else answer * self.scale
 
-    def _features(self, records: list[tuple]) -> KerasTensor | None:
-        if self._feature_layer:
-            found = [out for layer, _, out in records if layer is self._feature_layer]
-        else:
-            found = [
-                inputs
-                for layer, inputs, _ in records
-                if isinstance(layer, keras.layers.Dense)
-            ]
-        if not found:
-            return None
-        features = found[-1]
-        if len(features.shape) > 2:
-            features = ops.mean(features, axis=list(range(1, len(features.shape) - 1)))
-        return features
-
-    def _named_layer(self, flat, name: str) -> keras.layers.Layer | None:
-        if not name:
-            return None
-        for layer in flat:
-            if layer.name == name:
-                return layer
-        raise RequestError(
-            f"Teacher {self.name} has no layer {name!r} to read features from; its "
-            f"last layers are {', '.join(layer.name for layer in flat[-5:])}."
-        )
-
-    def _probe(self, output: str, last: keras.layers.Layer | None) -> None:
-        """Finds out by one call on random images what no attribute tells."""
+    def _random_images(self) -> tf.Tensor:
         shape = self.view.spec.image_shape if self.view else self.model.input_shape[1:]
         pixels = np.random.default_rng(0).random((_PROBES, *shape)).astype("float32")
         images = tf.constant(self.view.spec.normalise(pixels) if self.view else pixels)
-        images = tf.cast(images, keras.config.floatx())
+        return tf.cast(images, keras.config.floatx())
+
+    def _probe(self, output: str) -> None:
+        """Finds out by one call on random images what no attribute tells."""
+        images = self._random_images()
         if not getattr(self.model, "built", True):  # building calls it, too
-            self.model(self.view(images) if self.view else images, training=False)
+            self.model(self._seen(images), training=False)
         with tf.GradientTape() as tape:
             tape.watch(images)
-            seen = self.view(images) if self.view else images
-            answer, records = self._record(seen)
+            answer, features, bn = self._network(self._seen(images))
             total = tf.reduce_sum(tf.cast(answer, images.dtype))
         if len(getattr(answer, "shape", ())) != 2 or answer.shape[-1] < 2:
             got = tuple(getattr(answer, "shape", ())) or type(answer).__name__
@@ -191,12 +155,10 @@ class Teacher:
         self.passes_gradient = tape.gradient(total, images) is not None
         self.num_classes = answer.shape[-1]
         if output == "auto":
+            last = self._given.layers[-1] if self._given.layers else None
             self.output = _kind_of(np.asarray(answer, "float64"), last, self.name)
-        features = self._features(records)
         self.feature_width = None if features is None else features.shape[-1]
-        self.num_batch_norms = sum(
-            isinstance(layer, keras.layers.BatchNormalization) for layer, *_ in records
-        )
+        self.num_batch_norms = len(bn)
 
     def __str__(self) -> str:
         parts = [
@@ -248,6 +210,21 @@ class TeacherEnsemble:
         logits, features, bn = map(list, zip(*answers))
         return {"logits": ops.stack(logits, axis=1), "features": features, "bn": bn}
 
+    def answer(self, images: KerasTensor) -> dict[str, Any]:
+        """`logits` and `features` as a call gives them, by fewer operations.
+
+        See `Teacher.answer`. What nobody shows is left out of `features`.
+        """
+        answers = [teacher.answer(images) for teacher in self.teachers]
+        logits, features = map(list, zip(*answers))
+        shown = [values for values in features if values is not None]
+        return {"logits": ops.stack(logits, axis=1), "features": shown}
+
+    def lighten(self, dtype_policy: str | None = None) -> None:
+        """Makes faster copies of all teachers as they stand, see `Teacher.lighten`."""
+        for teacher in self.teachers:
+            teacher.lighten(dtype_policy)
+
     def calibrate(self, images: KerasTensor) -> list[float]:
         """Brings all teachers' logits to one scale, by one factor per teacher.
 
@@ -289,3 +266,11 @@ def _kind_of(answer: np.ndarray, last: keras.layers.Layer | None, name: str) -> 
             "sigmoids are to be taken for logits say --teacher_output=logits."
         )
     return "logits"
+
+
+def _alike(ours, theirs, bound: float) -> bool:
+    """Whether two answers, or both Nones, differ by rounding alone."""
+    if ours is None or theirs is None:
+        return ours is theirs
+    ours, theirs = (np.asarray(tf.cast(x, "float64")) for x in (ours, theirs))
+    return bool(np.abs(ours - theirs).max() <= bound * np.abs(theirs).max() + 1e-6)

@@ -142,34 +142,20 @@ class AdversarialDistiller(Distiller):
         variables = self.generator.trainable_variables
         self.move(self.generator_optimizer, tape, loss, variables)
 
-    def make_train_function(self, force: bool = False):
+    def iterate(self, data: KerasTensor) -> None:
         """The same updates as one traced loop, not R copies of the student's round.
 
         Five unrolled rounds trace several times longer. The loop stands outside
-        `strategy.run`: inside, optimisers cannot meet across replicas.
+        `strategy.run`: inside, optimisers cannot meet across replicas. Only this loop
+        is rewritten as a graph; to rewrite what it calls would take seconds.
         """
-        if self.train_function is not None and not force:
-            return self.train_function
-        if self.run_eagerly:
-            return super().make_train_function(force)
         strategy = self.distribute_strategy
-
-        def iterate(iterator):
-            latents = next(iterator)
-            num_rounds = strategy.experimental_local_results(latents)[0].shape[1] - 1
-            rounds = strategy.run(self.prepare_rounds, args=(latents,))
-            for index in tf.range(num_rounds):
-                strategy.run(self.student_round, args=(rounds, index))
-            strategy.run(self.generator_round, args=(latents,))
-
-        @tf.function(reduce_retracing=True)
-        def train_function(iterator):
-            if self.steps_per_execution == 1:
-                iterate(iterator)
-            else:
-                for _ in tf.range(self.steps_per_execution):
-                    iterate(iterator)
-            return self.term_means()
-
-        self.train_function = train_function
-        return train_function
+        prepare, student_round, generator_round = map(
+            tf.autograph.experimental.do_not_convert,
+            (self.prepare_rounds, self.student_round, self.generator_round),
+        )
+        num_rounds = strategy.experimental_local_results(data)[0].shape[1] - 1
+        rounds = strategy.run(prepare, args=(data,))
+        for index in tf.range(num_rounds):
+            strategy.run(student_round, args=(rounds, index))
+        strategy.run(generator_round, args=(data,))
