@@ -8,6 +8,7 @@ TensorFlow has it in one kernel. What comes out is equal up to rounding.
 from collections.abc import Callable, Iterable
 
 import keras
+import numpy as np
 import tensorflow as tf
 from keras import layers
 
@@ -38,21 +39,18 @@ def batch_moments(tensor: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
 
 @tf.custom_gradient
 def _moments(tensor):
-    channels = tensor.shape[-1]
-    ones, zeros = tf.ones([channels]), tf.zeros([channels])
+    unit = np.ones(tensor.shape[-1], "float32")
     _, mean, variance, *_ = tf.raw_ops.FusedBatchNormV3(
-        x=tensor, scale=ones, offset=zeros, mean=[], variance=[], is_training=True
+        x=tensor, scale=unit, offset=unit, mean=[], variance=[], is_training=True
     )
-    count = tf.cast(tf.size(tensor) // channels, tf.float32)
-    variance = variance * _biased(count)
+    count = _count(tensor)
 
     def gradient(of_mean, of_variance):
         # d mean = dx / n, d variance = 2 (x - mean) dx / n: one affine pass over x.
-        scale = 2 * of_variance / count
-        offset = of_mean / count - scale * mean
-        return _affine(tensor, scale, offset)
+        scale = of_variance * (2 / count)
+        return _affine(tensor, scale, of_mean * (1 / count), mean)
 
-    return (mean, variance), gradient
+    return (mean, variance * _biased(count)), gradient
 
 
 @tf.custom_gradient
@@ -71,20 +69,29 @@ def frozen_batch_norm(tensor, scale, offset):
     return _affine(tensor, scale, offset), gradient
 
 
-def _affine(tensor, scale, offset):
-    zeros, ones = tf.zeros_like(scale), tf.ones_like(scale)
+def _affine(tensor, scale, offset, centre=None):
+    """`(tensor - centre) * scale + offset`, in one pass."""
+    channels = tensor.shape[-1]
     return tf.raw_ops.FusedBatchNormV3(
         x=tensor,
         scale=scale,
         offset=offset,
-        mean=zeros,
-        variance=ones,
+        mean=np.zeros(channels, "float32") if centre is None else centre,
+        variance=np.ones(channels, "float32"),
         epsilon=0.0,
         is_training=False,
     ).y
 
 
-def _biased(count):
+def _count(tensor) -> float | tf.Tensor:
+    """Values per channel; a number where the batch's size is known."""
+    *shape, _ = tensor.shape
+    if None not in shape:
+        return float(np.prod(shape))
+    return tf.cast(tf.size(tensor) // tensor.shape[-1], tf.float32)
+
+
+def _biased(count: float | tf.Tensor) -> float | tf.Tensor:
     """What the kernel's variance, with n - 1 below, is multiplied by to have n."""
     return (count - 1) / count
 
@@ -115,8 +122,8 @@ def _fused(layer: layers.BatchNormalization, original: Callable) -> Callable:
 
 def _in_training(layer, inputs):
     channels = inputs.shape[-1]
-    scale = layer.gamma.value if layer.scale else tf.ones([channels])
-    offset = layer.beta.value if layer.center else tf.zeros([channels])
+    scale = layer.gamma.value if layer.scale else np.ones(channels, "float32")
+    offset = layer.beta.value if layer.center else np.zeros(channels, "float32")
     outputs, mean, variance, *_ = tf.raw_ops.FusedBatchNormV3(
         x=inputs,
         scale=scale,
@@ -126,7 +133,7 @@ def _in_training(layer, inputs):
         epsilon=layer.epsilon,
         is_training=True,
     )
-    variance = variance * _biased(tf.cast(tf.size(inputs) // channels, tf.float32))
+    variance = variance * _biased(_count(inputs))
     rate = 1.0 - layer.momentum
     for moving, seen in (
         (layer.moving_mean, mean),
@@ -137,12 +144,18 @@ def _in_training(layer, inputs):
 
 
 def _in_inference(layer, inputs):
+    if layer.trainable:
+        return _affine(inputs, *_scale_and_offset(layer))
+    with tf.init_scope():  # frozen: constants of whatever is traced
+        scale, offset = _scale_and_offset(layer)
+    return frozen_batch_norm(inputs, scale, offset)
+
+
+def _scale_and_offset(layer):
     scale = tf.math.rsqrt(layer.moving_variance.value + layer.epsilon)
     if layer.scale:
         scale = scale * layer.gamma.value
     offset = -layer.moving_mean.value * scale
     if layer.center:
         offset = offset + layer.beta.value
-    if layer.trainable:
-        return _affine(inputs, scale, offset)
-    return frozen_batch_norm(inputs, scale, offset)
+    return scale, offset
