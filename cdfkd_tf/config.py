@@ -103,6 +103,13 @@ class RunConfig(Subject):
         "Pass teachers one at a time through the generator's update: less memory, one "
         "more pass through each.",
     )
+    jit_compile: str = option(
+        "running",
+        "auto",
+        "Compile each update with XLA; auto: on one GPU, where nothing asks for the "
+        "same bits. On CPUs it is slower.",
+        ("auto", "true", "false"),
+    )
     deterministic: str = option(
         "running",
         "auto",
@@ -125,6 +132,11 @@ class RunConfig(Subject):
     )
     report: bool = option(
         "running", True, "Write report.html at the end of the pipeline."
+    )
+    profile: bool = option(
+        "running",
+        False,
+        "Write a TensorBoard profile of three iterations to WORKDIR/logs.",
     )
     debug: bool = option("running", False, "Show the traceback of an error.")
 

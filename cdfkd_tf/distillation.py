@@ -21,6 +21,7 @@ from cdfkd_tf.training.callbacks import (
     HistoryTable,
     InventedImages,
     Inventor,
+    Profile,
     StopOnNaN,
 )
 from cdfkd_tf.training.checkpoints import TrainingState, seed_states
@@ -68,6 +69,7 @@ def distill(
     callbacks = [first_step, StopOnNaN(), _learning_rates(assembly, distiller)]
     best = None
     if writes:
+        callbacks += [Profile(assembly.workdir.logs)] if config.profile else []
         watching, best = _watch(assembly, distiller, state.epoch)
         callbacks += [*watching, *more_callbacks]
     failures = hosts.named_failures() if hosts else contextlib.nullcontext()
@@ -213,7 +215,7 @@ def _watch(
 def _watch_generator(assembly: Assembly, distiller, first_epoch: int):
     config, workdir = assembly.config, assembly.workdir
     invent = Inventor(
-        distiller.generator, lambda images: assembly.teachers(images)["logits"]
+        distiller.generator, lambda images: assembly.teachers.answer(images)["logits"]
     )
     agreement = HeldOutAgreement(
         distiller.student,

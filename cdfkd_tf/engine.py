@@ -11,7 +11,12 @@ from cdfkd_tf.models.walking import leaf_layers
 from cdfkd_tf.training.adversarial import AdversarialDistiller
 from cdfkd_tf.training.distiller import Distiller
 from cdfkd_tf.training.optimizers import CoupledSGD, PaperAdam
-from cdfkd_tf.training.strategy import check_shares, choose_strategy, synchronise
+from cdfkd_tf.training.strategy import (
+    check_shares,
+    choose_strategy,
+    choose_xla,
+    synchronise,
+)
 from cdfkd_tf.training.suiting import build_projection, suit_method
 
 
@@ -60,19 +65,26 @@ def _build(assembly: Assembly) -> Distiller:
     sgd = _scaled(
         CoupledSGD(config.student_learning_rate, nesterov=config.nesterov), config
     )
-    clip = config.clip_gradients
+    wishes = {
+        "clip_gradients": config.clip_gradients,
+        "xla": choose_xla(
+            config.jit_compile,
+            config.deterministic == "true",
+            tf.distribute.get_strategy(),
+        ),
+    }
     for network in filter(None, (student, generator)):
         fuse_batch_norms(leaf_layers(network))
     more = {"projection": projection, "teacher_policy": _teacher_policy(config)}
     if not generator:
         distiller = Distiller(student, teachers, method, **more)
-        distiller.compile(sgd, clip_gradients=clip)
+        distiller.compile(sgd, **wishes)
         return distiller
     distiller = AdversarialDistiller(
         student, teachers, method, generator, low_memory=config.low_memory, **more
     )
     adam = PaperAdam(config.generator_learning_rate, beta_1=config.generator_beta1)
-    distiller.compile(sgd, _scaled(adam, config), clip_gradients=clip)
+    distiller.compile(sgd, _scaled(adam, config), **wishes)
     return distiller
 
 

@@ -9,8 +9,7 @@ import tensorflow as tf
 from keras import KerasTensor, ops
 
 from cdfkd_tf.methods import Method
-from cdfkd_tf.training.distiller import Distiller
-from cdfkd_tf.training.safety import check_finite
+from cdfkd_tf.training.distiller import Distiller, plain
 from cdfkd_tf.training.thrift import OneByOne
 
 
@@ -89,6 +88,7 @@ class AdversarialDistiller(Distiller):
         for index in range(latents.shape[1] - 1):
             self.student_round(rounds, index)
         self.generator_round(latents)
+        self.check()
         return self.term_means()
 
     def prepare_rounds(self, latents: KerasTensor) -> dict[str, Any]:
@@ -117,9 +117,8 @@ class AdversarialDistiller(Distiller):
         self.update_student(chosen["images"], chosen["teachers"])
 
     def generator_round(self, latents: KerasTensor) -> None:
-        """The generator's update, on the last of the rounds' noise; ends the step."""
+        """The generator's update, on the last of the rounds' noise."""
         self.update_generator(latents[:, -1])
-        check_finite(self.state)
 
     def update_generator(self, noise: KerasTensor) -> None:
         """Moves the generator alone; student and teachers only lend gradients.
@@ -146,12 +145,11 @@ class AdversarialDistiller(Distiller):
         """The same updates as one traced loop, not R copies of the student's round.
 
         Five unrolled rounds trace several times longer. The loop stands outside
-        `strategy.run`: inside, optimisers cannot meet across replicas. Only this loop
-        is rewritten as a graph; to rewrite what it calls would take seconds.
+        `strategy.run`: inside, optimisers cannot meet across replicas.
         """
         strategy = self.distribute_strategy
         prepare, student_round, generator_round = map(
-            tf.autograph.experimental.do_not_convert,
+            self.in_graph,
             (self.prepare_rounds, self.student_round, self.generator_round),
         )
         num_rounds = strategy.experimental_local_results(data)[0].shape[1] - 1
@@ -159,3 +157,4 @@ class AdversarialDistiller(Distiller):
         for index in tf.range(num_rounds):
             strategy.run(student_round, args=(rounds, index))
         strategy.run(generator_round, args=(data,))
+        strategy.run(plain(self.check))

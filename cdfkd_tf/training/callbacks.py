@@ -34,6 +34,39 @@ class FirstStep(keras.callbacks.Callback):
             self.seconds = time.monotonic() - self._made
 
 
+class Profile(keras.callbacks.Callback):
+    """TensorBoard's profile of a few steps, after those that trace and warm up.
+
+    Args:
+        directory: of the event files.
+        first: steps of this process that go before.
+        count: steps to look at; fewer if the run ends before.
+    """
+
+    def __init__(self, directory: pathlib.Path, first: int = 2, count: int = 3):
+        super().__init__()
+        self.directory, self.first, self.last = directory, first, first + count
+        self._steps, self._runs = 0, False
+
+    def on_train_batch_begin(self, batch, logs=None):
+        if self._steps == self.first:
+            tf.profiler.experimental.start(str(self.directory))
+            self._runs = True
+
+    def on_train_batch_end(self, batch, logs=None):
+        self._steps += 1
+        if self._steps == self.last:
+            self._stop()
+
+    def on_train_end(self, logs=None):
+        self._stop()
+
+    def _stop(self):
+        if self._runs:
+            tf.profiler.experimental.stop()
+            self._runs = False
+
+
 class StopOnNaN(keras.callbacks.Callback):
     """Ends the run with a message when a loss is no number any more."""
 

@@ -1,5 +1,6 @@
 """One student learning from frozen teachers, on images that somebody provides."""
 
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -60,6 +61,7 @@ class Distiller(keras.Model):
         self,
         student_optimizer: keras.optimizers.Optimizer,
         clip_gradients: float = 0.0,
+        xla: bool = False,
         **kwargs,
     ):
         """Sets the student's optimiser and builds its state, so that it can be saved.
@@ -67,9 +69,11 @@ class Distiller(keras.Model):
         Args:
             student_optimizer: moves the student's trainable variables.
             clip_gradients: largest global norm of a player's gradient; 0: any.
+            xla: compile each update with XLA; one replica only.
             **kwargs: as in `keras.Model.compile`.
         """
-        kwargs.setdefault("jit_compile", False)  # XLA drops the checks, see safety.py
+        kwargs.setdefault("jit_compile", False)  # the loop is ours: see `iterate`
+        self.xla = xla
         super().compile(optimizer=student_optimizer, **kwargs)
         self.clip_gradients = clip_gradients
         student_optimizer.build(self.student_variables)
@@ -103,9 +107,17 @@ class Distiller(keras.Model):
     def train_step(self, data) -> dict[str, KerasTensor]:
         """One student update on real images. `data`: `(images, labels)`."""
         images = data[0] if isinstance(data, tuple) else data
-        self.update_student(images, self.ask_teachers(images))
-        check_finite(self.state)
+        self.learn(images)
+        self.check()
         return self.term_means()
+
+    def learn(self, images: KerasTensor) -> None:
+        """What the teachers say about real images, and one student update on it."""
+        self.update_student(images, self.ask_teachers(images))
+
+    def check(self) -> None:
+        """Ends the step where something left the numbers, see `check_finite`."""
+        check_finite(self.state)
 
     def test_step(self, data) -> dict[str, KerasTensor]:
         """Accuracy of each header and of their mean. `data`: `(images, labels)`."""
@@ -119,7 +131,19 @@ class Distiller(keras.Model):
 
     def iterate(self, data: Any) -> None:
         """One iteration on all replicas. `data`: one element of the data set."""
-        self.distribute_strategy.run(self.train_step, args=(data,))
+        images = data[0] if isinstance(data, tuple) else data
+        learn, check = self.in_graph(self.learn), plain(self.check)
+        self.distribute_strategy.run(learn, args=(images,))
+        self.distribute_strategy.run(check)
+
+    def in_graph(self, update: Callable) -> Callable:
+        """An update as `iterate` calls it: not rewritten, compiled if asked for.
+
+        XLA leaves out checks, so they stand outside, see safety.py.
+        """
+        if self.xla:
+            return tf.function(update, jit_compile=True, autograph=False)
+        return plain(update)
 
     def make_train_function(self, force: bool = False):
         """As Keras's, and for several hosts, where Keras's own fails.
@@ -130,8 +154,7 @@ class Distiller(keras.Model):
             return self.train_function
         if self.run_eagerly:
             return super().make_train_function(force)
-        with self.distribute_strategy.scope():
-            self.teachers.lighten(self.teacher_policy)
+        self.teachers.lighten(self.teacher_policy)
 
         @tf.function(reduce_retracing=True)
         def train_function(iterator):
@@ -208,6 +231,10 @@ class Distiller(keras.Model):
     def term_means(self) -> dict[str, KerasTensor]:
         """Running mean of each term over the epoch, by name."""
         return {name: tracker.result() for name, tracker in self.trackers.items()}
+
+
+# Only `iterate` needs rewriting as a graph; to rewrite what it calls takes seconds.
+plain = tf.autograph.experimental.do_not_convert
 
 
 def _check_fit(

@@ -91,3 +91,27 @@ def _draw_apart(draw: Callable[..., tf.Tensor], *args, **kwargs) -> tf.Tensor:
     replica = tf.distribute.get_replica_context()
     number = replica.replica_id_in_sync_group if replica else 0
     return seed + tf.stack([tf.cast(number, seed.dtype) * _APART, 0])
+
+
+def choose_xla(wish: str, same_bits: bool, strategy: tf.distribute.Strategy) -> bool:
+    """Whether updates are compiled with XLA.
+
+    Args:
+        wish: `true`, `false`, or `auto`: on one GPU.
+        same_bits: whether two runs must give the same bits; then `auto` is false.
+        strategy: that the run uses.
+
+    Raises:
+        RequestError: `true` where replicas share a batch, which XLA cannot compile.
+    """
+    alone = strategy.num_replicas_in_sync == 1
+    if wish == "true" and not alone:
+        raise RequestError(
+            f"--jit_compile=true compiles for one device; --strategy shares each batch "
+            f"among {strategy.num_replicas_in_sync}. Use --strategy=one_device, or "
+            "leave --jit_compile out."
+        )
+    if wish == "auto":
+        has_gpu = bool(tf.config.list_logical_devices("GPU"))
+        return has_gpu and alone and not same_bits
+    return wish == "true"

@@ -1,0 +1,114 @@
+"""Copies for inference say what their networks say, in fewer operations."""
+
+import keras
+import numpy as np
+import pytest
+from keras import layers
+
+from cdfkd_tf.models import build_classifier
+from cdfkd_tf.models.folding import foldable, inference_copy
+from cdfkd_tf.models.teachers import Teacher, TeacherEnsemble
+from cdfkd_tf.models.walking import leaf_layers
+
+SHAPE = (8, 8, 3)
+
+
+def moved(model, seed=0):
+    """The model with statistics of its own, as training leaves them."""
+    rng = np.random.default_rng(seed)
+    for weight in model.weights:
+        value = rng.normal(0, 0.3, weight.shape)
+        weight.assign(np.exp(value) if "variance" in weight.path else value)
+    return model
+
+
+def num_norms(model):
+    kinds = [type(layer) for layer in leaf_layers(model)]
+    return kinds.count(layers.BatchNormalization)
+
+
+def nested():
+    inner = keras.Sequential(
+        [
+            layers.Input((6, 6, 4)),
+            layers.DepthwiseConv2D(3, depth_multiplier=2),
+            layers.BatchNormalization(),
+        ]
+    )
+    image = layers.Input(SHAPE)
+    tensor = layers.BatchNormalization()(layers.Conv2D(4, 3)(image))
+    tensor = layers.GlobalAveragePooling2D()(inner(tensor) * 2.0)
+    return keras.Model(image, layers.Dense(5)(tensor))
+
+
+@pytest.mark.parametrize(
+    "build, folded",
+    [
+        (lambda: build_classifier("wrn10_1", SHAPE, 5), 3),
+        (lambda: build_classifier("resnet18", SHAPE, 5, width=0.125), 20),
+        (nested, 2),
+    ],
+    ids=["wrn10_1", "resnet18", "nested"],
+)
+def test_a_folded_copy_answers_as_its_model(build, folded):
+    model = moved(build())
+    assert len(foldable(model)) == folded
+    images = np.random.default_rng(1).normal(size=(4, *SHAPE)).astype("float32")
+    expected = np.array(model(images, training=False))
+    copy = inference_copy(model)
+    assert num_norms(copy) == num_norms(model) - folded
+    assert not copy.trainable_weights
+    gap = np.abs(np.array(copy(images)) - expected).max()
+    assert gap < 1e-5 * np.abs(expected).max()
+    np.testing.assert_array_equal(model(images, training=False), expected)
+
+
+def test_what_somebody_else_reads_is_not_folded():
+    image = layers.Input(SHAPE)
+    tensor = layers.Conv2D(4, 3, activation="relu")(image)
+    tensor = layers.BatchNormalization()(tensor)  # behind an activation
+    shared = layers.Conv2D(4, 3)(tensor)
+    tensor = layers.Add()([layers.BatchNormalization()(shared), shared])
+    assert foldable(keras.Model(image, tensor)) == []
+
+
+def test_a_subclassed_teacher_is_called_as_it_is():
+    class Own(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.inner = build_classifier("wrn10_1", SHAPE, 5)
+
+        def call(self, images):
+            return self.inner(images)
+
+    model = Own()
+    model.build((None, *SHAPE))
+    images = np.random.default_rng(1).normal(size=(4, *SHAPE)).astype("float32")
+    assert inference_copy(model) is None
+    model.input_shape = (None, *SHAPE)
+    teacher = Teacher(model)
+    teacher.lighten()
+    logits, features = teacher.answer(images)
+    np.testing.assert_allclose(logits, model(images), rtol=1e-6)
+    assert features.shape == (4, 64)
+
+
+@pytest.mark.parametrize("policy", [None, "mixed_bfloat16"])
+def test_lightened_teachers_give_the_same_logits_and_features(policy):
+    models = [
+        moved(build_classifier(name, SHAPE, 5), seed)
+        for seed, name in enumerate(("wrn10_1", "wrn16_1"))
+    ]
+    teachers = TeacherEnsemble(models)
+    images = np.random.default_rng(1).normal(size=(4, *SHAPE)).astype("float32")
+    before = teachers(images)
+    teachers.lighten(policy)
+    after, rounds = teachers(images), teachers.answer(images)
+    bound = 1e-5 if policy is None else 0.1
+    for name in ("logits", "features"):
+        for theirs, *ours in zip(before[name], after[name], rounds[name]):
+            for values in ours:
+                gap = np.abs(np.array(values, "float32") - np.array(theirs)).max()
+                assert gap <= bound * np.abs(np.array(theirs)).max()
+    if policy:  # it did compute in half precision
+        assert after["bn"][0][0][0].dtype == "bfloat16"
