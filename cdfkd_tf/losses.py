@@ -111,7 +111,7 @@ def bn_gap(
     for batch, stored in zip(zip(*moments), list(zip(*norms))[1:]):
         stored = ops.concatenate([_exact(values) for values in stored])
         gaps = ops.square(ops.concatenate(batch) - stored)
-        squares = ops.segment_sum(gaps, owners, sorted=True)
+        squares = ops.segment_sum(gaps, owners, num_segments=len(widths))
         norm = ops.sqrt(squares + _TINY)
         total = total + ops.sum(norm * ops.convert_to_tensor(weights, norm.dtype))
     return total
