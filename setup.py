@@ -38,6 +38,9 @@ setup(
     ],
     extras_require={
         "torch": ["torch>=2.4", "safetensors>=0.4"],  # tools/import_torch.py
+        "bench": [
+            "torch>=2.4"
+        ],  # experiments/benchmarks, tests/parity/record_float64.py
         "test": [
             "hypothesis>=6.100",
             "pytest>=8",

@@ -1,6 +1,7 @@
 """What is timed: networks, sizes, batches."""
 
 import dataclasses
+import pathlib
 import resource
 
 
@@ -61,3 +62,9 @@ CASES = {
 def peak_megabytes() -> float:
     """The most memory this process has held at once."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def resident_megabytes() -> float:
+    """What this process holds now. Linux."""
+    pages = int(pathlib.Path("/proc/self/statm").read_text().split()[1])
+    return pages * resource.getpagesize() / 2**20

@@ -10,7 +10,7 @@ import argparse
 import json
 import time
 
-from experiments.benchmarks.cases import CASES, peak_megabytes
+from experiments.benchmarks.cases import CASES, peak_megabytes, resident_megabytes
 
 
 def assemble(case, **more):
@@ -85,6 +85,7 @@ def main():
     noise = latent_dataset(
         case.batch_size, assembly.rounds, case.latent_size, seed=0, first_step=0
     )
+    before = resident_megabytes()
     distiller.fit(
         noise,
         steps_per_epoch=arguments.iterations + 1,
@@ -100,6 +101,7 @@ def main():
                 "seconds": seconds[1:],
                 "first_step": clock.first_step,
                 "peak_megabytes": peak_megabytes(),
+                "megabytes_before": before,
             }
         )
     )
