@@ -14,7 +14,7 @@ import keras
 import numpy as np
 from keras import KerasTensor, layers, ops
 
-_CONVOLUTIONS = (layers.Conv2D, layers.DepthwiseConv2D)
+from cdfkd_tf.models.folding import CONVOLUTIONS, affine
 
 
 def lean_predictor(predictor: keras.Model) -> keras.Model:
@@ -123,11 +123,11 @@ class _Folding:
         if isinstance(layer, layers.BatchNormalization):
             if self._folds(self._producer[id(layer.input)]):
                 return inputs
-            scale, shift = _affine(layer)
+            scale, shift = affine(layer)
             kernel = scale.reshape(1, 1, -1, 1)
             again = layers.DepthwiseConv2D(1, name=layer.name)
             return _with_weights(again, inputs, kernel, shift)
-        if isinstance(layer, _CONVOLUTIONS):
+        if isinstance(layer, CONVOLUTIONS):
             return self._convolution(layer, inputs)
         if isinstance(layer, layers.ZeroPadding2D):  # headers pad the same maps
             key = (id(inputs), str(layer.padding))
@@ -142,7 +142,7 @@ class _Folding:
         """Whether this is a convolution that only a BatchNormalization reads."""
         readers = self._readers.get(id(layer.output), [])
         return (
-            isinstance(layer, _CONVOLUTIONS)
+            isinstance(layer, CONVOLUTIONS)
             and len(readers) == 1
             and isinstance(readers[0], layers.BatchNormalization)
         )
@@ -157,22 +157,11 @@ class _Folding:
             kernel = kernel / self._std.reshape(1, 1, -1, 1)
         has_bias = layer.use_bias
         if self._folds(layer):
-            scale, shift = _affine(self._readers[id(layer.output)][0])
+            scale, shift = affine(self._readers[id(layer.output)][0])
             kernel = kernel * scale.reshape((1, 1, -1, 1) if is_depthwise else (-1,))
             bias, has_bias = bias * scale + shift, True
         weights = [kernel, bias] if has_bias else [kernel]
         return _with_weights(_again(layer, use_bias=has_bias), inputs, *weights)
-
-
-def _affine(layer) -> tuple[np.ndarray, np.ndarray]:
-    """What a BatchNormalization computes in inference, as scale and shift."""
-    scale = 1 / np.sqrt(np.array(layer.moving_variance, "float64") + layer.epsilon)
-    if layer.scale:
-        scale = scale * np.array(layer.gamma)
-    shift = -np.array(layer.moving_mean) * scale
-    if layer.center:
-        shift = shift + np.array(layer.beta)
-    return scale.astype("float32"), shift.astype("float32")
 
 
 def _again(layer, **changes):
