@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import pytest
+import tensorflow as tf
 from PIL import Image
 from tensorboard.backend.event_processing import event_accumulator
 
@@ -13,6 +14,7 @@ from cdfkd_tf.training.callbacks import (
     Curves,
     InventedImages,
     Inventor,
+    Profile,
     StopOnNaN,
     tile,
 )
@@ -80,3 +82,14 @@ def test_tiles_show_each_image_once(channels):
 def test_nan_ends_the_run_with_its_name():
     with pytest.raises(RunError, match="student_header became nan in epoch 3"):
         StopOnNaN().on_epoch_end(2, {"generator_bn": 1.0, "student_header": math.nan})
+
+
+@pytest.mark.parametrize("steps, written", [(2, 0), (4, 1), (9, 1)])
+def test_a_profile_covers_a_few_steps_however_short_the_run(steps, written, tmp_path):
+    profile = Profile(tmp_path)
+    for step in range(steps):
+        profile.on_train_batch_begin(step)
+        tf.add(step, 1)
+        profile.on_train_batch_end(step)
+    profile.on_train_end()
+    assert len(list(tmp_path.rglob("*.xplane.pb"))) == written
