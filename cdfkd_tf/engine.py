@@ -6,7 +6,7 @@ import tensorflow as tf
 from cdfkd_tf.assembly import Assembly
 from cdfkd_tf.computing import dtype_policy
 from cdfkd_tf.config import RunConfig
-from cdfkd_tf.kernels import fuse_batch_norms
+from cdfkd_tf.kernels import fuse_layers
 from cdfkd_tf.models.walking import leaf_layers
 from cdfkd_tf.training.adversarial import AdversarialDistiller
 from cdfkd_tf.training.distiller import Distiller
@@ -74,7 +74,7 @@ def _build(assembly: Assembly) -> Distiller:
         ),
     }
     for network in filter(None, (student, generator)):
-        fuse_batch_norms(leaf_layers(network))
+        fuse_layers(leaf_layers(network))
     more = {"projection": projection, "teacher_policy": _teacher_policy(config)}
     if not generator:
         distiller = Distiller(student, teachers, method, **more)

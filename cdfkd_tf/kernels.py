@@ -1,11 +1,12 @@
-"""BatchNormalization in one pass over the images, where Keras takes several.
+"""Layers in few operations, where Keras composes them of many.
 
-Keras composes it of elementary operations, each of which reads and writes all
-activations; on a CPU that takes as long as the convolutions of a small network.
-TensorFlow has it in one kernel. What comes out is equal up to rounding.
+Keras's BatchNormalization is made of elementary operations, each of which reads and
+writes all activations; on a CPU that takes as long as the convolutions of a small
+network. TensorFlow has it in one kernel. What comes out is equal up to rounding.
 """
 
-from collections.abc import Callable, Iterable
+import functools
+from collections.abc import Callable, Iterable, Sequence
 
 import keras
 import numpy as np
@@ -15,46 +16,91 @@ from keras import layers
 FUSED = ("float32", "bfloat16", "float16")  # dtypes that the kernel takes
 
 
-def fuse_batch_norms(network_layers: Iterable[keras.layers.Layer]) -> None:
-    """Lets BatchNormalizations compute in one kernel, in training and inference.
+def fuse_layers(network_layers: Iterable[keras.layers.Layer]) -> None:
+    """Lets layers compute in fewer operations, in training and inference.
 
-    Files saved later hold the plain layers all the same.
+    BatchNormalizations in one kernel, and upsampling without Keras's thirty
+    operations on shapes. Files saved later hold the plain layers all the same.
 
     Args:
-        network_layers: changed in place; others than BatchNormalization are left.
+        network_layers: changed in place; those of other kinds are left.
     """
     for layer in network_layers:
-        if isinstance(layer, layers.BatchNormalization) and not _is_fused(layer):
-            layer.call = _fused(layer, layer.call)
+        for kind, fused in _FUSED_CALLS.items():
+            if isinstance(layer, kind) and not getattr(layer.call, "is_fused", False):
+                layer.call = fused(layer, layer.call)
+                layer.call.is_fused = True
 
 
-def batch_moments(tensor: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """Mean and biased variance of each channel, `(C,)` each, float32.
+def batch_moments(tensors: Sequence[tf.Tensor]) -> tuple[tf.Tensor, tf.Tensor]:
+    """Means and biased variances of all channels of all tensors, joined.
+
+    One gradient for all: a deep teacher has dozens of layers to look at.
 
     Args:
-        tensor: `(B, height, width, C)`, of a dtype in `FUSED`.
+        tensors: `(B, ..., C_i)` each, of dtypes in `FUSED`.
+
+    Returns:
+        Two vectors `(C_1 + C_2 + ...,)`, float32.
     """
-    return _moments(tensor)
+    return _moments(*(_as_maps(tensor) for tensor in tensors))
 
 
 @tf.custom_gradient
-def _moments(tensor):
-    unit = np.ones(tensor.shape[-1], "float32")
-    _, mean, variance, *_ = tf.raw_ops.FusedBatchNormV3(
-        x=tensor, scale=unit, offset=unit, mean=[], variance=[], is_training=True
-    )
-    count = _count(tensor)
+def _moments(*tensors):
+    widths = [tensor.shape[-1] for tensor in tensors]
+    found = [_in_one_kernel(tensor)[1:3] for tensor in tensors]
+    means = [mean for mean, _ in found]
+    counts = _per_channel([_count(tensor) for tensor in tensors], widths)
+    variances = tf.concat([variance for _, variance in found], 0) * _biased(counts)
 
-    def gradient(of_mean, of_variance):
+    def gradient(of_means, of_variances):
         # d mean = dx / n, d variance = 2 (x - mean) dx / n: one affine pass over x.
-        scale = of_variance * (2 / count)
-        return _affine(tensor, scale, of_mean * (1 / count), mean)
+        scales = tf.split(of_variances * (2 / counts), widths)
+        offsets = tf.split(of_means * (1 / counts), widths)
+        return [_affine(*each) for each in zip(tensors, scales, offsets, means)]
 
-    return (mean, variance * _biased(count)), gradient
+    return (tf.concat(means, 0), variances), gradient
 
 
-@tf.custom_gradient
-def frozen_batch_norm(tensor, scale, offset):
+def _in_one_kernel(tensor, scale=None, offset=None, epsilon=1e-4):
+    """Normalised tensor, each channel's mean and unbiased variance."""
+    channels = tensor.shape[-1]
+    return tf.raw_ops.FusedBatchNormV3(
+        x=tensor,
+        scale=_constant(1, channels) if scale is None else scale,
+        offset=_constant(0, channels) if offset is None else offset,
+        mean=_constant(0, 0),
+        variance=_constant(0, 0),
+        epsilon=epsilon,
+        is_training=True,
+    )[:3]
+
+
+@functools.cache
+def _constant(value: float, channels: int) -> tf.Tensor:
+    """One tensor for all layers of all graphs: they have hundreds of layers."""
+    with tf.init_scope():
+        return tf.fill([channels], float(value))
+
+
+def _as_maps(tensor):
+    """The kernel knows four axes; what is between batch and channels is one."""
+    if len(tensor.shape) == 4:
+        return tensor
+    return tf.reshape(tensor, (-1, 1, 1, tensor.shape[-1]))
+
+
+def _per_channel(values: list[float | tf.Tensor], widths: list[int]):
+    """One value per tensor, repeated for each of its channels."""
+    if all(isinstance(value, float) for value in values):
+        return np.repeat(values, widths).astype("float32")
+    return tf.repeat(tf.stack(values), widths)
+
+
+def frozen_batch_norm(
+    tensor: tf.Tensor, scale: tf.Tensor, offset: tf.Tensor
+) -> tf.Tensor:
     """`tensor * scale + offset` per channel; a gradient reaches `tensor` alone.
 
     Args:
@@ -63,10 +109,14 @@ def frozen_batch_norm(tensor, scale, offset):
         offset: `(C,)`.
     """
 
-    def gradient(upstream):
-        return upstream * tf.cast(scale, upstream.dtype), None, None
+    @tf.custom_gradient
+    def compute(tensor):
+        def gradient(upstream):
+            return upstream * tf.cast(scale, upstream.dtype)
 
-    return _affine(tensor, scale, offset), gradient
+        return _affine(tensor, scale, offset), gradient
+
+    return compute(tensor)
 
 
 def _affine(tensor, scale, offset, centre=None):
@@ -76,8 +126,8 @@ def _affine(tensor, scale, offset, centre=None):
         x=tensor,
         scale=scale,
         offset=offset,
-        mean=np.zeros(channels, "float32") if centre is None else centre,
-        variance=np.ones(channels, "float32"),
+        mean=_constant(0, channels) if centre is None else centre,
+        variance=_constant(1, channels),
         epsilon=0.0,
         is_training=False,
     ).y
@@ -96,11 +146,7 @@ def _biased(count: float | tf.Tensor) -> float | tf.Tensor:
     return (count - 1) / count
 
 
-def _is_fused(layer) -> bool:
-    return getattr(layer.call, "is_fused", False)
-
-
-def _fused(layer: layers.BatchNormalization, original: Callable) -> Callable:
+def _fused_norm(layer: layers.BatchNormalization, original: Callable) -> Callable:
     def call(inputs, training=None, mask=None):
         fits = (
             mask is None
@@ -116,30 +162,40 @@ def _fused(layer: layers.BatchNormalization, original: Callable) -> Callable:
             return _in_training(layer, inputs)
         return _in_inference(layer, inputs)
 
-    call.is_fused = True
     return call
 
 
+def _fused_upsampling(layer: layers.UpSampling2D, original: Callable) -> Callable:
+    def call(inputs):
+        last = layer.data_format == "channels_last"
+        if layer.interpolation != "nearest" or not last or None in inputs.shape[1:]:
+            return original(inputs)
+        (rows, columns), (height, width, channels) = layer.size, inputs.shape[1:]
+        pixels = tf.reshape(inputs, (-1, height, 1, width, 1, channels))
+        tiled = tf.tile(pixels, (1, 1, rows, 1, columns, 1))
+        return tf.reshape(tiled, (-1, height * rows, width * columns, channels))
+
+    return call
+
+
+_FUSED_CALLS = {
+    layers.BatchNormalization: _fused_norm,
+    layers.UpSampling2D: _fused_upsampling,
+}
+
+
 def _in_training(layer, inputs):
-    channels = inputs.shape[-1]
-    scale = layer.gamma.value if layer.scale else np.ones(channels, "float32")
-    offset = layer.beta.value if layer.center else np.zeros(channels, "float32")
-    outputs, mean, variance, *_ = tf.raw_ops.FusedBatchNormV3(
-        x=inputs,
-        scale=scale,
-        offset=offset,
-        mean=[],
-        variance=[],
-        epsilon=layer.epsilon,
-        is_training=True,
+    outputs, mean, variance = _in_one_kernel(
+        inputs,
+        layer.gamma.value if layer.scale else None,
+        layer.beta.value if layer.center else None,
+        layer.epsilon,
     )
-    variance = variance * _biased(_count(inputs))
-    rate = 1.0 - layer.momentum
-    for moving, seen in (
-        (layer.moving_mean, mean),
-        (layer.moving_variance, variance),
-    ):
-        moving.assign(moving * layer.momentum + tf.stop_gradient(seen) * rate)
+    old, new = layer.momentum, 1.0 - layer.momentum
+    to_biased = _biased(_count(inputs))
+    moving_mean, moving_variance = layer.moving_mean, layer.moving_variance
+    moving_mean.assign(moving_mean * old + mean * new)
+    moving_variance.assign(moving_variance * old + variance * (to_biased * new))
     return outputs
 
 

@@ -103,28 +103,34 @@ def bn_gap(
             `moving_mean` and `moving_variance`, `(channels,)`.
         weights: one for each.
     """
-    moments = [_moments(inputs) for inputs, _, _ in norms]
-    widths = [mean.shape[0] for mean, _ in moments]
+    inputs, *stored = zip(*norms)
+    widths = [tensor.shape[-1] for tensor in inputs]
     owners = np.repeat(np.arange(len(widths)), widths)
     total = 0.0
     # All layers' channels in one vector: a deep teacher has dozens of layers.
-    for batch, stored in zip(zip(*moments), list(zip(*norms))[1:]):
-        stored = ops.concatenate([_exact(values) for values in stored])
-        gaps = ops.square(ops.concatenate(batch) - stored)
+    for batch, values in zip(_moments(inputs), stored):
+        values = ops.concatenate([_exact(value) for value in values])
+        gaps = ops.square(batch - values)
         squares = ops.segment_sum(gaps, owners, num_segments=len(widths))
         norm = ops.sqrt(squares + _TINY)
         total = total + ops.sum(norm * ops.convert_to_tensor(weights, norm.dtype))
     return total
 
 
-def _moments(tensor: KerasTensor) -> tuple[KerasTensor, KerasTensor]:
-    """Each channel's mean and biased variance over the batch, all replicas' if any."""
-    dtype = keras.backend.standardize_dtype(tensor.dtype)
+def _moments(tensors: Sequence[KerasTensor]) -> tuple[KerasTensor, KerasTensor]:
+    """Means and biased variances over the batch, all replicas' if any, joined."""
+    dtypes = {keras.backend.standardize_dtype(tensor.dtype) for tensor in tensors}
     alone = _replicas() is None
-    if alone and len(tensor.shape) == 4 and dtype in kernels.FUSED:
-        return kernels.batch_moments(tensor)
-    axes = list(range(len(tensor.shape) - 1))
-    return ops.moments(_exact(tensor), axes, synchronized=not alone)
+    if alone and dtypes <= set(kernels.FUSED):
+        return kernels.batch_moments(tensors)
+    found = [
+        ops.moments(
+            _exact(tensor), list(range(len(tensor.shape) - 1)), synchronized=not alone
+        )
+        for tensor in tensors
+    ]
+    means, variances = zip(*found)
+    return ops.concatenate(means), ops.concatenate(variances)
 
 
 def confidence(logits: KerasTensor) -> KerasTensor:

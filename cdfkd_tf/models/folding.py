@@ -4,11 +4,15 @@ A BatchNormalization that reads a convolution is part of that convolution: its s
 goes into the kernel, its shift into the bias. Equal up to rounding.
 """
 
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import keras
 import numpy as np
-from keras import layers
+import tensorflow as tf
+from keras import layers, ops
 
 CONVOLUTIONS = (layers.Conv2D, layers.DepthwiseConv2D)
 
@@ -42,50 +46,113 @@ def folded_weights(
     return kernel, bias * scale + shift
 
 
-def inference_copy(
-    model: keras.Model, dtype_policy: str | None = None, *, fold: bool = True
-) -> keras.Model | None:
-    """A frozen copy, its BatchNormalizations folded where that is possible.
+class Folding:
+    """Lets a network's layers compute folded, while asked to, without a copy of it.
+
+    Thread-local: replicas fold apart.
+
+    Args:
+        model: frozen; its layers of plain Keras kinds fold, see `foldable`. A
+            subclassed model, whose graph nobody can see, has none.
+        kept: layers whose own output somebody reads.
+    """
+
+    def __init__(self, model: keras.Model, kept: tuple[Any, ...] = ()):
+        self._model, self._kept = model, kept
+        self._local = threading.local()
+        self._pairs: list | None = None  # a Sequential may still have to be built
+        self._weights: dict[int, tuple[tf.Tensor, tf.Tensor]] = {}
+
+    def refresh(self) -> None:
+        """Folds the weights as they now stand."""
+        if self._pairs is None:
+            self._pairs = self._prepare()
+        for convolution, norm in self._pairs:
+            kernel, bias = folded_weights(convolution, norm)
+            dtype = convolution.compute_dtype
+            with tf.init_scope():
+                self._weights[id(convolution)] = (
+                    tf.constant(kernel, dtype),
+                    tf.constant(bias, dtype),
+                )
+
+    def _prepare(self) -> list[tuple[layers.Layer, layers.Layer]]:
+        found = foldable(self._model) if _is_graph(self._model) else []
+        pairs = [pair for pair in found if pair[0] not in self._kept]
+        for convolution, norm in pairs:
+            convolution.call = self._folded(convolution, convolution.call)
+            norm.call = self._left_out(norm.call)
+        return pairs
+
+    @contextmanager
+    def active(self) -> Iterator[None]:
+        """Within, the network computes folded."""
+        if self._pairs is None:
+            self.refresh()
+        self._local.active = True
+        try:
+            yield
+        finally:
+            self._local.active = False
+
+    @property
+    def _is_active(self) -> bool:
+        return getattr(self._local, "active", False)
+
+    def _folded(self, layer: layers.Layer, call: Callable) -> Callable:
+        def folded_call(inputs, *args, **kwargs):
+            if not self._is_active:
+                return call(inputs, *args, **kwargs)
+            kernel, bias = self._weights[id(layer)]
+            return tf.nn.bias_add(_convolve(layer, inputs, kernel), bias)
+
+        return folded_call
+
+    def _left_out(self, call: Callable) -> Callable:
+        def folded_call(inputs, *args, **kwargs):
+            return inputs if self._is_active else call(inputs, *args, **kwargs)
+
+        return folded_call
+
+
+def _convolve(layer: layers.Layer, inputs: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
+    if isinstance(layer, layers.Conv2D):
+        return layer.convolution_op(inputs, kernel)
+    return ops.depthwise_conv(
+        inputs,
+        kernel,
+        strides=layer.strides,
+        padding=layer.padding,
+        dilation_rate=layer.dilation_rate,
+        data_format=layer.data_format,
+    )
+
+
+def copy_in(model: keras.Model, dtype_policy: str) -> keras.Model | None:
+    """A frozen copy whose layers compute in another precision.
 
     Args:
         model: functional or Sequential, with models in it at any depth.
-        dtype_policy: of the copy's layers; None: as they are.
-        fold: False only copies.
+        dtype_policy: of the copy's layers.
 
     Returns:
         A model of the same input and output, layers of the same names; None for a
-        subclassed model, whose graph nobody can see.
+        subclassed model.
     """
     if not _is_graph(model):
         return None
-    pairs = foldable(model) if fold else []
-    norm_of = {id(convolution): norm for convolution, norm in pairs}
-    dropped = {id(norm) for _, norm in pairs}
     copies: list[tuple[Any, Any]] = []
 
     def copied(layer):
-        if id(layer) in dropped:
-            return layers.Identity(name=layer.name, dtype=layer.dtype_policy)
         config = layer.get_config()
-        if id(layer) in norm_of:
-            config["use_bias"] = True
-        if dtype_policy and isinstance(layer, layers.Layer):
+        if isinstance(layer, layers.Layer):
             config["dtype"] = dtype_policy
         copies.append((layer, type(layer).from_config(config)))
         return copies[-1][1]
 
-    def called(layer, *args, **kwargs):
-        # What stands for a BatchNormalization knows none of its arguments.
-        return args[0] if isinstance(layer, layers.Identity) else layer(*args, **kwargs)
-
-    call = {} if isinstance(model, keras.Sequential) else {"call_function": called}
-    copy = keras.models.clone_model(
-        model, clone_function=copied, recursive=True, **call
-    )
+    copy = keras.models.clone_model(model, clone_function=copied, recursive=True)
     for layer, again in copies:
-        if id(layer) in norm_of:
-            again.set_weights(folded_weights(layer, norm_of[id(layer)]))
-        elif isinstance(layer, layers.Layer) and layer.weights:
+        if isinstance(layer, layers.Layer) and layer.weights:
             again.set_weights(layer.get_weights())
     copy.trainable = False
     return copy
@@ -101,7 +168,7 @@ def foldable(model: keras.Model) -> list[tuple[layers.Layer, layers.Layer]]:
     for layer in model.layers:
         if isinstance(layer, keras.Model) and _is_graph(layer):
             found += foldable(layer)
-        if isinstance(layer, layers.BatchNormalization):
+        if type(layer) is layers.BatchNormalization:
             before = _only_read_by(layer, model)
             if before is not None:
                 found.append((before, layer))
@@ -115,16 +182,19 @@ def _only_read_by(norm, model) -> layers.Layer | None:
     tensor = norm._inbound_nodes[0].input_tensors[0]
     before = tensor._keras_history.operation
     fits = (
-        isinstance(before, CONVOLUTIONS)
+        type(before) in CONVOLUTIONS
+        and before.quantization_mode is None
         and before.activation is keras.activations.linear
         and before.data_format == "channels_last"
         and norm.axis in (-1, len(tensor.shape) - 1)
         and len(before._inbound_nodes) == 1
         and len(before._outbound_nodes) == 1
     )
-    shown = {id(output) for output in keras.tree.flatten(model.output)}
+    shown = {id(output) for output in model.outputs}
     return before if fits and id(tensor) not in shown else None
 
 
 def _is_graph(model: keras.Model) -> bool:
-    return isinstance(model, keras.Sequential) or hasattr(model, "_run_through_graph")
+    if isinstance(model, keras.Sequential):
+        return model._functional is not None
+    return hasattr(model, "_run_through_graph")

@@ -6,10 +6,12 @@ from contextlib import contextmanager
 from typing import Any
 
 import keras
+import tensorflow as tf
 from keras import KerasTensor, ops
 
 from cdfkd_tf.errors import RequestError
-from cdfkd_tf.kernels import fuse_batch_norms
+from cdfkd_tf.kernels import fuse_layers
+from cdfkd_tf.models.folding import Folding
 from cdfkd_tf.models.walking import leaf_layers
 
 
@@ -72,8 +74,10 @@ class WatchedNetwork:
         # The model itself is frozen too: its flag decides for all that is inside.
         for layer in (model, *self.layers):
             layer.trainable = False
-        fuse_batch_norms(watched)
+        fuse_layers(watched)
         self._recorder = CallRecorder(watched)
+        kept = (self._feature_layer,) if self._feature_layer else ()
+        self.folding = Folding(model, kept)
 
     def __call__(self, images: KerasTensor) -> tuple[Any, KerasTensor | None, list]:
         """Its answer, features `(B, W)` or None, BatchNormalizations' inputs.
@@ -84,7 +88,7 @@ class WatchedNetwork:
         with self._recorder.recording() as records:
             answer = self.model(images, training=False)
         bn = [
-            (inputs, layer.moving_mean, layer.moving_variance)
+            (inputs, *_stored_statistics(layer))
             for layer, inputs, _ in records
             if isinstance(layer, keras.layers.BatchNormalization)
         ]
@@ -116,3 +120,12 @@ class WatchedNetwork:
             f"Teacher {name} has no layer {wanted!r} to read features from; its "
             f"last layers are {', '.join(layer.name for layer in self.layers[-5:])}."
         )
+
+
+def _stored_statistics(layer: keras.layers.BatchNormalization) -> list[tf.Tensor]:
+    """What it remembers, as constants of whatever is traced: it is frozen."""
+    with tf.init_scope():
+        return [
+            tf.identity(variable.value)
+            for variable in (layer.moving_mean, layer.moving_variance)
+        ]

@@ -9,7 +9,7 @@ import tensorflow as tf
 from keras import KerasTensor, ops
 
 from cdfkd_tf.errors import RequestError
-from cdfkd_tf.models.folding import inference_copy
+from cdfkd_tf.models.folding import copy_in
 from cdfkd_tf.models.inputs import ImageView
 from cdfkd_tf.models.recording import WatchedNetwork
 
@@ -18,8 +18,8 @@ OUTPUTS = ("logits", "probabilities")
 # of trained networks give, far above where float32 ends.
 FLOOR = 1e-30
 _PROBES = 4
-# How far a faster copy may be from its model, relative to the largest value.
-_COPY_BOUND, _HALF_BOUND = 1e-4, 0.2
+# How far a copy in half precision may be from its model, relative to the largest value.
+_HALF_BOUND = 0.2
 
 
 class Teacher:
@@ -58,7 +58,7 @@ class Teacher:
         self.model, self.view, self.name = model, view, name or model.name
         self._feature_layer = feature_layer
         self._given = WatchedNetwork(model, feature_layer, self.name)
-        self._network = self._light = self._given
+        self._network = self._given
         self.output, self.scale = output, 1.0
         self._probe(output)
 
@@ -74,28 +74,27 @@ class Teacher:
         return self._as_logits(answer), features, bn
 
     def answer(self, images: KerasTensor) -> tuple[KerasTensor, KerasTensor | None]:
-        """Logits and features alone, by fewer operations once `lighten` was called."""
-        answer, features, _ = self._light(self._seen(images))
+        """Logits and features alone, by fewer operations: see `Folding`."""
+        with self._network.folding.active():
+            answer, features, _ = self._network(self._seen(images))
         return self._as_logits(answer), features
 
     def lighten(self, dtype_policy: str | None = None) -> None:
-        """Makes copies of the network as it stands that compute faster.
-
-        `answer` goes through one whose BatchNormalizations are folded into the
-        convolutions before them. A subclassed model has no such copy, nor has one
-        that cannot be rebuilt from its layers' settings: it is called as it is.
+        """Computes faster from now on, with the weights as they stand.
 
         Args:
-            dtype_policy: of both copies' layers; None: as the model has them.
+            dtype_policy: of the layers; None: as the model has them. A subclassed
+                model, or one that cannot be rebuilt from its layers' settings, keeps
+                its own.
         """
         self._network = self._given
         if dtype_policy:
-            self._network = self._copied(dtype_policy, fold=False) or self._given
-        self._light = self._copied(dtype_policy, fold=True) or self._network
+            self._network = self._copied(dtype_policy) or self._given
+        self._network.folding.refresh()
 
-    def _copied(self, dtype_policy, fold: bool) -> WatchedNetwork | None:
+    def _copied(self, dtype_policy: str) -> WatchedNetwork | None:
         try:
-            copy = inference_copy(self.model, dtype_policy, fold=fold)
+            copy = copy_in(self.model, dtype_policy)
             if copy is None:
                 return None
             network = WatchedNetwork(copy, self._feature_layer, self.name)
@@ -106,8 +105,7 @@ class Teacher:
             )
         except Exception:  # somebody's layers, with whatever their settings raise
             return None
-        bound = _COPY_BOUND if dtype_policy in (None, "float32") else _HALF_BOUND
-        same = _alike(ours, theirs, bound) and _alike(ours_features, features, bound)
+        same = _alike(ours, theirs) and _alike(ours_features, features)
         return network if same else None
 
     def _seen(self, images: KerasTensor) -> KerasTensor:
@@ -221,7 +219,7 @@ class TeacherEnsemble:
         return {"logits": ops.stack(logits, axis=1), "features": shown}
 
     def lighten(self, dtype_policy: str | None = None) -> None:
-        """Makes faster copies of all teachers as they stand, see `Teacher.lighten`."""
+        """Lets all teachers compute faster as they stand, see `Teacher.lighten`."""
         for teacher in self.teachers:
             teacher.lighten(dtype_policy)
 
@@ -268,9 +266,11 @@ def _kind_of(answer: np.ndarray, last: keras.layers.Layer | None, name: str) -> 
     return "logits"
 
 
-def _alike(ours, theirs, bound: float) -> bool:
-    """Whether two answers, or both Nones, differ by rounding alone."""
+def _alike(ours, theirs) -> bool:
+    """Whether two answers, or both Nones, differ by half precision's rounding alone."""
     if ours is None or theirs is None:
         return ours is theirs
     ours, theirs = (np.asarray(tf.cast(x, "float64")) for x in (ours, theirs))
-    return bool(np.abs(ours - theirs).max() <= bound * np.abs(theirs).max() + 1e-6)
+    return bool(
+        np.abs(ours - theirs).max() <= _HALF_BOUND * np.abs(theirs).max() + 1e-6
+    )

@@ -3,6 +3,7 @@
 import math
 
 import keras
+import tensorflow as tf
 from keras import ops
 
 
@@ -35,15 +36,19 @@ class CoupledSGD(keras.optimizers.SGD):
         self.l2 = l2
 
     def update_step(self, gradient, variable, learning_rate):
-        # Keras calls this with gradients that are already summed over replicas.
+        # Keras calls this with gradients that are already summed over replicas. One
+        # operation per variable, where the formula in words would be twenty.
         dtype = variable.dtype
-        learning_rate = ops.cast(learning_rate, dtype)
-        gradient = ops.cast(gradient, dtype) + self.l2 * variable
         buffer = self.momentums[self._get_variable_index(variable)]
-        velocity = buffer * self.momentum + gradient
-        self.assign(buffer, velocity)
-        step = gradient + self.momentum * velocity if self.nesterov else velocity
-        self.assign_sub(variable, learning_rate * step)
+        tf.raw_ops.ResourceApplyMomentum(
+            var=_handle(variable),
+            accum=_handle(buffer),
+            lr=ops.cast(learning_rate, dtype),
+            grad=ops.cast(gradient, dtype) + self.l2 * variable,
+            momentum=ops.cast(self.momentum, dtype),
+            use_nesterov=self.nesterov,
+            use_locking=True,
+        )
 
     def get_config(self):
         return {**super().get_config(), "l2": self.l2}
@@ -76,6 +81,13 @@ class PaperAdam(keras.optimizers.Adam):
         power = ops.cast(self.iterations + 1, "float64")
         beta = ops.convert_to_tensor(beta, "float64")
         return ops.cast(1 - ops.power(beta, power), dtype)
+
+
+def _handle(variable: keras.Variable | tf.Variable) -> tf.Tensor:
+    """What TensorFlow's own operations know a variable, or this replica's part, by."""
+    if isinstance(variable, keras.Variable):
+        variable = variable.value
+    return variable.handle
 
 
 def learning_rate_factor(

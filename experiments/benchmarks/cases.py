@@ -7,10 +7,11 @@ import resource
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """One iteration to time: three teachers into one student.
+    """One iteration to time: several teachers into one student.
 
     Attributes:
         flags: options of the run, as `RunConfig` has them.
+        num_teachers: T.
         torch_teacher: family, blocks per stage, channels of stem and stages.
         torch_student: the same.
         generator_widths: channels of the generator's three maps.
@@ -26,6 +27,7 @@ class Case:
     batch_size: int = 16
     latent_size: int = 256
     rounds: int = 5
+    num_teachers: int = 3
 
 
 CASES = {
@@ -57,6 +59,50 @@ CASES = {
         batch_size=8,
     ),
 }
+
+
+def changed(case: Case, *, side: int | None = None, **fields: int | None) -> Case:
+    """`case` with square images of `side` pixels and other fields, Nones left out."""
+    given = {name: value for name, value in fields.items() if value is not None}
+    if side is not None:
+        given["image"] = (side, side, case.image[2])
+    return dataclasses.replace(case, **given)
+
+
+def gigaflop(case: Case, *, one_header: bool = False) -> float:
+    """Counted floating-point operations of one iteration, in 1e9.
+
+    Args:
+        case: that is timed.
+        one_header: as methods have it whose student learns from the teachers' mean.
+    """
+    from cdfkd_tf.models import build_classifier, build_generator, build_student
+    from cdfkd_tf.models.counting import iteration_multiply_adds, multiply_adds
+
+    teacher = build_classifier(case.flags["teacher"], case.image, case.classes)
+    student = build_student(
+        case.flags["student"],
+        case.image,
+        case.classes,
+        1 if one_header else case.num_teachers,
+        sharing="single" if one_header else "multi_level",
+        width=case.flags.get("student_width", 1.0),
+    )
+    generator = build_generator(
+        "dafl",
+        case.image,
+        case.latent_size,
+        standardised=True,
+        width=case.flags.get("generator_width", 1.0),
+    )
+    counted = iteration_multiply_adds(
+        multiply_adds(student),
+        case.num_teachers * multiply_adds(teacher),
+        multiply_adds(generator),
+        batch_size=case.batch_size,
+        student_rounds=case.rounds,
+    )
+    return 2 * counted / 1e9
 
 
 def peak_megabytes() -> float:

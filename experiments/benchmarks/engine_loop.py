@@ -10,7 +10,12 @@ import argparse
 import json
 import time
 
-from experiments.benchmarks.cases import CASES, peak_megabytes, resident_megabytes
+from experiments.benchmarks.cases import (
+    CASES,
+    changed,
+    peak_megabytes,
+    resident_megabytes,
+)
 
 
 def assemble(case, **more):
@@ -25,7 +30,7 @@ def assemble(case, **more):
         dataset="none",
         image_shape=case.image,
         num_classes=case.classes,
-        teachers=("teacher 0", "teacher 1", "teacher 2"),
+        teachers=tuple(f"teacher {index}" for index in range(case.num_teachers)),
         teacher_input=(NORMALISED,),
         teacher_output="logits",
         student_feature_weight=case.feature_weight,
@@ -37,7 +42,7 @@ def assemble(case, **more):
     config = RunConfig(**{**options, **more})
     teachers = [
         build_classifier(case.flags["teacher"], case.image, case.classes)
-        for _ in range(3)
+        for _ in range(case.num_teachers)
     ]
     return Assembly(config, Workdir("runs/benchmark"), teachers)
 
@@ -49,8 +54,16 @@ def main():
     parser.add_argument("--iterations", type=int, default=8)
     parser.add_argument("--profile")
     parser.add_argument("--option", action="append", default=[], help="name=value")
+    parser.add_argument("--teachers", type=int, help="how many")
+    parser.add_argument("--batch_size", type=int)
+    parser.add_argument("--side", type=int, help="of the images, in pixels")
     arguments = parser.parse_args()
-    case = CASES[arguments.case]
+    case = changed(
+        CASES[arguments.case],
+        num_teachers=arguments.teachers,
+        batch_size=arguments.batch_size,
+        side=arguments.side,
+    )
     from cdfkd_tf.quiet import quiet_tensorflow
 
     quiet_tensorflow()
@@ -61,6 +74,7 @@ def main():
     from cdfkd_tf.engine import build_distiller
 
     keras.utils.set_random_seed(0)
+    imported = resident_megabytes()
     started = time.monotonic()
     more = dict(option.split("=", 1) for option in arguments.option)
     assembly = assemble(case, dtype_policy=arguments.policy, **more)
@@ -85,7 +99,6 @@ def main():
     noise = latent_dataset(
         case.batch_size, assembly.rounds, case.latent_size, seed=0, first_step=0
     )
-    before = resident_megabytes()
     distiller.fit(
         noise,
         steps_per_epoch=arguments.iterations + 1,
@@ -101,7 +114,7 @@ def main():
                 "seconds": seconds[1:],
                 "first_step": clock.first_step,
                 "peak_megabytes": peak_megabytes(),
-                "megabytes_before": before,
+                "imported_megabytes": imported,
             }
         )
     )

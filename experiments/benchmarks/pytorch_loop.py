@@ -13,7 +13,7 @@ import time
 
 import torch
 
-from experiments.benchmarks.cases import CASES, peak_megabytes
+from experiments.benchmarks.cases import CASES, peak_megabytes, resident_megabytes
 from experiments.benchmarks.pytorch_networks import (
     Generator,
     Iteration,
@@ -46,6 +46,7 @@ def main():
     arguments = parser.parse_args()
     case = CASES[arguments.case]
     torch.manual_seed(0)
+    imported = resident_megabytes()
     started = time.monotonic()
     iteration = build(case)
     half = contextlib.nullcontext()
@@ -67,6 +68,7 @@ def main():
             {
                 "seconds": seconds[1:],
                 "first_step": first_step,
+                "imported_megabytes": imported,
                 "peak_megabytes": peak_megabytes(),
             }
         )
