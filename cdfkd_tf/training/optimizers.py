@@ -45,7 +45,7 @@ class CoupledSGD(keras.optimizers.SGD):
             accum=_handle(buffer),
             lr=ops.cast(learning_rate, dtype),
             grad=ops.cast(gradient, dtype) + self.l2 * variable,
-            momentum=ops.cast(self.momentum, dtype),
+            momentum=self.momentum,
             use_nesterov=self.nesterov,
             use_locking=True,
         )
