@@ -120,17 +120,20 @@ def bn_gap(
 def _moments(tensors: Sequence[KerasTensor]) -> tuple[KerasTensor, KerasTensor]:
     """Means and biased variances over the batch, all replicas' if any, joined."""
     dtypes = {keras.backend.standardize_dtype(tensor.dtype) for tensor in tensors}
-    alone = _replicas() is None
-    if alone and dtypes <= set(kernels.FUSED):
-        return kernels.batch_moments(tensors)
-    found = [
-        ops.moments(
-            _exact(tensor), list(range(len(tensor.shape) - 1)), synchronized=not alone
-        )
-        for tensor in tensors
-    ]
-    means, variances = zip(*found)
-    return ops.concatenate(means), ops.concatenate(variances)
+    if dtypes <= set(kernels.FUSED):
+        means, variances = kernels.batch_moments(tensors)
+    else:
+        found = [
+            ops.moments(_exact(tensor), list(range(len(tensor.shape) - 1)))
+            for tensor in tensors
+        ]
+        means, variances = map(ops.concatenate, zip(*found))
+    replicas = _replicas()
+    if replicas:  # two messages for all layers together; each costs its delay
+        own, means = means, replicas.all_reduce(MEAN, means)
+        apart = ops.square(own - means)
+        variances = replicas.all_reduce(MEAN, variances + apart)
+    return means, variances
 
 
 def confidence(logits: KerasTensor) -> KerasTensor:

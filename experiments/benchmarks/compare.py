@@ -9,6 +9,7 @@ Markdown table: medians over all iterations of all turns, and their range.
 """
 
 import argparse
+import itertools
 import json
 import pathlib
 import platform
@@ -20,7 +21,12 @@ from experiments.benchmarks.cases import CASES, gigaflop
 
 ROOT = pathlib.Path(__file__).parents[2]
 POLICIES = ("float32", "mixed_bfloat16")
-PLAYERS = {"ours": "engine_loop", "pytorch": "pytorch_loop"}
+LOW_MEMORY = ["--option=low_memory=1", "--iterations=3"]
+PLAYERS = {
+    "ours": ("engine_loop", []),
+    "ours, low memory": ("engine_loop", LOW_MEMORY),
+    "pytorch": ("pytorch_loop", []),
+}
 
 
 def run(module: str, *arguments: str) -> dict:
@@ -32,22 +38,20 @@ def run(module: str, *arguments: str) -> dict:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def measure(cases: list[str], policies: list[str], repeats: int, more: list[str]):
+def measure(cases: list[str], policies: list[str], repeats: int):
     """All turns: `(case, policy, player) -> list of measurements`, and limits."""
     turns, limits = {}, []
     for turn in range(repeats):
         limits.append(run("limit"))
-        for case in cases:
-            for policy in policies:
-                for player, module in PLAYERS.items():
-                    options = more if player == "ours" else []
-                    flags = [f"--case={case}", f"--policy={policy}", *options]
-                    measured = run(module, *flags)
-                    turns.setdefault((case, policy, player), []).append(measured)
-                    median = statistics.median(measured["seconds"])
-                    print(
-                        turn, case, policy, player, f"{median:.3f} s", file=sys.stderr
-                    )
+        for row in itertools.product(cases, policies, PLAYERS):
+            case, policy, player = row
+            if player == "ours, low memory" and policy != "float32":
+                continue
+            module, options = PLAYERS[player]
+            measured = run(module, f"--case={case}", f"--policy={policy}", *options)
+            turns.setdefault(row, []).append(measured)
+            median = statistics.median(measured["seconds"])
+            print(turn, *row, f"{median:.3f} s", file=sys.stderr, flush=True)
     return turns, limits
 
 
@@ -112,10 +116,9 @@ def main() -> None:
     parser.add_argument("--policies", default=",".join(POLICIES))
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--output", help="JSON file")
-    parser.add_argument("more", nargs="*", help="options of engine_loop, behind --")
     arguments = parser.parse_args()
     cases, policies = arguments.cases.split(","), arguments.policies.split(",")
-    turns, limits = measure(cases, policies, arguments.repeats, arguments.more)
+    turns, limits = measure(cases, policies, arguments.repeats)
     rows = summarise(turns, limits)
     print("matrix products, GFLOP/s:", limits)
     print(table(rows))
