@@ -35,7 +35,9 @@ def main() -> None:
         command = [sys.executable, str(ROOT / "main.py")]
         command += [f"--flagfile={arguments.flagfile}", *arguments.more]
         command += [f"--seed={seed}", f"--workdir={workdir}"]
-        subprocess.run(command, check=True)
+        code = subprocess.run(command).returncode
+        if code:  # what went wrong stands above, in the run's own words
+            raise SystemExit(code)
         results.append(json.loads((workdir / "results.json").read_text()))
     rows = table(results)
     print(f"\nSeeds {arguments.seeds}: mean, standard deviation, each")

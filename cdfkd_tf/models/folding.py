@@ -25,7 +25,8 @@ def affine(layer: layers.BatchNormalization) -> tuple[np.ndarray, np.ndarray]:
     shift = -np.array(layer.moving_mean) * scale
     if layer.center:
         shift = shift + np.array(layer.beta)
-    return scale.astype("float32"), shift.astype("float32")
+    dtype = np.array(layer.moving_mean).dtype
+    return scale.astype(dtype), shift.astype(dtype)
 
 
 def folded_weights(

@@ -93,7 +93,7 @@ def fit_time(rows: list[dict]) -> dict:
 
 
 def fit_memory(rows: list[dict]) -> dict:
-    """Peak megabytes as `fixed + T * (graph + a * pixels) + headers`.
+    """Peak megabytes as `fixed + a * teachers * pixels + b * headers`.
 
     `pixels` is batch times image size, in units of the base's 16 images of 32x32.
     """
@@ -102,10 +102,10 @@ def fit_memory(rows: list[dict]) -> dict:
     pixels = np.array([row["batch_size"] * row["side"] ** 2 / base for row in rows])
     teachers = np.array([row["teachers"] for row in rows])
     headers = np.array([row["headers"] for row in rows])
-    terms = np.stack([np.ones_like(pixels), teachers, teachers * pixels, headers], 1)
+    terms = np.stack([np.ones_like(pixels), teachers * pixels, headers], axis=1)
     found = _relative_fit(terms, peak)
     off = np.abs(terms @ found / peak - 1)
-    names = ("fixed", "per_teacher", "per_teacher_and_pixels", "per_header")
+    names = ("fixed", "per_teacher_and_pixels", "per_header")
     return {
         **dict(zip(names, found)),
         "mean_error": off.mean(),
