@@ -119,7 +119,7 @@ def _relative_fit(terms: np.ndarray, values: np.ndarray) -> list[float]:
 
 
 def plot(rows: list[dict], file: pathlib.Path) -> None:
-    """Seconds and memory against each axis, measured and fitted."""
+    """Seconds and memory against each axis."""
     import matplotlib
 
     matplotlib.use("Agg")
