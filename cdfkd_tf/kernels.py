@@ -13,6 +13,7 @@ import numpy as np
 import tensorflow as tf
 from keras import layers
 
+_MARK = "computes_in_one_kernel"
 FUSED = ("float32", "bfloat16", "float16")  # dtypes that the kernel takes
 
 
@@ -23,13 +24,16 @@ def fuse_layers(network_layers: Iterable[keras.layers.Layer]) -> None:
     operations on shapes. Files saved later hold the plain layers all the same.
 
     Args:
-        network_layers: changed in place; those of other kinds are left.
+        network_layers: changed in place; those of other kinds, and those with a
+            `call` of their own, are left.
     """
     for layer in network_layers:
         for kind, fused in _FUSED_CALLS.items():
-            if isinstance(layer, kind) and not getattr(layer.call, "is_fused", False):
+            plain = isinstance(layer, kind) and type(layer).call is kind.call
+            # Marked on the layer: whoever watches it wraps its call once more.
+            if plain and not getattr(layer, _MARK, False):
                 layer.call = fused(layer, layer.call)
-                layer.call.is_fused = True
+                setattr(layer, _MARK, True)
 
 
 def batch_moments(tensors: Sequence[tf.Tensor]) -> tuple[tf.Tensor, tf.Tensor]:

@@ -3,7 +3,7 @@
 Pure functions of tensors: no network, no weight, no flag. Each returns one float32
 scalar averaged over the batch (float64 where the networks are); `methods.py` decides
 what it weighs. Where replicas train together, statistics of a batch are those of all
-replicas' batches joined.
+replicas' batches joined, which are equally large.
 """
 
 from collections.abc import Sequence

@@ -104,3 +104,14 @@ def test_upsampling_is_the_layer(kwargs):
         results.append([outputs, tape.gradient(loss, inputs)])
     for theirs, ours in zip(*results):
         np.testing.assert_allclose(ours, theirs, rtol=1e-5)
+
+
+def test_a_layer_with_a_call_of_its_own_keeps_it():
+    class Doubled(keras.layers.BatchNormalization):
+        def call(self, inputs, training=None, mask=None):
+            return 2 * super().call(inputs, training=training, mask=mask)
+
+    layer = Doubled()
+    expected = layer(images(), training=False)
+    kernels.fuse_layers([layer])
+    np.testing.assert_array_equal(layer(images(), training=False), expected)

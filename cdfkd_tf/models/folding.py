@@ -62,24 +62,24 @@ class Folding:
         self._model, self._kept = model, kept
         self._local = threading.local()
         self._pairs: list | None = None  # a Sequential may still have to be built
-        self._weights: dict[int, tuple[tf.Tensor, tf.Tensor]] = {}
+        self._weights: dict[int, tuple[tf.Tensor, ...]] = {}
 
     def refresh(self) -> None:
         """Folds the weights as they now stand."""
         if self._pairs is None:
             self._pairs = self._prepare()
-        for convolution, norm in self._pairs:
-            kernel, bias = folded_weights(convolution, norm)
-            dtype = convolution.compute_dtype
-            with tf.init_scope():
-                self._weights[id(convolution)] = (
-                    tf.constant(kernel, dtype),
-                    tf.constant(bias, dtype),
+        with tf.init_scope():  # weights are read, and stay, outside of any graph
+            for convolution, norm in self._pairs:
+                dtype = convolution.compute_dtype
+                self._weights[id(convolution)] = tuple(
+                    tf.constant(values, dtype)
+                    for values in folded_weights(convolution, norm)
                 )
 
     def _prepare(self) -> list[tuple[layers.Layer, layers.Layer]]:
         found = foldable(self._model) if _is_graph(self._model) else []
-        pairs = [pair for pair in found if pair[0] not in self._kept]
+        kept = {id(layer) for layer in self._kept}
+        pairs = [pair for pair in found if not kept & set(map(id, pair))]
         for convolution, norm in pairs:
             convolution.call = self._folded(convolution, convolution.call)
             norm.call = self._left_out(norm.call)

@@ -74,7 +74,10 @@ class Teacher:
         return self._as_logits(answer), features, bn
 
     def answer(self, images: KerasTensor) -> tuple[KerasTensor, KerasTensor | None]:
-        """Logits and features alone, by fewer operations: see `Folding`."""
+        """Logits and features alone, by fewer operations: see `Folding`.
+
+        With the weights as they stood at the last `lighten`, or else the first time.
+        """
         with self._network.folding.active():
             answer, features, _ = self._network(self._seen(images))
         return self._as_logits(answer), features

@@ -37,7 +37,7 @@ class CoupledSGD(keras.optimizers.SGD):
 
     def update_step(self, gradient, variable, learning_rate):
         # Keras calls this with gradients that are already summed over replicas. One
-        # operation per variable, where the formula in words would be twenty.
+        # operation after the decay, where the formula in words would be twenty.
         dtype = variable.dtype
         buffer = self.momentums[self._get_variable_index(variable)]
         tf.raw_ops.ResourceApplyMomentum(

@@ -124,7 +124,11 @@ def main() -> None:
     print(table(rows))
     if arguments.output:
         machine = {"processor": platform.processor(), "python": sys.version.split()[0]}
-        record = {"rows": rows, "limits": limits, "machine": machine}
+        every = [
+            {"case": case, "policy": policy, "player": player, "turns": measured}
+            for (case, policy, player), measured in turns.items()
+        ]
+        record = {"rows": rows, "limits": limits, "machine": machine, "all": every}
         pathlib.Path(arguments.output).write_text(json.dumps(record, indent=1) + "\n")
 
 

@@ -14,6 +14,7 @@ import json
 import os
 import pathlib
 import shlex
+import shutil
 import statistics
 import subprocess
 import sys
@@ -73,7 +74,9 @@ def main() -> None:
     for fold in map(int, arguments.folds.split(",")):
         folder = (ROOT / arguments.workdir).resolve() / f"fold{fold}"
         if not (folder / "images").exists():
-            write_fold(fold, folder / "images")
+            shutil.rmtree(folder / "images.part", ignore_errors=True)
+            write_fold(fold, folder / "images.part")
+            (folder / "images.part").rename(folder / "images")
         seed = f"--seed={fold}"
         own = run(folder / "own", folder / "images", seed)
         files = [folder / f"own/teachers/teacher_{index}.keras" for index in range(3)]

@@ -85,15 +85,6 @@ def test_what_somebody_else_reads_is_not_folded():
     assert foldable(keras.Model(image, tensor)) == []
 
 
-def test_features_read_behind_a_convolution_stay_its_own():
-    model = moved(build_classifier("wrn10_1", SHAPE, 5))
-    convolution, _ = foldable(model)[0]
-    teacher = Teacher(model, feature_layer=convolution.name)
-    images = np.random.default_rng(1).normal(size=(4, *SHAPE)).astype("float32")
-    _, expected, _ = teacher(images)
-    np.testing.assert_allclose(teacher.answer(images)[1], expected, rtol=1e-5)
-
-
 def test_a_subclassed_teacher_is_called_as_it_is():
     class Own(keras.Model):
         def __init__(self):
@@ -134,3 +125,36 @@ def test_lightened_teachers_give_the_same_logits_and_features(policy):
                 assert gap <= bound * np.abs(np.array(theirs)).max()
     if policy:  # it did compute in half precision
         assert after["bn"][0][0][0].dtype == "bfloat16"
+
+
+@pytest.mark.parametrize("place", [0, 1])
+def test_features_of_a_pair_are_its_own(place):
+    model = moved(build_classifier("resnet18", SHAPE, 5, width=0.125))
+    layer = foldable(model)[3][place]
+    teacher = Teacher(model, feature_layer=layer.name)
+    images = np.random.default_rng(1).normal(size=(4, *SHAPE)).astype("float32")
+    _, expected, _ = teacher(images)
+    np.testing.assert_allclose(
+        teacher.answer(images)[1], expected, rtol=1e-4, atol=1e-5
+    )
+
+
+def test_two_teachers_may_share_a_model():
+    model = moved(build_classifier("wrn10_1", SHAPE, 5))
+    images = np.random.default_rng(1).normal(size=(4, *SHAPE)).astype("float32")
+    first = Teacher(model)
+    expected = np.array(first.answer(images)[0])
+    second = Teacher(model)
+    for teacher in (first, second):
+        np.testing.assert_allclose(teacher.answer(images)[0], expected, rtol=1e-5)
+        logits, _, bn = teacher(images)
+        np.testing.assert_allclose(logits, expected, rtol=1e-4)
+        assert len(bn) == teacher.num_batch_norms == 7
+
+
+def test_the_first_answer_may_be_traced():
+    model = moved(build_classifier("wrn10_1", SHAPE, 5))
+    images = np.random.default_rng(1).normal(size=(4, *SHAPE)).astype("float32")
+    teacher = Teacher(model)
+    traced = tf.function(lambda x: teacher.answer(x)[0])(tf.constant(images))
+    np.testing.assert_allclose(traced, teacher(images)[0], rtol=1e-4)
