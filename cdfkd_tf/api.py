@@ -13,17 +13,17 @@ import numpy as np
 import tensorflow as tf
 
 from cdfkd_tf.assembly import Assembly
-from cdfkd_tf.computing import make_deterministic
 from cdfkd_tf.config import RunConfig
-from cdfkd_tf.distillation import distill as run_distillation
+from cdfkd_tf.distillation.fit_aggregator import AggregatorFit, fit_aggregator
+from cdfkd_tf.distillation.run import distill as run_distillation
 from cdfkd_tf.errors import RequestError
 from cdfkd_tf.evaluation import ask, measure
 from cdfkd_tf.export.step import export_run
-from cdfkd_tf.models.aggregation import build_aggregator, build_predictor
-from cdfkd_tf.models.loading import load_classifier
+from cdfkd_tf.networks.aggregators import build_aggregator, build_predictor
+from cdfkd_tf.networks.loading import load_classifier
 from cdfkd_tf.pipeline import options_behind, refuse_mixed_runs
+from cdfkd_tf.runtime.precision import make_deterministic
 from cdfkd_tf.steps import save_network
-from cdfkd_tf.training.aggregation import AggregatorFit, fit_aggregator
 from cdfkd_tf.workdir import Workdir
 
 Images = np.ndarray | tf.data.Dataset
@@ -173,7 +173,7 @@ def distill(
     """
     models = load_teachers(teachers)
     config = request_of(teachers, models, image_shape, workdir, options)
-    make_deterministic(config)
+    make_deterministic(config.deterministic)
     folder = Workdir(config.workdir)
     refuse_mixed_runs("distill", config, folder)
     with folder.unchanged_if_refused("distill", anew=not config.resume):

@@ -9,22 +9,22 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from cdfkd_tf.computing import dtype_policy
 from cdfkd_tf.config import RunConfig
 from cdfkd_tf.data.images import RealImages
 from cdfkd_tf.data.specs import DatasetSpec
+from cdfkd_tf.distillation.methods import METHODS, Method, with_overrides
 from cdfkd_tf.errors import RequestError
-from cdfkd_tf.methods import METHODS, Method, with_overrides
-from cdfkd_tf.models import (
+from cdfkd_tf.networks import (
     BACKBONES,
     build_classifier,
     build_generator,
     build_student,
 )
-from cdfkd_tf.models.loading import load_network
-from cdfkd_tf.models.teachers import TeacherEnsemble
-from cdfkd_tf.models.trunks import find_backbone
-from cdfkd_tf.teaching import find_spec, gather_teachers, teacher_files
+from cdfkd_tf.networks.external_backbones import find_backbone
+from cdfkd_tf.networks.loading import load_network
+from cdfkd_tf.runtime.precision import dtype_policy
+from cdfkd_tf.teachers.build import find_spec, gather_teachers, teacher_files
+from cdfkd_tf.teachers.teacher import TeacherEnsemble
 from cdfkd_tf.workdir import Workdir
 
 # Offsets that keep the draws of one run apart.

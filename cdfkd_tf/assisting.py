@@ -2,10 +2,10 @@
 
 import time
 
-from cdfkd_tf.cluster import Cluster, reachable
 from cdfkd_tf.config import RunConfig
 from cdfkd_tf.errors import RunError
 from cdfkd_tf.pipeline import STEPS, join, steps_to_do
+from cdfkd_tf.runtime.cluster import Cluster, reachable
 from cdfkd_tf.workdir import Workdir
 
 _PAUSE = 2  # seconds between looks
@@ -28,10 +28,10 @@ def assist(config: RunConfig, cluster: Cluster) -> None:
         return
     hosts = join(config, cluster)
     from cdfkd_tf.assembly import Assembly
-    from cdfkd_tf.computing import make_deterministic
-    from cdfkd_tf.distillation import distill
+    from cdfkd_tf.distillation.run import distill
+    from cdfkd_tf.runtime.precision import make_deterministic
 
-    make_deterministic(config)
+    make_deterministic(config.deterministic)
     workdir = Workdir(config.workdir)
     _await_teachers(config, workdir, cluster)
     distill(Assembly(config, workdir), verbose=0, hosts=hosts)

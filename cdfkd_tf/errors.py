@@ -2,6 +2,8 @@
 
 import pathlib
 import re
+from collections.abc import Mapping
+from typing import Any
 
 _FULL = re.compile("No space left on device|File too large|quota exceeded", re.I)
 # As Python and TensorFlow end their messages; the path stands before or after.
@@ -29,6 +31,28 @@ class RunError(RuntimeError):
 
 class DistillationWarning(UserWarning):
     """The run goes on, but not as well as it could; the message says what to do."""
+
+
+def one_line(error: Exception | str, limit: int = 300) -> str:
+    """A message on one line, cut at `limit` characters."""
+    text = " ".join(str(error).split())
+    return text if len(text) <= limit else f"{text[:limit]} ..."
+
+
+def lookup(table: Mapping[str, Any], name: str, kind: str) -> Any:
+    """The entry of a table that users choose from by name.
+
+    Args:
+        table: name to entry.
+        name: what was asked for.
+        kind: what the entries are, in the singular, for the message.
+
+    Raises:
+        RequestError: if there is no such entry; the message lists the known names.
+    """
+    if name not in table:
+        raise RequestError(f"Unknown {kind} {name!r}. Known: {', '.join(table)}.")
+    return table[name]
 
 
 def reason(error: Exception, length: int = 200) -> str:

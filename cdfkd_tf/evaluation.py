@@ -9,7 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from cdfkd_tf.data.specs import DatasetSpec
-from cdfkd_tf.models.teachers import TeacherEnsemble
+from cdfkd_tf.teachers.teacher import TeacherEnsemble
 
 Answers = dict[Any, np.ndarray]
 Batches = Iterable[tuple[np.ndarray, np.ndarray | None]]

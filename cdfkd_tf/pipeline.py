@@ -9,14 +9,14 @@ import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from cdfkd_tf.cluster import Cluster
 from cdfkd_tf.config import RunConfig
 from cdfkd_tf.errors import RequestError
-from cdfkd_tf.quiet import quiet_tensorflow
+from cdfkd_tf.runtime.cluster import Cluster
+from cdfkd_tf.runtime.silence_stderr import quiet_tensorflow
 from cdfkd_tf.workdir import Workdir, write_json, write_text
 
 if TYPE_CHECKING:
-    from cdfkd_tf.training.hosts import Hosts
+    from cdfkd_tf.runtime.multi_worker import Hosts
 
 # Step -> the groups of options that it adds to what its result depends on.
 STEPS = {
@@ -80,7 +80,7 @@ def join(config: RunConfig, cluster: Cluster) -> "Hosts":
     """
 
     def first() -> "Hosts":
-        from cdfkd_tf.training.hosts import Hosts
+        from cdfkd_tf.runtime.multi_worker import Hosts
 
         return Hosts(cluster, config.worker_timeout)
 

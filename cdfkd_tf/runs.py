@@ -1,14 +1,14 @@
 """The actions: what `--action` names, and what it says at the end."""
 
 from cdfkd_tf.assisting import assist
-from cdfkd_tf.cluster import Cluster
 from cdfkd_tf.config import RunConfig
+from cdfkd_tf.export.predict import predict
 from cdfkd_tf.locking import only_one
 from cdfkd_tf.pipeline import STEPS, perform
-from cdfkd_tf.prediction import predict
-from cdfkd_tf.quiet import quiet_tensorflow
 from cdfkd_tf.report.page import write_report
 from cdfkd_tf.results import read_results, summary
+from cdfkd_tf.runtime.cluster import Cluster
+from cdfkd_tf.runtime.silence_stderr import quiet_tensorflow
 from cdfkd_tf.workdir import Workdir
 
 
@@ -26,7 +26,7 @@ def run(config: RunConfig) -> None:
         print(f"The report is {write_report(workdir)}")
     elif config.action == "search":
         quiet_tensorflow()
-        from cdfkd_tf.searching.search import search  # Keras Tuner takes seconds
+        from cdfkd_tf.search.run import search  # Keras Tuner takes seconds
 
         search(config)
     else:

@@ -13,20 +13,20 @@ import tensorflow as tf
 
 import cdfkd_tf
 from cdfkd_tf.assembly import Assembly
-from cdfkd_tf.computing import make_deterministic, memory_advice
 from cdfkd_tf.config import RunConfig
-from cdfkd_tf.distillation import distill, saving_options
+from cdfkd_tf.distillation.fit_aggregator import fit_aggregator
+from cdfkd_tf.distillation.run import distill, saving_options
+from cdfkd_tf.distillation.train_teachers import train_classifier
 from cdfkd_tf.errors import RequestError
 from cdfkd_tf.evaluation import ask, measure
 from cdfkd_tf.export.costs import teacher_costs
 from cdfkd_tf.export.step import export_run
-from cdfkd_tf.files import replacing
-from cdfkd_tf.models.aggregation import build_aggregator, build_predictor
+from cdfkd_tf.networks.aggregators import build_aggregator, build_predictor
 from cdfkd_tf.report.observations import observe
 from cdfkd_tf.results import Results
-from cdfkd_tf.training.aggregation import fit_aggregator
-from cdfkd_tf.training.classifier import train_classifier
-from cdfkd_tf.training.hosts import Hosts
+from cdfkd_tf.runtime.files import replacing
+from cdfkd_tf.runtime.multi_worker import Hosts
+from cdfkd_tf.runtime.precision import make_deterministic, memory_advice
 from cdfkd_tf.workdir import Workdir
 
 
@@ -47,7 +47,7 @@ class Steps:
         callbacks: Sequence[keras.callbacks.Callback] = (),
         hosts: Hosts | None = None,
     ):
-        make_deterministic(config)
+        make_deterministic(config.deterministic)
         self._hosts = hosts
         self.config, self.workdir, self._callbacks = config, workdir, callbacks
         self.assembly = Assembly(config, workdir)

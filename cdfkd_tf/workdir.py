@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from cdfkd_tf.errors import RequestError, of_the_system
-from cdfkd_tf.files import replacing
+from cdfkd_tf.runtime.files import replacing
 
 
 class Workdir:

@@ -89,7 +89,7 @@ def norms(model) -> int:
     """BatchNormalizations in it."""
     import keras
 
-    from cdfkd_tf.models.walking import leaf_layers
+    from cdfkd_tf.runtime.keras_internals import leaf_layers
 
     kind = keras.layers.BatchNormalization
     return sum(isinstance(layer, kind) for layer in leaf_layers(model))
@@ -130,9 +130,9 @@ def cost_of(flagfile: str) -> Cost:
 
     from cdfkd_tf import flags
     from cdfkd_tf.data.specs import spec_of
-    from cdfkd_tf.methods import METHODS, with_overrides
-    from cdfkd_tf.models import build_classifier, build_generator, build_student
-    from cdfkd_tf.models.counting import iteration_multiply_adds, multiply_adds
+    from cdfkd_tf.distillation.methods import METHODS, with_overrides
+    from cdfkd_tf.networks import build_classifier, build_generator, build_student
+    from cdfkd_tf.networks.introspection import iteration_multiply_adds, multiply_adds
 
     values = absl_flags.FlagValues()
     flags.define(values)

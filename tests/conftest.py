@@ -14,13 +14,13 @@ from sklearn.datasets import load_digits
 from sklearn.utils import Bunch
 
 from cdfkd_tf import cli
-from cdfkd_tf.data.preparation import prepared_builder
+from cdfkd_tf.data.prepare import prepared_builder
 from cdfkd_tf.data.specs import spec_of
-from cdfkd_tf.methods import METHODS, with_overrides
-from cdfkd_tf.models import build_classifier, build_generator, build_student
-from cdfkd_tf.models.teachers import TeacherEnsemble
-from cdfkd_tf.training.adversarial import AdversarialDistiller
-from cdfkd_tf.training.optimizers import CoupledSGD, PaperAdam
+from cdfkd_tf.distillation.adversarial import AdversarialDistiller
+from cdfkd_tf.distillation.methods import METHODS, with_overrides
+from cdfkd_tf.distillation.optimizers import CoupledSGD, PaperAdam
+from cdfkd_tf.networks import build_classifier, build_generator, build_student
+from cdfkd_tf.teachers.teacher import TeacherEnsemble
 
 SHAPE, CLASSES, LATENT = (8, 8, 1), 4, 6
 TOY = (
@@ -55,7 +55,7 @@ LONGEST_FIRST = (
     "test_strangers",
     "test_strangers_learn",
     "test_export",
-    "training/test_parity",
+    "distillation/test_parity",
     "test_checkpoints",
     "test_adversarial",
     "test_api",

@@ -4,11 +4,11 @@ import keras
 import numpy as np
 from keras import layers, ops
 
-from cdfkd_tf.methods import METHODS, with_overrides
-from cdfkd_tf.models.teachers import TeacherEnsemble
-from cdfkd_tf.training.adversarial import AdversarialDistiller
-from cdfkd_tf.training.distiller import Distiller
-from cdfkd_tf.training.optimizers import CoupledSGD, PaperAdam
+from cdfkd_tf.distillation.adversarial import AdversarialDistiller
+from cdfkd_tf.distillation.distiller import Distiller
+from cdfkd_tf.distillation.methods import METHODS, with_overrides
+from cdfkd_tf.distillation.optimizers import CoupledSGD, PaperAdam
+from cdfkd_tf.teachers.teacher import TeacherEnsemble
 
 SHAPE, CLASSES, LATENT, WIDTH = (4, 4, 1), 3, 6, 5
 

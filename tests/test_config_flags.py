@@ -8,10 +8,10 @@ from absl import flags as absl_flags
 from cdfkd_tf import flags
 from cdfkd_tf.config import RunConfig
 from cdfkd_tf.data.specs import SPECS
+from cdfkd_tf.distillation.methods import METHODS
 from cdfkd_tf.errors import RequestError
-from cdfkd_tf.methods import METHODS
-from cdfkd_tf.models.aggregation import AGGREGATORS
-from cdfkd_tf.models.students import SHARING
+from cdfkd_tf.networks.aggregators import AGGREGATORS
+from cdfkd_tf.networks.students import SHARING
 
 
 def parse(*arguments):

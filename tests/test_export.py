@@ -16,8 +16,8 @@ from cdfkd_tf.export.formats import FILES
 from cdfkd_tf.export.lean import lean_predictor
 from cdfkd_tf.export.packing import has_floats, pack
 from cdfkd_tf.export.runners import SavedModelRunner, TfliteRunner
-from cdfkd_tf.models import BACKBONES, build_student
-from cdfkd_tf.models.aggregation import AGGREGATORS, build_aggregator, build_predictor
+from cdfkd_tf.networks import BACKBONES, build_student
+from cdfkd_tf.networks.aggregators import AGGREGATORS, build_aggregator, build_predictor
 
 PIXELS = np.random.default_rng(0).uniform(size=(20, 8, 8, 1)).astype("float32")
 INTEGERS = {np.uint8, np.int8, np.int32}

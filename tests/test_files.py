@@ -2,7 +2,7 @@
 
 import pytest
 
-from cdfkd_tf.files import replacing
+from cdfkd_tf.runtime.files import replacing
 
 
 def test_the_file_appears_at_the_end(tmp_path):

@@ -12,8 +12,8 @@ import pathlib
 import pytest
 
 from cdfkd_tf.data import specs
-from cdfkd_tf.models import BACKBONES
-from cdfkd_tf.models.resnet import resnet
+from cdfkd_tf.networks import BACKBONES
+from cdfkd_tf.networks.resnet import resnet
 from tests.conftest import run_main
 from tests.data import archives
 
@@ -54,7 +54,7 @@ def place(tmp_path_factory):
             spec = specs.dataclasses.replace(specs.SPECS[name], **small)
             patch.setitem(specs.SPECS, name, spec)
         # Looking at invented images takes longer here than two steps of learning.
-        patch.setattr("cdfkd_tf.distillation._LOOKED_AT", 16)
+        patch.setattr("cdfkd_tf.distillation.run._LOOKED_AT", 16)
         patch.setattr("cdfkd_tf.assembly._INVENTED", 64)
         data = place / "data"
         archives.make_cifar10(data)

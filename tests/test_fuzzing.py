@@ -16,9 +16,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from cdfkd_tf.distillation.checkpoints import TrainingState
 from cdfkd_tf.errors import RequestError, RunError
-from cdfkd_tf.models.loading import SavedModelClassifier, load_classifier
-from cdfkd_tf.training.checkpoints import TrainingState
+from cdfkd_tf.networks.loading import SavedModelClassifier, load_classifier
 from tests import strangers
 
 SECONDS = 20  # for one case

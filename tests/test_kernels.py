@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from cdfkd_tf import kernels
+from cdfkd_tf.runtime import fused_batchnorm as kernels
 from tests.conftest import values_of
 
 SHAPE = (4, 5, 6, 8)

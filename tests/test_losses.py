@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from cdfkd_tf import losses
+from cdfkd_tf.distillation import losses
 
 
 def softmax(logits):

@@ -6,8 +6,14 @@ import numpy as np
 import pytest
 
 from cdfkd_tf.config import RunConfig
+from cdfkd_tf.distillation.methods import (
+    METHODS,
+    TERMS,
+    Answers,
+    terms_of,
+    with_overrides,
+)
 from cdfkd_tf.errors import RequestError
-from cdfkd_tf.methods import METHODS, TERMS, Answers, terms_of, with_overrides
 from tests.conftest import latents, tiny_distiller
 
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from cdfkd_tf.export.predict import read_image
 from cdfkd_tf.export.runners import TfliteRunner
-from cdfkd_tf.prediction import read_image
 from tests.conftest import run_main
 from tests.test_export import export, predictor_with
 

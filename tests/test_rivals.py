@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from cdfkd_tf.data.images import RealImages
-from cdfkd_tf.methods import METHODS
+from cdfkd_tf.distillation.methods import METHODS
 from tests.conftest import TOY, run_main
 
 NO_EXPORT = "--export_formats="
@@ -74,7 +74,7 @@ def test_kd_goes_on_with_the_batches_it_would_have_seen(teachers, data_dir, tmp_
             if finished == epoch:
                 raise KeyboardInterrupt
 
-        patch.setattr("cdfkd_tf.training.callbacks.Curves.on_epoch_end", stop)
+        patch.setattr("cdfkd_tf.distillation.callbacks.Curves.on_epoch_end", stop)
 
     assert distilled("parts", 1, None)[-1] == distilled("whole", None)[-1]
 
@@ -102,7 +102,7 @@ def test_the_best_epoch_is_kept_where_asked_for(
     def agreement(self, epoch, logs=None):
         logs["agreement_earlier"] = next(values)
 
-    name = "cdfkd_tf.training.agreement.HeldOutAgreement.on_epoch_end"
+    name = "cdfkd_tf.distillation.agreement.HeldOutAgreement.on_epoch_end"
     monkeypatch.setattr(name, agreement)
     flags = [teachers, f"--workdir={tmp_path}", "--action=distill", "--keep_best"]
     assert run(data_dir, *flags, "--checkpoint_every=1") == 0

@@ -210,7 +210,7 @@ def test_training_in_half_precision_leaves_float32_files(
 def test_sigterm_saves_within_an_epoch_and_the_same_command_goes_on(
     finished, data_dir, tmp_path, capsys, eagerly
 ):
-    """To the same weights: tests/test_kills.py, tests/training/test_checkpoints.py."""
+    """To the same weights: test_kills.py, distillation/test_checkpoints.py."""
     teachers = ",".join(str(finished / f"teachers/teacher_{i}.keras") for i in (0, 1))
     shared = ("--action=distill", f"--teachers={teachers}", "--evaluate_every=0")
     steps = []
@@ -221,7 +221,7 @@ def test_sigterm_saves_within_an_epoch_and_the_same_command_goes_on(
             signal.raise_signal(signal.SIGTERM)
 
     with pytest.MonkeyPatch.context() as patch:
-        curves = "cdfkd_tf.training.callbacks.Curves.on_train_batch_end"
+        curves = "cdfkd_tf.distillation.callbacks.Curves.on_train_batch_end"
         patch.setattr(curves, terminate)
         assert toy(tmp_path, data_dir, *shared) == 130
     printed = capsys.readouterr()

@@ -12,7 +12,7 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 
 from cdfkd_tf.errors import RequestError
-from cdfkd_tf.saved_models import check_saved_model
+from cdfkd_tf.networks.saved_model_check import check_saved_model
 
 ROOT = pathlib.Path(__file__).parent.parent
 FILES = [*sorted((ROOT / "cdfkd_tf").rglob("*.py")), ROOT / "main.py"]
@@ -125,7 +125,7 @@ def test_a_plain_saved_model_is_let_in(tmp_path):
 
 
 def test_a_keras_file_cannot_bring_a_saved_model_along(tmp_path):
-    from cdfkd_tf.models.loading import load_classifier
+    from cdfkd_tf.networks.loading import load_classifier
 
     network = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
     network.export(tmp_path / "saved", verbose=False)

@@ -9,10 +9,10 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
-from cdfkd_tf.data.preparation import prepared_builder
+from cdfkd_tf.data.prepare import prepared_builder
 from cdfkd_tf.data.specs import DatasetSpec
 from cdfkd_tf.errors import RequestError
-from cdfkd_tf.files import replacing
+from cdfkd_tf.runtime.files import replacing
 
 _CACHE_BYTES = 2**30  # decoded images up to this size stay in memory
 _SHUFFLE_BUFFER = 50_000

@@ -11,8 +11,8 @@ import keras
 from cdfkd_tf.export.checking import size_of
 from cdfkd_tf.export.formats import tflite, write_saved_model
 from cdfkd_tf.export.runners import TfliteRunner
-from cdfkd_tf.models.counting import multiply_adds
-from cdfkd_tf.models.teachers import Teacher
+from cdfkd_tf.networks.introspection import multiply_adds
+from cdfkd_tf.teachers.teacher import Teacher
 
 
 def teacher_costs(

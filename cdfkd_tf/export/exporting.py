@@ -16,7 +16,7 @@ from cdfkd_tf.export import metadata
 from cdfkd_tf.export.checking import LOW_AGREEMENT, Reference, check
 from cdfkd_tf.export.formats import FILES, tflite, write_saved_model
 from cdfkd_tf.export.lean import lean_predictor
-from cdfkd_tf.models.counting import multiply_adds
+from cdfkd_tf.networks.introspection import multiply_adds
 
 _UNFINISHED = ".unfinished-"
 

@@ -7,7 +7,7 @@ import numpy as np
 import tensorflow as tf
 
 from cdfkd_tf.export.packing import has_floats, pack
-from cdfkd_tf.quiet import quiet_stderr
+from cdfkd_tf.runtime.silence_stderr import quiet_stderr
 
 FILES = {
     "saved_model": "saved_model",

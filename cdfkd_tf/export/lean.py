@@ -14,7 +14,7 @@ import keras
 import numpy as np
 from keras import KerasTensor, layers, ops
 
-from cdfkd_tf.models.folding import CONVOLUTIONS, affine
+from cdfkd_tf.networks.bn_folding import CONVOLUTIONS, affine
 
 
 def lean_predictor(predictor: keras.Model) -> keras.Model:

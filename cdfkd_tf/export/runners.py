@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from cdfkd_tf.quiet import quiet_stderr
-from cdfkd_tf.saved_models import check_saved_model
+from cdfkd_tf.networks.saved_model_check import check_saved_model
+from cdfkd_tf.runtime.silence_stderr import quiet_stderr
 
 _WARM_UP, _RUNS = 10, 100
 

@@ -6,7 +6,7 @@ import keras
 import numpy as np
 
 from cdfkd_tf.assembly import SAMPLE_SEED, Assembly
-from cdfkd_tf.models.aggregation import header_weights
+from cdfkd_tf.networks.aggregators import header_weights
 from cdfkd_tf.workdir import write_json
 
 _INVENTED = 512

@@ -16,8 +16,8 @@ from collections.abc import Mapping
 import numpy as np
 
 from cdfkd_tf.errors import RequestError
-from cdfkd_tf.files import replacing
-from cdfkd_tf.quiet import quiet_tensorflow
+from cdfkd_tf.runtime.files import replacing
+from cdfkd_tf.runtime.silence_stderr import quiet_tensorflow
 from cdfkd_tf.tools import door
 
 _WRAPPERS = ("state_dict", "model", "net", "model_state_dict")
@@ -40,8 +40,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _convert(options: argparse.Namespace) -> None:
     from cdfkd_tf.data.specs import spec_of
-    from cdfkd_tf.models import build_classifier
-    from cdfkd_tf.models.pytorch import load_pytorch_tensors
+    from cdfkd_tf.networks import build_classifier
+    from cdfkd_tf.networks.pytorch_weights import load_pytorch_tensors
 
     spec, output = spec_of(options.dataset), pathlib.Path(options.output)
     if output.suffix != ".keras":

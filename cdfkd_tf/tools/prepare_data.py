@@ -6,7 +6,7 @@ python -m cdfkd_tf.tools.prepare_data --dataset=cifar100 --data_dir=DIR
 import argparse
 import sys
 
-from cdfkd_tf.quiet import quiet_tensorflow
+from cdfkd_tf.runtime.silence_stderr import quiet_tensorflow
 from cdfkd_tf.tools import door
 
 
@@ -21,7 +21,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _prepare(options: argparse.Namespace) -> None:
-    from cdfkd_tf.data.preparation import prepared_builder
+    from cdfkd_tf.data.prepare import prepared_builder
     from cdfkd_tf.data.specs import spec_of
 
     builder = prepared_builder(spec_of(options.dataset), options.data_dir)

@@ -76,8 +76,8 @@ def gigaflop(case: Case, *, one_header: bool = False) -> float:
         case: that is timed.
         one_header: as methods have it whose student learns from the teachers' mean.
     """
-    from cdfkd_tf.models import build_classifier, build_generator, build_student
-    from cdfkd_tf.models.counting import iteration_multiply_adds, multiply_adds
+    from cdfkd_tf.networks import build_classifier, build_generator, build_student
+    from cdfkd_tf.networks.introspection import iteration_multiply_adds, multiply_adds
 
     teacher = build_classifier(case.flags["teacher"], case.image, case.classes)
     student = build_student(

@@ -22,8 +22,8 @@ def assemble(case, **more):
     """The run that `case` describes, its teachers fresh ones in memory."""
     from cdfkd_tf.assembly import Assembly
     from cdfkd_tf.config import RunConfig
-    from cdfkd_tf.models import build_classifier
-    from cdfkd_tf.models.inputs import NORMALISED
+    from cdfkd_tf.networks import build_classifier
+    from cdfkd_tf.networks.pixel_ranges import NORMALISED
     from cdfkd_tf.workdir import Workdir
 
     options = dict(
@@ -64,14 +64,14 @@ def main():
         batch_size=arguments.batch_size,
         side=arguments.side,
     )
-    from cdfkd_tf.quiet import quiet_tensorflow
+    from cdfkd_tf.runtime.silence_stderr import quiet_tensorflow
 
     quiet_tensorflow()
     import keras
 
-    from cdfkd_tf.computing import make_deterministic
-    from cdfkd_tf.data.latents import latent_dataset
-    from cdfkd_tf.engine import build_distiller
+    from cdfkd_tf.data.noise import latent_dataset
+    from cdfkd_tf.distillation.build import build_distiller
+    from cdfkd_tf.runtime.precision import make_deterministic
 
     keras.utils.set_random_seed(0)
     imported = resident_megabytes()

@@ -64,14 +64,14 @@ def main() -> None:
     parser.add_argument("--case", choices=CASES, required=True)
     parser.add_argument("--policy", default="float32")
     arguments = parser.parse_args()
-    from cdfkd_tf.quiet import quiet_tensorflow
+    from cdfkd_tf.runtime.silence_stderr import quiet_tensorflow
 
     quiet_tensorflow()
     import keras
     import tensorflow as tf
 
-    from cdfkd_tf.computing import make_deterministic
-    from cdfkd_tf.engine import build_distiller
+    from cdfkd_tf.distillation.build import build_distiller
+    from cdfkd_tf.runtime.precision import make_deterministic
 
     keras.utils.set_random_seed(0)
     case = CASES[arguments.case]

@@ -180,7 +180,7 @@ def control_row(folder: pathlib.Path, given: list[str], seed: int) -> dict:
 
     from cdfkd_tf import flags as project_flags
     from cdfkd_tf.assembly import Assembly
-    from cdfkd_tf.training.aggregation import fit_aggregator
+    from cdfkd_tf.distillation.fit_aggregator import fit_aggregator
     from cdfkd_tf.workdir import Workdir
 
     start = time.monotonic()

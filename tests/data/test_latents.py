@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from cdfkd_tf.data.latents import latent_dataset
+from cdfkd_tf.data.noise import latent_dataset
 
 
 def draw(count, **kwargs):

@@ -1,0 +1,198 @@
+"""Image files to classes, with an exported model: `--action=predict`.
+
+A TFLite file is run without TensorFlow.
+"""
+
+import csv
+import io
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from cdfkd_tf.config import RunConfig
+from cdfkd_tf.errors import RequestError, RunError, reason
+from cdfkd_tf.export import metadata
+from cdfkd_tf.export.runners import load_runner
+from cdfkd_tf.runtime.silence_stderr import quiet_tensorflow
+from cdfkd_tf.workdir import Workdir, write_text
+
+ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm")
+# What --predict_model is by default: the first of these that the workdir holds.
+_PREFERRED = (
+    "student_int8.tflite",
+    "student_dynamic.tflite",
+    "student_float16.tflite",
+    "student_float32.tflite",
+    "saved_model",
+)
+_SHOWN = 40  # rows of the printed table; the CSV file holds all
+
+
+def predict(config: RunConfig, workdir: Workdir) -> None:
+    """Prints a table of classes and writes it as a CSV file.
+
+    Raises:
+        RequestError: no model, no readable image, or no header weights to show.
+        RunError: some images could not be read; the others' rows are written.
+    """
+    files = _image_files(config.predict_input)
+    path = _model_path(config.predict_model, workdir)
+    if path.is_dir() or config.show_header_weights:
+        quiet_tensorflow()
+    try:
+        run = load_runner(path)
+        about = metadata.read(path)
+    except Exception as error:  # readers raise many kinds for a bad file
+        raise RequestError(
+            f"Cannot read the model {path}: expected an exported .tflite file or "
+            f"SavedModel folder. {reason(error)}"
+        ) from error
+    weigh = _header_weights(workdir) if config.show_header_weights else None
+    given = about.get("input", {})
+    rows, unreadable = [], []
+    for file in files:
+        try:
+            pixels = read_image(file, run.image_shape, given.get("shorter_side", 0))
+        except (OSError, ValueError) as error:
+            why = "no image" if "identify" in str(error) else str(error)
+            unreadable.append(f"{file} ({why})")
+            continue
+        probabilities = run(pixels[None])[0]
+        names = about.get("classes") or [str(i) for i in range(len(probabilities))]
+        rows.append(_row(file, probabilities, names, weigh and weigh(pixels[None])))
+    if rows:
+        output = pathlib.Path(config.predict_output or workdir.path / "predictions.csv")
+        write_text(output, _as_csv(rows))
+        print(_as_table(rows))
+        print(f"{len(rows)} images, by {path}; all of it is in {output}")
+    if unreadable:
+        kind = RunError if rows else RequestError
+        raise kind(
+            f"{len(unreadable)} of {len(files)} files could not be read as images: "
+            f"{'; '.join(unreadable[:5])}{' ...' if len(unreadable) > 5 else ''}. "
+            f"Give image files ({', '.join(ENDINGS)}) or a folder of them."
+        )
+
+
+def read_image(
+    file: pathlib.Path, image_shape: Sequence[int], shorter_side: int = 0
+) -> np.ndarray:
+    """An image file as a network takes it, in [0, 1].
+
+    Args:
+        file: anything that Pillow reads.
+        image_shape: `(height, width, channels)` of the result; 1 channel is grey.
+        shorter_side: scale to it, then crop the centre; 0: scale as it is.
+
+    Raises:
+        OSError, ValueError: if it is no readable image.
+    """
+    height, width, channels = image_shape
+    try:
+        with Image.open(file) as picture:
+            image = _eight_bits(picture).convert("L" if channels == 1 else "RGB")
+    except OSError:
+        raise
+    except Exception as error:  # decoders raise many kinds for damaged files
+        raise ValueError(f"{type(error).__name__}: {error}") from error
+    if shorter_side:
+        factor = shorter_side / min(image.size)
+        size = [max(1, round(side * factor)) for side in image.size]
+        image = image.resize(size, Image.Resampling.BILINEAR)
+        left, top = (image.width - width) // 2, (image.height - height) // 2
+        image = image.crop((left, top, left + width, top + height))
+    elif image.size != (width, height):
+        image = image.resize((width, height), Image.Resampling.BILINEAR)
+    return np.asarray(image, "float32").reshape(height, width, channels) / 255
+
+
+def _eight_bits(picture: Image.Image) -> Image.Image:
+    """Whole numbers of 16 bits as bytes: Pillow would make white of most of them."""
+    if not picture.mode.startswith("I"):
+        return picture
+    values = np.asarray(picture).astype("float64") * (255 / 65535)
+    return Image.fromarray(np.clip(np.rint(values), 0, 255).astype("uint8"))
+
+
+def _image_files(given: str) -> list[pathlib.Path]:
+    if not given:
+        raise RequestError(
+            "--action=predict needs --predict_input: a file or a folder."
+        )
+    path = pathlib.Path(given)
+    if path.is_file():
+        return [path]
+    if not path.is_dir():
+        raise RequestError(f"There is no {path}. Check --predict_input.")
+    files = sorted(f for f in path.rglob("*") if f.suffix.lower() in ENDINGS)
+    if not files:
+        raise RequestError(
+            f"{path} holds no image file: expected {', '.join(ENDINGS)}. Check "
+            "--predict_input."
+        )
+    return files
+
+
+def _model_path(given: str, workdir: Workdir) -> pathlib.Path:
+    if given:
+        if not pathlib.Path(given).exists():
+            raise RequestError(f"There is no model {given}. Check --predict_model.")
+        return pathlib.Path(given)
+    for name in _PREFERRED:
+        if (workdir.export / name).exists():
+            return workdir.export / name
+    raise RequestError(
+        f"{workdir.export} holds no exported model. Run --action=export first, check "
+        "--workdir, or name a file with --predict_model."
+    )
+
+
+def _header_weights(workdir: Workdir):
+    """`(1, ...)` pixels to the weights of the headers, by the Keras predictor."""
+    from keras.saving import load_model
+
+    from cdfkd_tf.networks.aggregators import header_weights
+
+    if not workdir.predictor.is_file():
+        raise RequestError(
+            f"--show_header_weights asks {workdir.predictor}, which does not exist. "
+            "Check --workdir."
+        )
+    predictor = load_model(workdir.predictor, compile=False, safe_mode=True)
+    return lambda pixels: header_weights(predictor, pixels)[0]
+
+
+def _row(file, probabilities, names, weights) -> dict[str, Any]:
+    first, *others = np.argsort(-probabilities, kind="stable")
+    row = {
+        "file": str(file),
+        "class": int(first),
+        "name": names[first],
+        "probability": f"{probabilities[first]:.4f}",
+        "second": names[others[0]] if others else "",
+        "second_probability": f"{probabilities[others[0]]:.4f}" if others else "",
+    }
+    for header, weight in enumerate(() if weights is None else weights):
+        row[f"header_{header}"] = f"{weight:.3f}"
+    return row
+
+
+def _as_csv(rows: list[dict[str, Any]]) -> str:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def _as_table(rows: list[dict[str, Any]]) -> str:
+    columns = [column for column in rows[0] if column != "class"]
+    cells = [columns] + [[str(r[c]) for c in columns] for r in rows[:_SHOWN]]
+    widths = [max(map(len, column)) for column in zip(*cells)]
+    lines = ["  ".join(c.ljust(w) for c, w in zip(line, widths)) for line in cells]
+    if len(rows) > _SHOWN:
+        lines.append(f"... and {len(rows) - _SHOWN} more")
+    return "\n".join(line.rstrip() for line in lines)

@@ -1,0 +1,38 @@
+"""Plain classifiers: what we train as teachers."""
+
+import keras
+from keras import layers
+
+from cdfkd_tf.networks.backbones import BACKBONES
+from cdfkd_tf.networks.pixel_ranges import INPUT_NAME
+
+
+def build_classifier(
+    backbone: str,
+    image_shape: tuple[int, int, int],
+    num_classes: int,
+    *,
+    width: float = 1.0,
+) -> keras.Model:
+    """Backbone, global average pooling and one Dense layer.
+
+    Args:
+        backbone: a name in `BACKBONES`.
+        image_shape: `(height, width, channels)` of a normalised image.
+        num_classes: C.
+        width: factor on the backbone's channels.
+
+    Returns:
+        A functional model from images `(B, *image_shape)` to logits `(B, C)`.
+
+    Raises:
+        RequestError: unknown backbone.
+    """
+    image = keras.Input(image_shape, name=INPUT_NAME)
+    trunk = BACKBONES[backbone](image, width)
+    last_map = trunk.finish(trunk.maps[-1], "")
+    features = layers.GlobalAveragePooling2D(name="features")(last_map)
+    logits = layers.Dense(num_classes, name="logits", dtype=keras.config.floatx())(
+        features
+    )
+    return keras.Model(image, logits, name=backbone)

@@ -1,0 +1,120 @@
+"""Generators: noise in, normalised images out.
+
+Both are always called with `training=True`: the batch's own statistics normalise.
+"""
+
+import keras
+from keras import KerasTensor, layers
+
+from cdfkd_tf.errors import RequestError
+from cdfkd_tf.networks.layers import batch_norm, conv, scale_width
+from cdfkd_tf.registry import Registry
+
+GENERATORS = Registry("generator")
+
+
+def build_generator(
+    name: str,
+    image_shape: tuple[int, int, int],
+    latent_size: int,
+    *,
+    standardised: bool,
+    width: float = 1.0,
+) -> keras.Model:
+    """The generator called `name`.
+
+    Args:
+        name: a name in `GENERATORS`.
+        image_shape: `(height, width, channels)` of the images.
+        latent_size: Z.
+        standardised: True if the teachers see images of mean 0 and deviation 1 per
+            channel: the generator then ends in a BatchNormalization without scale
+            and shift. False if they see [-1, 1]: it ends in tanh.
+        width: factor on the inner channels; 1 is the published generator.
+
+    Returns:
+        A functional model from `(B, Z)` to `(B, *image_shape)`.
+
+    Raises:
+        RequestError: unknown name, or an image size it cannot make.
+    """
+    latent = keras.Input((latent_size,), name="latent")
+    image = GENERATORS[name](latent, image_shape, width)
+    image = conv(image, image_shape[-1], bias=True, name="image_conv")
+    image = layers.Activation("tanh", dtype=keras.config.floatx(), name="image_tanh")(
+        image
+    )
+    if standardised:
+        image = layers.BatchNormalization(
+            momentum=0.9,
+            epsilon=1e-5,
+            center=False,
+            scale=False,
+            dtype=keras.config.floatx(),
+            name="image_bn",
+        )(image)
+    return keras.Model(latent, image, name=name)
+
+
+@GENERATORS.register("dafl")
+def dafl(
+    latent: KerasTensor, image_shape: tuple[int, int, int], width: float
+) -> KerasTensor:
+    """Two nearest-neighbour doublings (Chen et al., DAFL, ICCV 2019).
+
+    The two inner BatchNormalizations have epsilon 0.8, as published: it damps them,
+    and training relies on it.
+    """
+    tensor = _project(latent, image_shape, scale_width(128, width), shrink=4)
+    tensor = batch_norm(tensor, name="latent_bn")
+    for index, filters in enumerate((128, 64), start=1):
+        tensor = layers.UpSampling2D(2, name=f"up{index}")(tensor)
+        tensor = conv(
+            tensor, scale_width(filters, width), bias=True, name=f"up{index}_conv"
+        )
+        tensor = batch_norm(tensor, epsilon=0.8, name=f"up{index}_bn")
+        tensor = layers.LeakyReLU(0.2, name=f"up{index}_relu")(tensor)
+    return tensor
+
+
+@GENERATORS.register("dcgan")
+def dcgan(
+    latent: KerasTensor, image_shape: tuple[int, int, int], width: float
+) -> KerasTensor:
+    """Four transposed convolutions of stride 2 (Radford et al., DCGAN, ICLR 2016)."""
+    tensor = _project(latent, image_shape, scale_width(512, width), shrink=16)
+    tensor = batch_norm(tensor, name="latent_bn")
+    for index, filters in enumerate((256, 128, 64, 64), start=1):
+        tensor = layers.Conv2DTranspose(
+            scale_width(filters, width),
+            4,
+            strides=2,
+            padding="same",
+            use_bias=False,
+            kernel_initializer=keras.initializers.RandomNormal(stddev=0.02),
+            name=f"up{index}_conv",
+        )(tensor)
+        tensor = batch_norm(tensor, name=f"up{index}_bn")
+        tensor = layers.LeakyReLU(0.2, name=f"up{index}_relu")(tensor)
+    return tensor
+
+
+def _project(
+    latent: KerasTensor,
+    image_shape: tuple[int, int, int],
+    channels: int,
+    *,
+    shrink: int,
+) -> KerasTensor:
+    """Noise as a small map `(B, height / shrink, width / shrink, channels)`."""
+    height, width = image_shape[:2]
+    if height % shrink or width % shrink:
+        raise RequestError(
+            f"This generator makes images whose sides are multiples of {shrink}; the "
+            f"teachers' images are {height}x{width}. Choose another --generator."
+        )
+    rows, columns = height // shrink, width // shrink
+    tensor = layers.Dense(channels * rows * columns, name="latent_dense")(latent)
+    # Channels first, as published checkpoints store the vector.
+    tensor = layers.Reshape((channels, rows, columns), name="latent_map")(tensor)
+    return layers.Permute((2, 3, 1), name="latent_map_last")(tensor)

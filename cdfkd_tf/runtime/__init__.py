@@ -1,0 +1,1 @@
+"""Devices, precision, files: what the machine and its libraries ask for."""

@@ -1,0 +1,1 @@
+"""Frozen classifiers behind one interface."""

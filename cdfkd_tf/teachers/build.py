@@ -1,0 +1,158 @@
+"""From model files, or models in memory, to teachers that fit one data set."""
+
+import pathlib
+from collections.abc import Sequence
+
+import keras
+
+from cdfkd_tf.config import RunConfig
+from cdfkd_tf.data.builders.image_folder import folder_spec
+from cdfkd_tf.data.specs import DatasetSpec, plain_spec, spec_of
+from cdfkd_tf.errors import RequestError
+from cdfkd_tf.networks.loading import load_classifier
+from cdfkd_tf.networks.pixel_ranges import NORMALISED, ImageView, expected_values
+from cdfkd_tf.teachers.teacher import Teacher, TeacherEnsemble
+from cdfkd_tf.workdir import Workdir
+
+# Options that decide how a teacher is trained; they mean nothing to given ones.
+TRAINING = (
+    "teacher",
+    "teacher_width",
+    "num_teachers",
+    "teacher_epochs",
+    "teacher_batch_size",
+    "teacher_learning_rate",
+    "teacher_milestones",
+)
+
+
+def find_spec(
+    config: RunConfig, models: Sequence[keras.Model] | None = None
+) -> DatasetSpec:
+    """What the networks must know about the images of this run.
+
+    Args:
+        config: names the data set, the folder, or the form of images alone.
+        models: the teachers, where they are in memory.
+
+    Raises:
+        RequestError: unknown data set, unusable folder, impossible form.
+    """
+    if config.dataset == "folder":
+        return folder_spec(config.image_folder, config.image_shape)
+    if config.dataset != "none":
+        return spec_of(config.dataset)
+    classes = config.num_classes
+    if not classes:
+        first = models[0] if models else load_classifier(config.teachers[0])
+        shape = getattr(first, "output_shape", None)
+        if not isinstance(shape, tuple) or shape[-1] is None:
+            raise RequestError(
+                "The first teacher does not tell how many classes it knows. Give "
+                "--num_classes."
+            )
+        classes = shape[-1]
+    return plain_spec("none", config.image_shape, classes)
+
+
+def teacher_files(config: RunConfig, workdir: Workdir) -> list[pathlib.Path]:
+    """The teachers' files, given or trained.
+
+    Raises:
+        RequestError: if one does not exist.
+    """
+    if config.teachers:
+        files = [pathlib.Path(name) for name in config.teachers]
+        hint = "Check --teachers."
+    else:
+        files = [workdir.teacher(index) for index in range(config.num_teachers)]
+        hint = "Run --action=train_teachers first, or name files with --teachers."
+    for file in files:
+        if not file.exists():
+            raise RequestError(f"There is no teacher file {file}. {hint}")
+    return files
+
+
+def gather_teachers(
+    config: RunConfig,
+    spec: DatasetSpec,
+    names: Sequence[str | pathlib.Path],
+    models: Sequence[keras.Model] | None = None,
+) -> TeacherEnsemble:
+    """All teachers of a run, each seeing the data set's images in its own way.
+
+    Args:
+        config: says what the teachers expect and answer.
+        spec: of the images.
+        names: files to load, or what to call the models.
+        models: the teachers, where they are in memory.
+
+    Raises:
+        RequestError: if one cannot be read or does not fit the data set.
+    """
+    inputs = _one_each(config.teacher_input, len(names), "teacher_input")
+    features = _one_each(config.teacher_features or ("",), len(names), "features")
+    teachers = []
+    for index, name in enumerate(names):
+        model = models[index] if models else load_classifier(name)
+        values = inputs[index]
+        if not config.teachers:
+            values = NORMALISED  # trained here
+        elif values == "auto":
+            values = expected_values(model, otherwise=spec.foreign_values)
+        teachers.append(
+            Teacher(
+                model,
+                ImageView(spec, values, _image_shape(model, name, spec)),
+                output=config.teacher_output if config.teachers else "logits",
+                feature_layer=features[index],
+                name=str(name),
+            )
+        )
+        _check(teachers[-1], spec)
+    return TeacherEnsemble(teachers)
+
+
+def _one_each(values: tuple[str, ...], count: int, flag: str) -> tuple[str, ...]:
+    if len(values) not in (1, count):
+        raise RequestError(
+            f"--{flag} takes one value, or one for each of the {count} teachers; got "
+            f"{len(values)}."
+        )
+    return values * count if len(values) == 1 else values
+
+
+def _image_shape(model, name, spec: DatasetSpec) -> tuple[int | None, ...]:
+    """What one image must measure, without the batch axis."""
+    shape = getattr(model, "input_shape", None)
+    if shape is None:  # a subclassed model takes what it is given
+        return spec.image_shape
+    if not isinstance(shape, tuple) or not all(
+        side is None or isinstance(side, int) for side in shape
+    ):
+        raise RequestError(
+            f"Teacher {name} has several inputs; expected one batch of images."
+        )
+    shape = shape[1:]
+    plain = len(shape) == 2 and None not in shape
+    if not plain and (len(shape) != 3 or shape[2] not in (None, 1, 3)):
+        raise RequestError(
+            f"Teacher {name} takes {shape}; expected images (height, width, channels) "
+            f"with 1 or 3 channels last, as --dataset={spec.name}'s {spec.image_shape}."
+        )
+    return shape
+
+
+def _check(teacher: Teacher, spec: DatasetSpec) -> None:
+    if teacher.num_classes != spec.num_classes:
+        raise RequestError(
+            f"Teacher {teacher.name} answers {teacher.num_classes} classes; "
+            f"--dataset={spec.name} has {spec.num_classes}. All teachers and the data "
+            "set must know the same classes."
+        )
+    if not teacher.passes_gradient:
+        raise RequestError(
+            f"No gradient reaches the images of teacher {teacher.name}, and the "
+            "generator learns from it: is there a cast to whole numbers or an argmax "
+            "inside? Save the part behind it."
+        )

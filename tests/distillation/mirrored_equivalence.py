@@ -1,0 +1,143 @@
+"""Two replicas against one device, in double precision; prints the largest differences.
+
+A process of its own: logical devices must be asked for before TensorFlow starts.
+"""
+
+import contextlib
+import json
+import pathlib
+import tempfile
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+cpu = tf.config.list_physical_devices("CPU")[0]
+tf.config.set_logical_device_configuration(
+    cpu, [tf.config.LogicalDeviceConfiguration()] * 2
+)
+keras.config.set_floatx("float64")
+keras.config.set_dtype_policy("float64")
+
+from cdfkd_tf.distillation.checkpoints import TrainingState
+from cdfkd_tf.distillation.numerics import apply_gradients
+from cdfkd_tf.runtime.devices import choose_strategy, synchronise
+from tests.small import (
+    SHAPE,
+    largest_difference,
+    small_distiller,
+    small_latents,
+    state_values,
+)
+
+BATCH, ITERATIONS, ROUNDS = 8, 3, 3
+
+
+def data_for(method):
+    noise = [small_latents(ROUNDS, BATCH, seed) for seed in range(ITERATIONS)]
+    if method == "kd":  # learns from images
+        rng = np.random.default_rng(0)
+        noise = [rng.standard_normal((BATCH, *SHAPE)) for _ in range(ITERATIONS)]
+    data = tf.data.Dataset.from_tensor_slices(np.concatenate(noise))
+    return data.batch(BATCH, drop_remainder=True)
+
+
+def distiller_on(strategy_name, method, **options):
+    strategy = choose_strategy(strategy_name, BATCH)
+    with strategy.scope():
+        # dfq's steps are clipped, to a hundredth or so of their length.
+        clip = 0.1 if method == "dfq" else 0
+        distiller = small_distiller(method, clip_gradients=clip, **options)
+    if strategy.num_replicas_in_sync > 1:
+        synchronise(distiller.student)
+        if distiller.method.generator:
+            synchronise(distiller.generator)
+    return strategy, distiller
+
+
+def trained(strategy_name, method, **options):
+    strategy, distiller = distiller_on(strategy_name, method, **options)
+    data = data_for(method)
+    history = distiller.fit(data, epochs=1, shuffle=False, verbose=0).history
+    return strategy.num_replicas_in_sync, state_values(distiller), history
+
+
+def compare(one, two):
+    """Replicas of each; largest differences of states and of terms; a weight's size."""
+    terms = {name: abs(one[2][name][0] - two[2][name][0]) for name in one[2]}
+    moved = float(np.abs(one[1]["student"][0]).max())
+    return [one[0], two[0], largest_difference(one[1], two[1]), terms, moved]
+
+
+def trained_in_two_parts(method):
+    """An epoch of which an engine begins, and another that is restored goes on."""
+    with tempfile.TemporaryDirectory() as folder:
+        for stop in (True, False):
+            strategy, distiller = distiller_on("mirrored", method)
+            parts, metrics = distiller.state, distiller.trackers
+            state = TrainingState(
+                parts, pathlib.Path(folder), ITERATIONS, metrics=metrics
+            )
+            state._interruption.asked = stop  # a signal in the first step
+            state.restore()
+            log = keras.callbacks.History()
+            data = lambda first: data_for(method).skip(first)  # noqa: E731
+            with contextlib.suppress(KeyboardInterrupt):
+                state.fit(distiller, data, epochs=1, callbacks=[log], verbose=0)
+    return strategy.num_replicas_in_sync, state_values(distiller), log.history
+
+
+def skipped_by_all():
+    """What two replicas' variable becomes where the gradient of one overflows."""
+    strategy = choose_strategy("mirrored", BATCH)
+    with strategy.scope():
+        variable = keras.Variable([1.0], name="weight")
+        optimizer = keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(1.0))
+        optimizer.build([variable])
+
+    @tf.function
+    def step(worst):
+        def move():
+            replica = tf.distribute.get_replica_context().replica_id_in_sync_group
+            gradient = tf.where(replica == 1, [worst], [0.0])
+            apply_gradients(optimizer, [optimizer.scale_loss(gradient)], [variable])
+
+        strategy.run(move)
+
+    values = []
+    for worst in (np.inf, 0.25):
+        step(tf.constant(worst, "float64"))
+        local = strategy.experimental_local_results(variable.value)
+        values.append([float(value[0]) for value in local])
+    return values
+
+
+def masks():
+    """What Dropout lets through on each of two replicas, twice."""
+    strategy = choose_strategy("mirrored", BATCH)
+    with strategy.scope():
+        dropout = keras.Sequential([keras.Input((64,)), keras.layers.Dropout(0.5)])
+    synchronise(dropout)
+    ones = tf.ones((1, 64), keras.config.floatx())
+    drawn = [strategy.run(lambda: dropout(ones, training=True)) for _ in range(2)]
+    seen = [
+        mask for each in drawn for mask in strategy.experimental_local_results(each)
+    ]
+    return [(mask.numpy() > 0).astype(int).ravel().tolist() for mask in seen]
+
+
+def main():
+    alone = {m: trained("one_device", m) for m in ("cdfkd_mfs", "dfq", "kd")}
+    found = {
+        method: compare(alone[method], trained("mirrored", method)) for method in alone
+    }
+    thrifty = trained("mirrored", "dfq", low_memory=True)
+    found["dfq, low memory"] = compare(alone["dfq"], thrifty)
+    found["dfq, resumed"] = compare(alone["dfq"], trained_in_two_parts("dfq"))
+    print(
+        json.dumps({"compared": found, "masks": masks(), "skipped": skipped_by_all()})
+    )
+
+
+if __name__ == "__main__":
+    main()

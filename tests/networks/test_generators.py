@@ -1,0 +1,28 @@
+"""Generators make images of the asked size in the asked range."""
+
+import numpy as np
+import pytest
+
+from cdfkd_tf.errors import RequestError
+from cdfkd_tf.networks import build_generator
+
+NOISE = np.random.default_rng(0).normal(size=(64, 6)).astype("float32")
+
+
+@pytest.mark.parametrize("name", ["dafl", "dcgan"])
+def test_output_follows_the_declared_normalisation(name):
+    shape = (16, 32, 3)
+    standard = build_generator(name, shape, 6, standardised=True)(NOISE, training=True)
+    assert standard.shape == (64, *shape)
+    statistics = np.mean(standard, (0, 1, 2)), np.std(standard, (0, 1, 2))
+    np.testing.assert_allclose(statistics[0], 0, atol=1e-3)
+    np.testing.assert_allclose(statistics[1], 1, atol=1e-2)
+    plain = build_generator(name, shape, 6, standardised=False)
+    assert np.abs(plain(NOISE, training=True)).max() <= 1
+    assert "image_bn" not in {layer.name for layer in plain.layers}
+
+
+@pytest.mark.parametrize("name, side, multiple", [("dafl", 18, 4), ("dcgan", 24, 16)])
+def test_impossible_sizes_are_refused(name, side, multiple):
+    with pytest.raises(RequestError, match=f"multiples of {multiple}.*{side}x{side}"):
+        build_generator(name, (side, side, 1), 6, standardised=True)

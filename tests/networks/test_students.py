@@ -1,0 +1,88 @@
+"""Students answer as a stack of headers, at any size and width."""
+
+import keras
+import numpy as np
+import pytest
+
+from cdfkd_tf.errors import RequestError
+from cdfkd_tf.networks import BACKBONES, build_classifier, build_student
+from cdfkd_tf.networks.layers import scale_width
+
+
+@pytest.mark.parametrize("backbone", BACKBONES.names())
+@pytest.mark.parametrize("sharing", ["single", "split", "multi_level"])
+def test_every_backbone_carries_every_kind_of_header(backbone, sharing):
+    headers = 1 if sharing == "single" else 2
+    student = build_student(
+        backbone, (9, 12, 2), 5, headers, sharing=sharing, width=0.25
+    )
+    answers = student(np.ones((3, 9, 12, 2), "float32"), training=True)
+    assert answers["logits"].shape == (3, headers, 5)
+    assert answers["features"].shape[:2] == (3, headers)
+
+
+def test_headers_read_all_levels_of_one_trunk():
+    student = build_student("wrn10_1", (16, 16, 1), 10, 3, width=0.5)
+    names = {layer.name for layer in student.layers}
+    for header in range(3):
+        for level in range(1, 4):
+            assert f"header{header}_encoder{level}_depthwise1" in names
+    assert sum(name.startswith("stem_conv") for name in names) == 1
+
+
+def test_split_copies_only_the_last_block():
+    student = build_student("wrn10_1", (16, 16, 1), 10, 2, sharing="split")
+    names = {layer.name for layer in student.layers}
+    assert "header1_stage3_block0_conv1" in names
+    assert (
+        "stage3_block0_conv1" not in names
+        and "header0_stage2_block0_conv1" not in names
+    )
+
+
+def test_half_width_student_of_the_quickstart_is_a_tenth_of_its_teachers():
+    student = build_student("wrn10_1", (16, 16, 1), 10, 3, width=0.5)
+    teacher = build_classifier("wrn16_1", (16, 16, 1), 10)
+    sizes = [
+        sum(np.prod(weight.shape) for weight in model.trainable_weights)
+        for model in (student, teacher)
+    ]
+    assert sizes[0] == 52_182 and 8 * sizes[0] <= 3 * sizes[1]
+
+
+@pytest.mark.parametrize(
+    "channels, width, expected",
+    [(64, 1, 64), (10, 1, 10), (16, 0.5, 8), (64, 0.3, 16), (16, 0.1, 8), (64, 2, 128)],
+)
+def test_widths_are_multiples_of_8(channels, width, expected):
+    assert scale_width(channels, width) == expected
+
+
+def test_large_images_get_the_large_stem():
+    def stem(side):
+        model = build_student(
+            "resnet18", (side, side, 3), 5, 1, sharing="single", width=0.125
+        )
+        return model.get_layer("stem_conv").kernel_size
+
+    assert stem(63) == (3, 3) and stem(64) == (7, 7)
+
+
+def test_students_load_with_keras_alone(tmp_path):
+    student = build_student("wrn10_1", (8, 8, 1), 4, 2, width=0.5)
+    student.save(tmp_path / "student.keras")
+    loaded = keras.saving.load_model(tmp_path / "student.keras")
+    images = np.random.default_rng(0).normal(size=(3, 8, 8, 1)).astype("float32")
+    for key, answer in student(images).items():
+        np.testing.assert_array_equal(answer, loaded(images)[key])
+    modules = {type(layer).__module__.partition(".")[0] for layer in student.layers}
+    assert modules == {"keras"}
+
+
+def test_wrong_requests_are_explained():
+    with pytest.raises(RequestError, match=r"Unknown network 'vgg'\. Known: lenet"):
+        build_student("vgg", (8, 8, 1), 4, 2)
+    with pytest.raises(RequestError, match="Unknown sharing 'none'"):
+        build_student("wrn10_1", (8, 8, 1), 4, 2, sharing="none")
+    with pytest.raises(RequestError, match="'single' has one header; got 2"):
+        build_student("wrn10_1", (8, 8, 1), 4, 2, sharing="single")

@@ -1,0 +1,136 @@
+"""Students on anybody's trunk."""
+
+import keras
+import numpy as np
+import pytest
+from keras import layers
+
+from cdfkd_tf.data.specs import plain_spec
+from cdfkd_tf.errors import RequestError
+from cdfkd_tf.export.lean import lean_predictor
+from cdfkd_tf.networks import build_student
+from cdfkd_tf.networks.aggregators import build_aggregator, build_predictor
+from cdfkd_tf.networks.external_backbones import find_backbone
+
+SPEC = plain_spec("none", (32, 32, 3), 5)
+IMAGES = np.random.default_rng(0).normal(size=(2, 32, 32, 3)).astype("float32")
+
+
+def small_network():
+    image = keras.Input((32, 32, 3))
+    tensor = layers.Conv2D(8, 3, 2, padding="same", name="stem")(image)
+    inner = layers.Conv2D(24, 1, name="wide")(tensor)
+    inner = layers.Conv2D(8, 3, padding="same", name="inner")(inner)
+    tensor = layers.Add(name="block1")([tensor, inner])
+    tensor = layers.Conv2D(32, 1, name="expand")(tensor)
+    tensor = layers.DepthwiseConv2D(3, 2, padding="same", name="down")(tensor)
+    tensor = layers.BatchNormalization(momentum=0.999, name="bn")(
+        layers.Conv2D(12, 1, name="block2")(tensor)
+    )
+    pooled = layers.GlobalAveragePooling2D()(tensor)
+    return keras.Model(image, layers.Dense(5, name="head")(pooled))
+
+
+@pytest.fixture
+def file(tmp_path):
+    path = tmp_path / "network.keras"
+    small_network().save(path)
+    return str(path)
+
+
+def maps_of(name, **kwargs):
+    return find_backbone(name, SPEC, **kwargs)(keras.Input((32, 32, 3)), 1.0).maps
+
+
+def test_taps_are_block_ends_at_each_resolution(file):
+    assert [level.shape[1:] for level in maps_of(file)] == [(16, 16, 8), (8, 8, 12)]
+
+
+def test_the_tapped_map_is_the_merge_with_the_files_weights(file):
+    trunk = keras.models.load_model(file)
+    image = keras.Input((32, 32, 3))
+    maps = keras.Model(image, find_backbone(file, SPEC)(image, 1.0).maps)
+    expected = keras.Model(trunk.input, trunk.get_layer("block1").output)(IMAGES)
+    np.testing.assert_allclose(maps(IMAGES)[0], expected, atol=1e-6)
+
+
+def test_taps_by_name(file):
+    maps = maps_of(file, taps=("wide", "bn"))
+    assert [level.shape[-1] for level in maps] == [24, 12]
+
+
+@pytest.mark.parametrize("headers", [1, 3])
+def test_a_student_on_a_file_saves_loads_and_answers(file, headers, tmp_path):
+    sharing = "single" if headers == 1 else "multi_level"
+    backbone = find_backbone(file, SPEC)
+    student = build_student(backbone, (32, 32, 3), 5, headers, sharing=sharing)
+    said = student(IMAGES)
+    assert said["logits"].shape == (2, headers, 5)
+    student.save(tmp_path / "student.keras")
+    again = keras.models.load_model(tmp_path / "student.keras")(IMAGES)
+    np.testing.assert_allclose(again["logits"], said["logits"], atol=1e-6)
+    momenta = {
+        layer.momentum
+        for layer in student._flatten_layers()
+        if isinstance(layer, layers.BatchNormalization)
+    }
+    assert max(momenta) == 0.9
+
+
+@pytest.mark.parametrize(
+    "name, channels",
+    [
+        ("MobileNetV2", [16, 24, 32, 96, 160]),
+        ("MobileNetV3Small", [16, 16, 24, 48, 96]),
+        ("EfficientNetB0", [16, 24, 40, 112, 320]),
+    ],
+)
+def test_applications_are_tapped_at_each_resolution(name, channels):
+    maps = maps_of(name)
+    assert [level.shape[-1] for level in maps] == channels
+    assert [level.shape[1] for level in maps] == [16, 8, 4, 2, 1]
+
+
+def test_an_application_that_scales_its_input_gets_bytes():
+    image = keras.Input((32, 32, 3))
+    maps = find_backbone("MobileNetV3Small", SPEC)(image, 1.0).maps
+    first = keras.Model(image, maps[0]).layers[1]
+    pixels = (IMAGES + 1) / 2 * 255
+    np.testing.assert_allclose(first(IMAGES), pixels, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    "name, kwargs, message",
+    [
+        ("resnet99", {}, "Unknown network 'resnet99'. Known: .*resnet18.*MobileNetV2"),
+        ("absent.keras", {}, "no student file absent.keras"),
+        ("wrn10_1", {"taps": ("x",)}, "brings its own"),
+        ("MobileNetV2", {"taps": ("absent",)}, "no layer 'absent' to tap"),
+        ("Xception", {}, "cannot take images of .*32, 32, 3"),
+    ],
+)
+def test_wrong_students_are_refused(name, kwargs, message):
+    with pytest.raises(RequestError, match=message):
+        maps_of(name, **kwargs)
+
+
+def test_a_student_on_a_file_becomes_an_equal_lean_graph(file):
+    student = build_student(find_backbone(file, SPEC), (32, 32, 3), 5, 2)
+    student(IMAGES, training=True)  # statistics that are not 0 and 1
+    aggregator = build_aggregator("mean", student)
+    predictor = build_predictor(student, aggregator, SPEC.mean, SPEC.std)
+    pixels = np.clip(IMAGES / 4 + 0.5, 0, 1)
+    lean = lean_predictor(predictor)(pixels)
+    np.testing.assert_allclose(lean, predictor(pixels), atol=1e-5)
+
+
+def test_width_that_cannot_be_had_is_refused(file):
+    for name in (file, "EfficientNetB0"):
+        with pytest.raises(RequestError, match=r"--student_width=0\.5 cannot scale"):
+            find_backbone(name, SPEC)(keras.Input((32, 32, 3)), 0.5)
+
+
+def test_split_needs_a_last_block(file):
+    backbone = find_backbone(file, SPEC)
+    with pytest.raises(RequestError, match="Use 'multi_level'"):
+        build_student(backbone, (32, 32, 3), 5, 2, sharing="split")
