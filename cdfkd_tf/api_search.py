@@ -7,9 +7,9 @@ from typing import Any
 import keras_tuner
 
 from cdfkd_tf.api import FILES, Teacher, load_teachers, request_of
-from cdfkd_tf.search.run import search as run_search
-from cdfkd_tf.search.space import read_space
-from cdfkd_tf.search.summary import Summary
+from cdfkd_tf.tuning.run import search as run_search
+from cdfkd_tf.tuning.space import read_space
+from cdfkd_tf.tuning.summary import Summary
 
 
 def search(

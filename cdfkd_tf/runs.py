@@ -26,7 +26,7 @@ def run(config: RunConfig) -> None:
         print(f"The report is {write_report(workdir)}")
     elif config.action == "search":
         quiet_tensorflow()
-        from cdfkd_tf.search.run import search  # Keras Tuner takes seconds
+        from cdfkd_tf.tuning.run import search  # Keras Tuner takes seconds
 
         search(config)
     else:

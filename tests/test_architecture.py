@@ -15,7 +15,7 @@ FLOORS = (
     ("teachers",),
     ("distillation", "evaluation"),
     ("report", "export", "assembly"),
-    ("search", "steps", "pipeline", "assisting", "runs"),
+    ("tuning", "steps", "pipeline", "assisting", "runs"),
     ("flags", "cli", "tools", "api", "api_search", "__init__"),
 )
 

@@ -15,7 +15,7 @@ from cdfkd_tf.config import RunConfig
 from cdfkd_tf.errors import RequestError
 from cdfkd_tf.export.predict import read_image
 from cdfkd_tf.options import value_type
-from cdfkd_tf.search.space import read_space
+from cdfkd_tf.tuning.space import read_space
 
 FIELDS = {field.name: field for field in dataclasses.fields(RunConfig)}
 NUMBERS = [name for name, field in FIELDS.items() if value_type(field) in (int, float)]

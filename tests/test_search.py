@@ -104,7 +104,7 @@ def test_a_killed_search_finishes_the_remaining_trials_only(
         return perform(config, *args)
 
     interrupted = []
-    monkeypatch.setattr("cdfkd_tf.search.tuner.perform", counted)
+    monkeypatch.setattr("cdfkd_tf.tuning.tuner.perform", counted)
     flags += (NO_TEST,)
     assert run_main(*flags, "--max_trials=3") == 130
     assert done == ["trial_0"] and interrupted == ["trial_1"]

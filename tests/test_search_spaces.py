@@ -5,8 +5,8 @@ import pytest
 
 from cdfkd_tf.config import RunConfig
 from cdfkd_tf.errors import RequestError
-from cdfkd_tf.search.space import Choices, Range, find_space, read_space
-from cdfkd_tf.search.summary import summarise
+from cdfkd_tf.tuning.space import Choices, Range, find_space, read_space
+from cdfkd_tf.tuning.summary import summarise
 
 
 def test_rank_correlation_is_spearmans():

@@ -5,8 +5,8 @@ import pathlib
 
 from cdfkd_tf.report import charts, tables
 from cdfkd_tf.report.page import chart, page, section
-from cdfkd_tf.search.objective import objective_of
-from cdfkd_tf.search.summary import Summary, shown
+from cdfkd_tf.tuning.objective import objective_of
+from cdfkd_tf.tuning.summary import Summary, shown
 from cdfkd_tf.workdir import write_text
 
 

@@ -14,17 +14,18 @@ from cdfkd_tf.config import RunConfig
 from cdfkd_tf.errors import RequestError, RunError
 from cdfkd_tf.locking import only_one
 from cdfkd_tf.pipeline import perform
-from cdfkd_tf.search.objective import (
+from cdfkd_tf.teachers.build import TRAINING, teacher_files
+from cdfkd_tf.tuning.objective import (
     POOL,
     POOLED_AGREEMENT,
     keep_images,
     objective_of,
     pooled_agreement,
 )
-from cdfkd_tf.search.report import write_search_report
-from cdfkd_tf.search.space import Space, find_space
-from cdfkd_tf.search.summary import Summary, options_of, summarise
-from cdfkd_tf.search.tuner import (
+from cdfkd_tf.tuning.report import write_search_report
+from cdfkd_tf.tuning.space import Space, find_space
+from cdfkd_tf.tuning.summary import Summary, options_of, summarise
+from cdfkd_tf.tuning.tuner import (
     FOLDER,
     SearchTuner,
     keep_outcome,
@@ -32,7 +33,6 @@ from cdfkd_tf.search.tuner import (
     refuse_training,
     trial_config,
 )
-from cdfkd_tf.teachers.build import TRAINING, teacher_files
 from cdfkd_tf.workdir import Workdir
 
 # May differ between the processes and continuations of one search.

@@ -7,8 +7,8 @@ from keras_tuner import oracles
 
 from cdfkd_tf.config import RunConfig
 from cdfkd_tf.errors import RequestError
-from cdfkd_tf.search.objective import objective_of
-from cdfkd_tf.search.space import Space
+from cdfkd_tf.tuning.objective import objective_of
+from cdfkd_tf.tuning.space import Space
 
 _NEVER = 10**9
 

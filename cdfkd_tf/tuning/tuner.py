@@ -20,9 +20,9 @@ from cdfkd_tf.config import RunConfig
 from cdfkd_tf.errors import RequestError
 from cdfkd_tf.locking import only_one
 from cdfkd_tf.pipeline import perform
-from cdfkd_tf.search.objective import judge, objective_of
-from cdfkd_tf.search.oracles import build_oracle
 from cdfkd_tf.teachers.build import TRAINING
+from cdfkd_tf.tuning.objective import judge, objective_of
+from cdfkd_tf.tuning.oracles import build_oracle
 from cdfkd_tf.workdir import Workdir, read_json, write_json, write_text
 
 FOLDER = "search"  # within the workdir

@@ -7,7 +7,7 @@ import pathlib
 from typing import Any
 
 from cdfkd_tf.config import RunConfig
-from cdfkd_tf.search.objective import objective_of
+from cdfkd_tf.tuning.objective import objective_of
 from cdfkd_tf.workdir import write_text
 
 _FEWEST = 3  # pairs that a rank correlation is told of
