@@ -121,9 +121,8 @@ def iteration_messages(student, generator, teacher, config, method, count) -> Me
     if method.generator.get("bn") and norms(teacher):
         messages += STATISTICS * count
     size = steps * weight_bytes(student) + weight_bytes(generator)
-    return Messages(
-        messages, size, 2 * read
-    )  # folded for student steps, and as they are
+    # Teachers are read twice: folded for student steps, and as they are.
+    return Messages(messages, size, 2 * read)
 
 
 def cost_of(flagfile: str) -> Cost:

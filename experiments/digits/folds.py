@@ -4,9 +4,9 @@
 
 All 1,797 digits in five stratified folds (scikit-learn, seed 0), as a folder of images.
 For each fold three teachers learn from the other four; the quickstart's own settings
-and those with `--options` distil the same teachers. Finished folds are not repeated. One
-thread per process, so that the same seed gives the same numbers; `--folds=0,1,2` and
-`--folds=3,4` use two cores.
+and those with `--options` distil the same teachers. Finished folds are not repeated.
+One thread per process, so that the same seed gives the same numbers; `--folds=0,1,2`
+and `--folds=3,4` use two cores.
 """
 
 import argparse
