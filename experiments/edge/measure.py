@@ -5,7 +5,7 @@
 
 The first exports a 32-pixel student with random weights: size and speed do not depend
 on what was learned. The second goes through finished runs and measures their int8 file
-calibrated on invented images, on real ones, and fine-tuned on invented ones.
+calibrated on generated images, on real ones, and fine-tuned on generated ones.
 """
 
 import argparse
@@ -84,17 +84,17 @@ def calibrations(folders: list[str]) -> None:
         assembly = Assembly(config, workdir)
         predictor = assembly.load(workdir.predictor, "fit_aggregator")
         pool = calibration_pool(assembly)
-        invented = calibration_pixels(pool, predictor, 512, config.seed)
+        generated = calibration_pixels(pool, predictor, 512, config.seed)
         real = assembly.images.some_training_pixels(512, [config.seed, 0])
 
-        def finetune(model, pool=pool, invented=invented, seed=config.seed):
-            finetune_int8(model, pool, invented, steps=_STEPS, seed=seed)
+        def finetune(model, pool=pool, generated=generated, seed=config.seed):
+            finetune_int8(model, pool, generated, steps=_STEPS, seed=seed)
 
         ways = {
-            "invented, balanced over classes": (invented, None),
-            "the first 512 invented": (_with_ramp(pool[:512]), None),
+            "generated, balanced over classes": (generated, None),
+            "the first 512 generated": (_with_ramp(pool[:512]), None),
             "real training images": (_with_ramp(real), None),
-            f"invented, {_STEPS} steps of fine-tuning": (invented, finetune),
+            f"generated, {_STEPS} steps of fine-tuning": (generated, finetune),
         }
         for name, (images, change) in ways.items():
             with tempfile.TemporaryDirectory() as scratch:
