@@ -132,8 +132,11 @@ def cost_of(flagfile: str) -> Cost:
     from cdfkd_tf import flags
     from cdfkd_tf.data.specs import spec_of
     from cdfkd_tf.distillation.methods import METHODS, with_overrides
-    from cdfkd_tf.networks import build_classifier, build_generator, build_student
-    from cdfkd_tf.networks.introspection import iteration_multiply_adds, multiply_adds
+    from cdfkd_tf.networks.classifiers import build_classifier
+    from cdfkd_tf.networks.generators import build_generator
+    from cdfkd_tf.networks.introspection import multiply_adds
+    from cdfkd_tf.networks.students import build_student
+    from experiments.iteration_cost import iteration_multiply_adds
 
     values = absl_flags.FlagValues()
     flags.define(values)
@@ -175,7 +178,7 @@ def cost_of(flagfile: str) -> Cost:
         num_teachers * multiply_adds(teacher),
         multiply_adds(generator) if generator else 0,
         batch_size=config.batch_size,
-        student_rounds=config.student_steps,
+        student_steps=config.student_steps,
     )
     messages = iteration_messages(
         student, generator, teacher, config, method, num_teachers

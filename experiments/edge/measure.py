@@ -33,8 +33,8 @@ from cdfkd_tf.export.exporting import export_checked  # noqa: E402
 from cdfkd_tf.export.finetuning import finetune_int8  # noqa: E402
 from cdfkd_tf.export.step import calibration_pool  # noqa: E402
 from cdfkd_tf.limits import EXPORT_FORMATS  # noqa: E402
-from cdfkd_tf.networks import build_student  # noqa: E402
 from cdfkd_tf.networks.aggregators import build_aggregator, build_predictor  # noqa: E402
+from cdfkd_tf.networks.students import build_student  # noqa: E402
 from cdfkd_tf.workdir import Workdir, read_json  # noqa: E402
 
 _HEADERS, _CLASSES, _STEPS = 3, 100, 200
