@@ -8,11 +8,11 @@ import subprocess
 
 import numpy as np
 import pytest
+from cdfkd_tf.distillation.callbacks import tile
+from cdfkd_tf.results import Results
 
 from cdfkd_tf.config import RunConfig
-from cdfkd_tf.distillation.callbacks import tile
 from cdfkd_tf.report.page import write_report
-from cdfkd_tf.results import Results
 from cdfkd_tf.workdir import Workdir, write_json
 from tests.conftest import run_main
 
