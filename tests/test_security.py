@@ -82,7 +82,7 @@ def test_the_package_runs_no_code_from_files_and_no_programs():
         "archive.extractall(folder)",
     ],
 )
-def test_each_of_these_would_be_found(source):
+def test_faults_finds_each_of_these(source):
     assert len([*faults(source)]) == 1
 
 
@@ -108,7 +108,7 @@ class Overwriting(tf.Module):
         )
 
 
-def test_a_saved_model_may_not_call_what_only_saving_needs(tmp_path):
+def test_check_saved_model_refuses_calls_of_what_only_saving_needs(tmp_path):
     """Every SavedModel holds SaveV2, for its saver; this one would call it itself."""
     module = Overwriting(str(tmp_path / "elsewhere"))
     folder = tmp_path / "saved"
@@ -118,13 +118,13 @@ def test_a_saved_model_may_not_call_what_only_saving_needs(tmp_path):
     assert not list(tmp_path.glob("elsewhere*"))
 
 
-def test_a_plain_saved_model_is_let_in(tmp_path):
+def test_check_saved_model_lets_a_plain_one_in(tmp_path):
     network = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
     network.export(tmp_path / "saved", verbose=False)
     check_saved_model(tmp_path / "saved")
 
 
-def test_a_keras_file_cannot_bring_a_saved_model_along(tmp_path):
+def test_load_classifier_refuses_a_saved_model_inside_a_keras_file(tmp_path):
     from cdfkd_tf.networks.loading import load_classifier
 
     network = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
@@ -167,7 +167,7 @@ def hostile_zip(target):
 @pytest.mark.parametrize(
     "ending, content", [(".tar.gz", hostile_tar), (".zip", hostile_zip)]
 )
-def test_an_archive_cannot_write_outside_its_folder(tmp_path, ending, content):
+def test_extract_cannot_write_outside_its_folder(tmp_path, ending, content):
     """As the data sets' builders unpack what was fetched."""
     target = tmp_path / "target"
     target.mkdir()

@@ -278,6 +278,13 @@ class Files:
         image_folder(self.images, CLASS_NAMES)
 
 
+def parse(*arguments):
+    """The run that a command line describes."""
+    values = absl_flags.FlagValues()
+    cli.define(values)
+    return cli.parse(["main.py", *arguments], values)
+
+
 def run_main(*arguments):
     """The command line in this process; returns the exit code."""
     return cli.main(["main.py", *arguments], absl_flags.FlagValues())

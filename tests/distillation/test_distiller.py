@@ -172,6 +172,7 @@ def test_attention_term_of_the_generator_moves_it():
     assert float(engine.term_means()["generator_attention"]) > 0
 
 
+@pytest.mark.slow  # compiling takes its time
 def test_xla_compiles_the_same_updates():
     optimizers = [(CoupledSGD(0.01), PaperAdam(1e-3)) for _ in range(2)]
     plain = toys.distiller("dfed", optimizers=optimizers[0])
