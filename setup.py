@@ -18,13 +18,14 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     packages=find_packages(include=["cdfkd_tf", "cdfkd_tf.*"]),
-    package_data={"cdfkd_tf.report": ["page.css"]},
+    package_data={"cdfkd_tf.report": ["page.css", "page.html.j2"]},
     python_requires=">=3.10",
     install_requires=[
         "absl-py>=2.1",
         "ai-edge-litert>=2.1",  # the interpreter that devices use: checks exports
         "importlib_resources",  # tensorflow-datasets 4.9.10 forgets to ask for it
         "flatbuffers>=24.3",  # packs TFLite files
+        "jinja2>=3.1",  # report.html
         "keras>=3.15,<3.16",
         "keras-tuner>=1.4.8",  # --action=search
         "matplotlib>=3.9",  # charts of report.html

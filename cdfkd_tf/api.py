@@ -17,7 +17,7 @@ from cdfkd_tf.config import RunConfig
 from cdfkd_tf.distillation.fit_aggregator import AggregatorFit, fit_aggregator
 from cdfkd_tf.distillation.run import distill as run_distillation
 from cdfkd_tf.errors import RequestError
-from cdfkd_tf.evaluation import ask, measure
+from cdfkd_tf.evaluation import compute_metrics, predict_all
 from cdfkd_tf.export.step import export_run
 from cdfkd_tf.networks.aggregators import build_aggregator, build_predictor
 from cdfkd_tf.networks.loading import load_classifier
@@ -67,10 +67,10 @@ class Distillation:
             RequestError: images of another shape or range.
         """
         spec = self._assembly.spec
-        batches = list(_batches(x, y, spec.image_shape))
-        teachers = self._assembly.teachers
-        answers, truth = ask(teachers, self.student, self.predictor, spec, batches)
-        return measure(answers, truth, teachers, self.student)
+        batches = _batches(x, y, spec.image_shape)
+        teachers, student = self._assembly.teachers, self.student
+        outputs, labels = predict_all(teachers, student, self.predictor, spec, batches)
+        return compute_metrics(outputs, labels, teachers, student)
 
     def fit_aggregator(
         self,

@@ -12,22 +12,23 @@ import keras
 import tensorflow as tf
 
 import cdfkd_tf
-from cdfkd_tf.assembly import Assembly
+from cdfkd_tf.assembly import SAMPLE_SEED, Assembly
 from cdfkd_tf.config import RunConfig
 from cdfkd_tf.distillation.fit_aggregator import fit_aggregator
 from cdfkd_tf.distillation.run import distill, saving_options
 from cdfkd_tf.distillation.train_teachers import train_classifier
 from cdfkd_tf.errors import RequestError
-from cdfkd_tf.evaluation import ask, measure
+from cdfkd_tf.evaluation import compute_metrics, observe, predict_all
 from cdfkd_tf.export.costs import teacher_costs
 from cdfkd_tf.export.step import export_run
 from cdfkd_tf.networks.aggregators import build_aggregator, build_predictor
-from cdfkd_tf.report.observations import observe
 from cdfkd_tf.results import Results
 from cdfkd_tf.runtime.files import replacing
 from cdfkd_tf.runtime.multi_worker import Hosts
 from cdfkd_tf.runtime.precision import make_deterministic, memory_advice
-from cdfkd_tf.workdir import Workdir
+from cdfkd_tf.workdir import Workdir, write_json
+
+_GENERATED = 512  # images whose classes the report counts
 
 
 class Steps:
@@ -155,17 +156,19 @@ class Steps:
         predictor = assembly.load(workdir.predictor, "fit_aggregator")
         if assembly.can_measure:
             assembly.images.write_splits(workdir.splits)
-        answers, truth = ask(
-            assembly.teachers,
-            student,
-            predictor,
-            assembly.spec,
-            assembly.evaluation_batches,
+        teachers, batches = assembly.teachers, assembly.evaluation_batches
+        outputs, labels = predict_all(
+            teachers, student, predictor, assembly.spec, batches
         )
-        measured = measure(answers, truth, assembly.teachers, student)
-        for key, value in measured.items():
+        metrics = compute_metrics(outputs, labels, teachers, student)
+        for key, value in metrics.items():
             self.results.record(key, value)
-        observe(assembly, predictor, answers, truth)
+        generated = None
+        if assembly.method.generator:
+            generated = assembly.unlabelled_pixels(_GENERATED, SAMPLE_SEED)
+        names = assembly.class_names
+        seen = observe(predictor, outputs, labels, names, batches, generated)
+        write_json(workdir.observations, seen)
 
     def export(self) -> None:
         """Writes the predictor in every format asked for, and checks each file."""

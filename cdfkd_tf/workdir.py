@@ -4,6 +4,7 @@ Names in this folder are public: other people's scripts read them.
 """
 
 import contextlib
+import csv
 import json
 import pathlib
 import shutil
@@ -156,3 +157,26 @@ def write_text(path: pathlib.Path, text: str) -> None:
     """Writes `text` whole or not at all: under another name, then renamed."""
     with replacing(path) as temporary:
         temporary.write_text(text)
+
+
+def read_history(file: pathlib.Path) -> dict[str, list[float | None]]:
+    """The columns of history.csv but the epoch; empty if there is no file.
+
+    Returns:
+        Name -> one value per epoch, None where it was not measured.
+
+    Raises:
+        RequestError: if it was changed into something else.
+    """
+    if not file.exists():
+        return {}
+    try:
+        with file.open(newline="", encoding="utf-8") as lines:
+            columns = zip(*csv.reader(lines), strict=True)
+        table = {
+            name: [float(cell) if cell else None for cell in cells]
+            for name, *cells in columns
+        }
+    except ValueError as error:  # no numbers, rows of unlike lengths, or no text
+        raise broken_record(file, str(error)) from error
+    return {name: values for name, values in table.items() if name != "epoch"}
