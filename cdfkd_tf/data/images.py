@@ -169,7 +169,7 @@ class RealImages:
         labels = np.array([int(example["label"]) for example in examples])
         if count > len(labels):
             raise RequestError(
-                f"--real_samples={count}, but {self.spec.name} has only "
+                f"--labelled_samples={count}, but {self.spec.name} has only "
                 f"{len(labels)} training images. Give at most as many."
             )
         return balanced_choice(labels, count, seed)

@@ -148,9 +148,9 @@ def _lead(results: Mapping[str, Any]) -> Iterator[str]:
             f"{ensemble['parameters']:,}: "
             f"{ensemble['parameters'] / student['parameters']:.1f} times as many."
         )
-    if aggregator.get("learned") and aggregator["real_samples"]:
+    if aggregator.get("learned") and aggregator["labelled_samples"]:
         yield (
-            f"How much each header counts was learned from {aggregator['real_samples']}"
+            f"How much each header counts was learned from {aggregator['labelled_samples']}"
             " labelled real images, all else from generated ones."
         )
 
