@@ -5,7 +5,7 @@ import time
 from cdfkd_tf.config import RunConfig
 from cdfkd_tf.errors import RunError
 from cdfkd_tf.pipeline import STEPS, join, steps_to_do
-from cdfkd_tf.runtime.cluster import Cluster, reachable
+from cdfkd_tf.runtime.multi_worker import Cluster, reachable
 from cdfkd_tf.workdir import Workdir
 
 _PAUSE = 2  # seconds between looks

@@ -7,16 +7,13 @@ answers at once.
 import dataclasses
 import json
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from cdfkd_tf.config import RunConfig
 from cdfkd_tf.errors import RequestError
-from cdfkd_tf.runtime.cluster import Cluster
+from cdfkd_tf.runtime.multi_worker import Cluster, WorkerGroup
 from cdfkd_tf.runtime.silence_stderr import quiet_tensorflow
 from cdfkd_tf.workdir import Workdir, write_json, write_text
-
-if TYPE_CHECKING:
-    from cdfkd_tf.runtime.multi_worker import Hosts
 
 # Step -> the groups of options that it adds to what its result depends on.
 STEPS = {
@@ -71,7 +68,7 @@ def steps_to_do(config: RunConfig, wanted: Sequence[str]) -> list[str]:
     return todo
 
 
-def join(config: RunConfig, cluster: Cluster) -> "Hosts":
+def join(config: RunConfig, cluster: Cluster) -> WorkerGroup:
     """Starts TensorFlow together with the other processes of the run.
 
     Raises:
@@ -79,13 +76,8 @@ def join(config: RunConfig, cluster: Cluster) -> "Hosts":
         RunError: one of them does not come.
     """
 
-    def first() -> "Hosts":
-        from cdfkd_tf.runtime.multi_worker import Hosts
-
-        return Hosts(cluster, config.worker_timeout)
-
     print(f"This is {cluster}; waiting for the others.", flush=True)
-    hosts = quiet_tensorflow(first)
+    hosts = quiet_tensorflow(lambda: WorkerGroup(cluster, config.worker_timeout))
     options = options_behind("distill", config)
     options |= {name: getattr(config, name) for name in _TOGETHER}
     shared = {name: v for name, v in options.items() if name not in _PLACES}

@@ -7,7 +7,7 @@ from cdfkd_tf.locking import only_one
 from cdfkd_tf.pipeline import STEPS, perform
 from cdfkd_tf.report.page import write_report
 from cdfkd_tf.results import read_results, summary
-from cdfkd_tf.runtime.cluster import Cluster
+from cdfkd_tf.runtime.multi_worker import Cluster
 from cdfkd_tf.runtime.silence_stderr import quiet_tensorflow
 from cdfkd_tf.workdir import Workdir
 

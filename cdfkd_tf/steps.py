@@ -25,7 +25,7 @@ from cdfkd_tf.networks.aggregators import build_aggregator, build_predictor
 from cdfkd_tf.report.observations import observe
 from cdfkd_tf.results import Results
 from cdfkd_tf.runtime.files import replacing
-from cdfkd_tf.runtime.multi_worker import Hosts
+from cdfkd_tf.runtime.multi_worker import WorkerGroup
 from cdfkd_tf.runtime.precision import make_deterministic, memory_advice
 from cdfkd_tf.workdir import Workdir
 
@@ -45,7 +45,7 @@ class Steps:
         config: RunConfig,
         workdir: Workdir,
         callbacks: Sequence[keras.callbacks.Callback] = (),
-        hosts: Hosts | None = None,
+        hosts: WorkerGroup | None = None,
     ):
         make_deterministic(config.deterministic)
         self._hosts = hosts

@@ -28,7 +28,7 @@ from cdfkd_tf.distillation.numerics import SkippedUpdates, is_scaled, what_faile
 from cdfkd_tf.distillation.optimizers import LearningRates
 from cdfkd_tf.distillation.trouble import TroubleWatch
 from cdfkd_tf.errors import RunError
-from cdfkd_tf.runtime.multi_worker import Hosts
+from cdfkd_tf.runtime.multi_worker import WorkerGroup
 from cdfkd_tf.runtime.precision import memory_advice
 
 # Agreement through earlier generators: it follows true accuracy best, see
@@ -41,7 +41,7 @@ def distill(
     assembly: Assembly,
     verbose: int | str,
     more_callbacks: Sequence[keras.callbacks.Callback] = (),
-    hosts: Hosts | None = None,
+    hosts: WorkerGroup | None = None,
 ) -> tuple[dict[str, keras.Model], dict[str, float]]:
     """Trains the student, and the generator if the method has one.
 
@@ -133,7 +133,7 @@ def saving_options(config: RunConfig) -> dict[str, Any]:
 
 
 def _training_state(
-    assembly: Assembly, distiller: Distiller, hosts: Hosts | None
+    assembly: Assembly, distiller: Distiller, hosts: WorkerGroup | None
 ) -> TrainingState:
     config, steps = assembly.config, assembly.config.steps_per_epoch
     if not assembly.method.generator:
@@ -145,7 +145,7 @@ def _training_state(
         steps,
         metrics=distiller.trackers,
         **saving_options(config),
-        agree=hosts.agree if hosts else int,
+        agree=hosts.all_reduce_sum if hosts else int,
         writes=hosts is None or hosts.cluster.is_chief,
     )
 
