@@ -6,9 +6,10 @@ import keras
 import numpy as np
 import pytest
 
+from cdfkd_tf.data.sampling import balanced_choice as balanced
 from cdfkd_tf.errors import DistillationWarning, RunError
 from cdfkd_tf.export import metadata
-from cdfkd_tf.export.calibration import balanced, calibration_pixels
+from cdfkd_tf.export.calibration import calibration_pixels
 from cdfkd_tf.export.checking import Reference, check
 from cdfkd_tf.export.exporting import export_checked
 from cdfkd_tf.export.finetuning import finetune_int8
