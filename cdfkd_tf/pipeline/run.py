@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from cdfkd_tf.config import STEPS, RunConfig
 from cdfkd_tf.errors import RequestError, RunError
 from cdfkd_tf.report.page import write_report
+from cdfkd_tf.runtime.multi_worker import Cluster, WorkerGroup, reachable
 from cdfkd_tf.runtime.silence_stderr import quiet_tensorflow
 from cdfkd_tf.workdir import Workdir, read_results, summary, write_json, write_text
 
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
     import keras
 
     from cdfkd_tf.pipeline.steps import Run
-    from cdfkd_tf.runtime.multi_worker import Cluster, WorkerGroup
 
 COSTLY = ("train_teachers", "distill")  # never repeated without being told to
 _PLACES = ("data_dir", "image_folder", "teachers")  # may differ from host to host
@@ -61,8 +61,6 @@ def _run_steps(config: RunConfig, workdir: Workdir) -> None:
     whole = config.action == "pipeline"
     wanted = STEPS if whole else (config.action,)
     if config.strategy == "multi_worker":
-        from cdfkd_tf.runtime.multi_worker import Cluster
-
         cluster = Cluster.from_environment()
         if not cluster.is_chief:
             _run_worker(config, cluster, wanted)
@@ -108,8 +106,6 @@ def perform(
         return None
     workers = None
     if config.strategy == "multi_worker" and "distill" in todo:
-        from cdfkd_tf.runtime.multi_worker import Cluster
-
         workers = _join(config, Cluster.from_environment())
     quiet_tensorflow()
     from cdfkd_tf.pipeline.steps import DO, Run
@@ -186,7 +182,7 @@ def _refuse_mixed_runs(step: str, config: RunConfig, workdir: Workdir) -> None:
             )
 
 
-def _join(config: RunConfig, cluster: "Cluster") -> "WorkerGroup":
+def _join(config: RunConfig, cluster: Cluster) -> WorkerGroup:
     """Starts TensorFlow together with the other processes of the run.
 
     Raises:
@@ -194,13 +190,8 @@ def _join(config: RunConfig, cluster: "Cluster") -> "WorkerGroup":
         RunError: one of them does not come.
     """
 
-    def start() -> "WorkerGroup":
-        from cdfkd_tf.runtime.multi_worker import WorkerGroup
-
-        return WorkerGroup(cluster, config.worker_timeout)
-
     print(f"This is {cluster}; waiting for the others.", flush=True)
-    workers = quiet_tensorflow(start)
+    workers = quiet_tensorflow(lambda: WorkerGroup(cluster, config.worker_timeout))
     options = config.options_behind("distill")
     options |= {name: getattr(config, name) for name in _SHARED}
     shared = {name: v for name, v in options.items() if name not in _PLACES}
@@ -208,7 +199,7 @@ def _join(config: RunConfig, cluster: "Cluster") -> "WorkerGroup":
     return workers
 
 
-def _run_worker(config: RunConfig, cluster: "Cluster", wanted: Sequence[str]) -> None:
+def _run_worker(config: RunConfig, cluster: Cluster, wanted: Sequence[str]) -> None:
     """Takes part in the chief's distillation; writes nothing.
 
     Raises:
@@ -225,7 +216,7 @@ def _run_worker(config: RunConfig, cluster: "Cluster", wanted: Sequence[str]) ->
     while not config.teachers and not all(
         current.workdir.teacher(i).exists() for i in range(config.num_teachers)
     ):
-        if not cluster.chief_is_reachable():
+        if not reachable(cluster.addresses[0]):
             raise RunError(
                 "The chief is gone before the teachers were trained. Start all "
                 "processes again with the same command."
