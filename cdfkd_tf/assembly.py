@@ -23,8 +23,8 @@ from cdfkd_tf.networks import (
 from cdfkd_tf.networks.external_backbones import find_backbone
 from cdfkd_tf.networks.loading import load_network
 from cdfkd_tf.runtime.precision import dtype_policy
-from cdfkd_tf.teachers.build import find_spec, gather_teachers, teacher_files
-from cdfkd_tf.teachers.teacher import TeacherEnsemble
+from cdfkd_tf.teachers.build import build_teachers, find_spec, teacher_files
+from cdfkd_tf.teachers.ensemble import TeacherEnsemble
 from cdfkd_tf.workdir import Workdir
 
 # Offsets that keep the draws of one run apart.
@@ -171,7 +171,7 @@ class Assembly:
             RequestError: if a file is no teacher for this data set.
         """
         names = self.config.teachers if self._models else self.teacher_files()
-        teachers = gather_teachers(self.config, self.spec, names, self._models)
+        teachers = build_teachers(self.config, self.spec, names, self._models)
         if self.config.calibrate_teachers:
             keras.utils.set_random_seed(self.config.seed)
             generator = self.build_generator()
@@ -181,7 +181,7 @@ class Assembly:
 
     def ask_ensemble(self, images: tf.Tensor) -> tf.Tensor:
         """The teachers' mean logits `(B, C)` for normalised images."""
-        return keras.ops.mean(self.teachers(images)["logits"], axis=1)
+        return self.teachers.mean_logits(self.teachers(images).logits)
 
     def build_teacher(self, index: int) -> keras.Model:
         """A fresh teacher, its initial weights drawn from its own seed."""

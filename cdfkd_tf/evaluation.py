@@ -9,7 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from cdfkd_tf.data.specs import DatasetSpec
-from cdfkd_tf.teachers.teacher import TeacherEnsemble
+from cdfkd_tf.teachers.ensemble import TeacherEnsemble
 
 Answers = dict[Any, np.ndarray]
 Batches = Iterable[tuple[np.ndarray, np.ndarray | None]]
@@ -39,7 +39,7 @@ def ask(
 
     @tf.function(reduce_retracing=True)
     def ask_teachers(images):
-        return teachers(images)["logits"]
+        return teachers(images).logits
 
     answers, labels = collections.defaultdict(list), []
     for pixels, truth in batches:

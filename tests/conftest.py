@@ -20,7 +20,7 @@ from cdfkd_tf.distillation.adversarial import AdversarialDistiller
 from cdfkd_tf.distillation.methods import METHODS, with_overrides
 from cdfkd_tf.distillation.optimizers import CoupledSGD, PaperAdam
 from cdfkd_tf.networks import build_classifier, build_generator, build_student
-from cdfkd_tf.teachers.teacher import TeacherEnsemble
+from cdfkd_tf.teachers.ensemble import TeacherEnsemble
 
 SHAPE, CLASSES, LATENT = (8, 8, 1), 4, 6
 TOY = (

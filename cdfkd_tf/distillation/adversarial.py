@@ -131,7 +131,7 @@ class AdversarialDistiller(Distiller):
             statistics = []
         with unmoved(statistics), tf.GradientTape() as tape:
             images = self.generator(noise, training=True)
-            teachers = self.opponents(images)
+            teachers = self.opponents(images, frozenset({"bn_statistics"}))._asdict()
             images = teachers.get("images", images)
             if not self.method.teacher_gradient:
                 teachers["logits"] = ops.stop_gradient(teachers["logits"])

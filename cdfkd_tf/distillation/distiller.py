@@ -17,7 +17,7 @@ class Distiller(keras.Model):
 
     Args:
         student: images to `{"logits": (B, H, C), "features": (B, H, W)}`.
-        teachers: images to `{"logits", "features", "bn"}`, see `TeacherEnsemble`.
+        teachers: see `TeacherEnsemble`.
         method: which terms weigh what.
         projection: maps the student's features to the teachers' widths and learns
             with the student, see `build_projection`; None: the widths are equal.
@@ -148,11 +148,11 @@ class Distiller(keras.Model):
     def make_train_function(self, force: bool = False):
         """As Keras's, and for several hosts, where Keras's own fails.
 
-        Teachers compute as they now stand, and faster, see `Teacher.lighten`.
+        Teachers compute as they now stand, and faster, see `TeacherEnsemble`.
         """
         if self.train_function is not None and not force:
             return self.train_function
-        self.teachers.lighten(self.teacher_policy)
+        self.teachers.optimise_for_inference(self.teacher_policy)
         if self.run_eagerly:
             return super().make_train_function(force)
 
@@ -188,7 +188,9 @@ class Distiller(keras.Model):
 
     def ask_teachers(self, images: KerasTensor) -> dict[str, Any]:
         """The teachers' logits and features, without BatchNorm inputs."""
-        return self.teachers.answer(images)
+        outputs = self.teachers(images)
+        shown = [values for values in outputs.features if values is not None]
+        return {"logits": outputs.logits, "features": shown}
 
     def update_student(self, images: KerasTensor, teachers: dict[str, Any]) -> None:
         """Moves the student alone, by one gradient step.

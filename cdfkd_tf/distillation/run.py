@@ -215,7 +215,7 @@ def _watch(
 def _watch_generator(assembly: Assembly, distiller, first_epoch: int):
     config, workdir = assembly.config, assembly.workdir
     invent = Inventor(
-        distiller.generator, lambda images: assembly.teachers.answer(images)["logits"]
+        distiller.generator, lambda images: assembly.teachers(images).logits
     )
     agreement = HeldOutAgreement(
         distiller.student,

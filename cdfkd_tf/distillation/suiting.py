@@ -8,7 +8,7 @@ import keras
 
 from cdfkd_tf.distillation.methods import Method
 from cdfkd_tf.errors import DistillationWarning, RequestError
-from cdfkd_tf.teachers.teacher import TeacherEnsemble
+from cdfkd_tf.teachers.ensemble import TeacherEnsemble
 
 
 def suit_method(

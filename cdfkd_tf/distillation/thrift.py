@@ -1,12 +1,20 @@
 """Teachers that take turns, so that only one's inner maps are in memory at a time."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import tensorflow as tf
-from keras import KerasTensor, ops
+from keras import KerasTensor
 
 from cdfkd_tf.distillation.methods import statistics_gap
-from cdfkd_tf.teachers.teacher import Teacher, TeacherEnsemble
+from cdfkd_tf.teachers.ensemble import TeacherEnsemble
+from cdfkd_tf.teachers.teacher import Teacher
+
+
+class _Outputs(NamedTuple):
+    logits: KerasTensor
+    features: list
+    bn: list
+    images: KerasTensor
 
 
 class OneByOne:
@@ -24,7 +32,7 @@ class OneByOne:
     def __init__(self, teachers: TeacherEnsemble, *, statistics: bool):
         self.teachers, self.statistics = teachers, statistics
 
-    def __call__(self, images: KerasTensor) -> dict[str, Any]:
+    def __call__(self, images: KerasTensor, needs: frozenset[str]) -> Any:
         """What all teachers say about normalised images `(B, height, width, ch)`.
 
         Returns:
@@ -33,17 +41,17 @@ class OneByOne:
         """
         answers = []
         for teacher in self.teachers.teachers:
-            *answer, images = self._ask(teacher, images)
+            *answer, images = self._ask(teacher, images, needs)
             answers.append(answer)
         logits, features, gaps = map(list, zip(*answers))
-        return {
-            "logits": ops.stack(logits, axis=1),
-            "features": features,
-            "bn": [gap for gap in gaps if gap is not None],
-            "images": images,
-        }
+        return _Outputs(
+            logits=self.teachers.class_map.to_whole(logits),
+            features=features,
+            bn=[gap for gap in gaps if gap is not None],
+            images=images,
+        )
 
-    def _ask(self, teacher: Teacher, images: KerasTensor) -> list:
+    def _ask(self, teacher: Teacher, images: KerasTensor, needs) -> list:
         """Logits, features, gap and the images again: the next teacher waits for them.
 
         In the gradient it is the other way round: the last output's comes from whoever
@@ -53,7 +61,7 @@ class OneByOne:
         measured = self.statistics and bool(teacher.num_batch_norms)
 
         def answer(images):
-            logits, features, layers = teacher(images)
+            logits, features, layers, _ = teacher(images, needs)
             answers = [logits]
             if shown:
                 answers.append(features)

@@ -11,7 +11,7 @@ from cdfkd_tf.distillation.methods import METHODS
 from cdfkd_tf.distillation.run import named_failures
 from cdfkd_tf.errors import RequestError, RunError
 from cdfkd_tf.networks import build_classifier, build_student
-from cdfkd_tf.teachers.teacher import TeacherEnsemble
+from cdfkd_tf.teachers.ensemble import TeacherEnsemble
 from tests.conftest import (
     CLASSES,
     LATENT,
