@@ -14,7 +14,7 @@ import keras
 import numpy as np
 from keras import KerasTensor, layers, ops
 
-from cdfkd_tf.networks.bn_folding import CONVOLUTIONS, affine
+from cdfkd_tf.networks.bn_folding import CONVOLUTIONS, bn_scale_and_shift
 
 
 def lean_predictor(predictor: keras.Model) -> keras.Model:
@@ -123,7 +123,7 @@ class _Folding:
         if isinstance(layer, layers.BatchNormalization):
             if self._folds(self._producer[id(layer.input)]):
                 return inputs
-            scale, shift = affine(layer)
+            scale, shift = bn_scale_and_shift(layer)
             kernel = scale.reshape(1, 1, -1, 1)
             again = layers.DepthwiseConv2D(1, name=layer.name)
             return _with_weights(again, inputs, kernel, shift)
@@ -157,7 +157,7 @@ class _Folding:
             kernel = kernel / self._std.reshape(1, 1, -1, 1)
         has_bias = layer.use_bias
         if self._folds(layer):
-            scale, shift = affine(self._readers[id(layer.output)][0])
+            scale, shift = bn_scale_and_shift(self._readers[id(layer.output)][0])
             kernel = kernel * scale.reshape((1, 1, -1, 1) if is_depthwise else (-1,))
             bias, has_bias = bias * scale + shift, True
         weights = [kernel, bias] if has_bias else [kernel]
