@@ -9,6 +9,7 @@ ROOT = pathlib.Path(__file__).parent
 VERSION = re.search(
     r'__version__ = "(.*)"', (ROOT / "cdfkd_tf/__init__.py").read_text()
 ).group(1)
+ONNX = ["onnx>=1.17", "onnxruntime>=1.20", "tf2onnx>=1.17"]
 
 setup(
     name="cdfkd_tf",
@@ -37,11 +38,13 @@ setup(
         "tensorflow-datasets>=4.9.9",
     ],
     extras_require={
+        "onnx": ONNX,  # --export_formats=onnx
         "torch": ["torch>=2.4", "safetensors>=0.4"],  # tools/import_torch.py
         "bench": [
             "torch>=2.4"
         ],  # experiments/benchmarks, tests/parity/record_float64.py
         "test": [
+            *ONNX,
             "hypothesis>=6.100",
             "pytest>=8",
             "pytest-xdist>=3.6",

@@ -1,7 +1,6 @@
 """The same from Python: `cdfkd_tf.distill(teachers)` for notebooks and programs."""
 
 import csv
-import dataclasses
 import difflib
 import pathlib
 import tempfile
@@ -18,7 +17,7 @@ from cdfkd_tf.distillation.fit_aggregator import AggregatorFit, fit_aggregator
 from cdfkd_tf.distillation.run import distill as run_distillation
 from cdfkd_tf.errors import RequestError
 from cdfkd_tf.evaluation import ask, measure
-from cdfkd_tf.export.step import export_run
+from cdfkd_tf.export.run import export
 from cdfkd_tf.networks.aggregators import build_aggregator, build_predictor
 from cdfkd_tf.networks.loading import load_classifier
 from cdfkd_tf.pipeline import options_behind, refuse_mixed_runs
@@ -130,10 +129,12 @@ class Distillation:
         Returns:
             `exports` as in results.json; agreement is on generated images.
         """
-        config = self.config
-        if formats is not None:
-            config = dataclasses.replace(config, export_formats=tuple(formats))
-        return export_run(config, self._assembly, self.predictor, pathlib.Path(folder))
+        return export(
+            self.predictor,
+            self.config.export_formats if formats is None else formats,
+            pathlib.Path(folder),
+            **self._assembly.export_arguments(),
+        )
 
     def _predictor(self, kind: str) -> tuple[keras.Model, keras.Model]:
         aggregator, spec = build_aggregator(kind, self.student), self._assembly.spec

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import pathlib
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import keras
 import numpy as np
@@ -14,6 +15,7 @@ from cdfkd_tf.data.images import RealImages
 from cdfkd_tf.data.specs import DatasetSpec
 from cdfkd_tf.distillation.methods import METHODS, Method, with_overrides
 from cdfkd_tf.errors import RequestError, lookup
+from cdfkd_tf.export.run import describe
 from cdfkd_tf.networks.backbones import BACKBONES
 from cdfkd_tf.networks.classifiers import build_classifier
 from cdfkd_tf.networks.external_backbones import find_backbone
@@ -28,7 +30,6 @@ from cdfkd_tf.workdir import Workdir
 # Offsets that keep the draws of one run apart.
 _TEACHER_SEEDS = 1000  # per teacher
 SAMPLE_SEED = 1
-CALIBRATION_SEED = 2
 _EVALUATION_SEED = 3
 HELD_OUT_SEED = 4
 AGGREGATOR_SEED = 5
@@ -141,6 +142,34 @@ class Assembly:
         generator = self.load(self.workdir.generator, "distill")
         images = np.asarray(generator(self.noise(count, seed), training=True))
         return np.clip(self.spec.denormalise(images), 0, 1).astype("float32")
+
+    def calibration_images(self, count: int, seed: int) -> np.ndarray:
+        """`unlabelled_pixels`, a part at a time, and those of earlier generators."""
+        seeds = range(seed, seed + 100 * count // _MEASURED_AT_ONCE, 100)
+        images = [self.unlabelled_pixels(_MEASURED_AT_ONCE, part) for part in seeds]
+        earlier = self.workdir.checkpoints / "earlier_images.npz"
+        if self.method.generator and earlier.exists():
+            with np.load(earlier, allow_pickle=False) as kept:
+                images.append(self.spec.denormalise(np.concatenate(kept["images"])))
+        return np.concatenate(images).astype("float32")
+
+    def export_arguments(self) -> dict[str, Any]:
+        """What `export` is given besides predictor, formats and folder."""
+        spec, config = self.spec, self.config
+        return {
+            "batches": self.evaluation_batches,
+            "unlabelled_images": self.calibration_images,
+            "description": describe(
+                dataset=spec.name,
+                method=config.method,
+                student=config.student,
+                class_names=self.class_names,
+                image_shape=spec.image_shape,
+                shorter_side=spec.shorter_side,
+            ),
+            "int8_finetune_steps": config.int8_finetune_steps,
+            "seed": config.seed,
+        }
 
     def aggregator_samples(self) -> tuple[np.ndarray, np.ndarray]:
         """Normalised images and labels that the aggregator learns from.

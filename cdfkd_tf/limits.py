@@ -8,6 +8,7 @@ from cdfkd_tf.errors import RequestError
 
 EXPORT_FORMATS = (
     "saved_model",
+    "onnx",
     "tflite_float32",
     "tflite_float16",
     "tflite_dynamic",

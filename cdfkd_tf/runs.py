@@ -1,5 +1,7 @@
 """The actions: what `--action` names, and what it says at the end."""
 
+import pathlib
+
 from cdfkd_tf.assisting import assist
 from cdfkd_tf.config import RunConfig
 from cdfkd_tf.export.predict import predict
@@ -21,7 +23,15 @@ def run(config: RunConfig) -> None:
     """
     workdir = Workdir(config.workdir)
     if config.action == "predict":
-        predict(config, workdir)
+        predict(
+            config.predict_input,
+            model=config.predict_model,
+            directory=workdir.export,
+            output=pathlib.Path(
+                config.predict_output or workdir.path / "predictions.csv"
+            ),
+            predictor=workdir.predictor if config.show_header_weights else None,
+        )
     elif config.action == "report":
         print(f"The report is {write_report(workdir)}")
     elif config.action == "search":

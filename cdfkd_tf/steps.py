@@ -20,7 +20,7 @@ from cdfkd_tf.distillation.train_teachers import train_classifier
 from cdfkd_tf.errors import RequestError
 from cdfkd_tf.evaluation import ask, measure
 from cdfkd_tf.export.costs import teacher_costs
-from cdfkd_tf.export.step import export_run
+from cdfkd_tf.export.run import export
 from cdfkd_tf.networks.aggregators import build_aggregator, build_predictor
 from cdfkd_tf.report.observations import observe
 from cdfkd_tf.results import Results
@@ -170,8 +170,12 @@ class Steps:
     def export(self) -> None:
         """Writes the predictor in every format asked for, and checks each file."""
         predictor = self.assembly.load(self.workdir.predictor, "fit_aggregator")
-        directory = self.workdir.export
-        entries = export_run(self.config, self.assembly, predictor, directory)
+        entries = export(
+            predictor,
+            self.config.export_formats,
+            self.workdir.export,
+            **self.assembly.export_arguments(),
+        )
         self.results.record("exports", entries)
         self.results.record("teacher_costs", self._teacher_costs() if entries else [])
 

@@ -1,6 +1,7 @@
 """Going through the layers of any Keras model."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import keras
 
@@ -17,3 +18,18 @@ def leaf_layers(model: keras.Model) -> Iterator[keras.layers.Layer]:
             yield from inner
         else:
             yield layer
+
+
+def operator_names(interpreter: Any) -> list[str]:
+    """Names of the operations in a TFLite file, in order.
+
+    Args:
+        interpreter: of `ai_edge_litert`, its tensors allocated.
+    """
+    names = [details["op_name"] for details in interpreter._get_ops_details()]
+    return [name for name in names if name != "DELEGATE"]
+
+
+def use_earlier_quantizer(converter: Any) -> None:
+    """Lets a `tf.lite.TFLiteConverter` quantise as it did before TensorFlow 2.5."""
+    converter.experimental_new_quantizer = False
