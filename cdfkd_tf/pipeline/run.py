@@ -7,6 +7,7 @@ once.
 import json
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cdfkd_tf.config import STEPS, RunConfig
@@ -39,12 +40,13 @@ def run(config: RunConfig) -> None:
     if config.action == "predict":
         from cdfkd_tf.export.predict import predict
 
+        shown = workdir.predictor if config.show_header_weights else None
         predict(
-            workdir,
-            image_path=config.predict_input,
-            model_path=config.predict_model,
-            output=config.predict_output,
-            show_header_weights=config.show_header_weights,
+            config.predict_input,
+            model=config.predict_model,
+            directory=workdir.export,
+            output=Path(config.predict_output or workdir.path / "predictions.csv"),
+            predictor=shown,
         )
     elif config.action == "report":
         print(f"The report is {write_report(workdir)}")

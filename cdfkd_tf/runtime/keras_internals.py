@@ -191,3 +191,18 @@ def random_state() -> Callable[[], None]:
             config.disable_op_determinism()
 
     return restore
+
+
+def operator_names(interpreter: Any) -> list[str]:
+    """Names of the operations in a TFLite file, in order.
+
+    Args:
+        interpreter: of `ai_edge_litert`, its tensors allocated.
+    """
+    names = [details["op_name"] for details in interpreter._get_ops_details()]
+    return [name for name in names if name != "DELEGATE"]
+
+
+def use_earlier_quantizer(converter: Any) -> None:
+    """Lets a `tf.lite.TFLiteConverter` quantise as it did before TensorFlow 2.5."""
+    converter.experimental_new_quantizer = False
