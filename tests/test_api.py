@@ -7,7 +7,7 @@ import tensorflow as tf
 
 import cdfkd_tf
 from cdfkd_tf.errors import RequestError
-from tests import strangers
+from tests import toys
 
 SMALL = {
     "student": "wrn10_1",
@@ -43,7 +43,7 @@ def callback():
 @pytest.fixture(scope="module")
 def result(callback, all_eagerly):
     keras.utils.set_random_seed(0)
-    teachers = [strangers.logits(), strangers.probabilities_of_bytes()]
+    teachers = [toys.classifier(), toys.probabilities_of_bytes()]
     return cdfkd_tf.distill(teachers, callbacks=[callback], **SMALL)
 
 
@@ -85,7 +85,7 @@ def test_export_checks_each_file(result, tmp_path):
 
 
 def test_the_same_call_goes_on_and_another_is_refused(result, tmp_path):
-    teachers = [strangers.logits()]
+    teachers = [toys.classifier()]
     first = cdfkd_tf.distill(teachers, workdir=tmp_path, **SMALL)
     again = cdfkd_tf.distill(teachers, workdir=tmp_path, **SMALL)
     for ours, theirs in zip(first.student.weights, again.student.weights):
@@ -99,9 +99,9 @@ def test_the_same_call_goes_on_and_another_is_refused(result, tmp_path):
     [
         ([], {}, "one teacher is needed"),
         (["absent.keras"], {}, r"no teacher file absent\.keras"),
-        ([strangers.logits], {"epoch": 1}, "no option 'epoch'; did you mean 'epochs'"),
-        ([strangers.logits], {"epochs": 0}, "--epochs must be at least 1"),
-        ([strangers.Subclassed], {}, "Give image_shape"),
+        ([toys.classifier], {"epoch": 1}, "no option 'epoch'; did you mean 'epochs'"),
+        ([toys.classifier], {"epochs": 0}, "--epochs must be at least 1"),
+        ([toys.Subclassed], {}, "Give image_shape"),
     ],
 )
 def test_wrong_calls_say_what_to_do(teachers, options, message):

@@ -14,7 +14,7 @@ import pytest
 from cdfkd_tf.data import specs
 from cdfkd_tf.networks.backbones import BACKBONES
 from cdfkd_tf.networks.resnet import resnet
-from tests.conftest import run_main
+from tests.toys import run_main
 from tests.data import archives
 
 ROOT = pathlib.Path(__file__).parent.parent

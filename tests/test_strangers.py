@@ -7,8 +7,8 @@ import keras
 import numpy as np
 import pytest
 
-from tests import strangers
-from tests.conftest import run_main
+from tests import toys
+from tests.toys import run_main
 
 TINY = (
     "--student=wrn10_1",
@@ -27,15 +27,15 @@ TINY = (
 def place(tmp_path_factory):
     place = tmp_path_factory.mktemp("strangers")
     keras.utils.set_random_seed(0)
-    strangers.logits(classes=3).save(place / "a.keras")
-    strangers.probabilities_of_bytes((8, 8, 3), classes=3).save(place / "b.keras")
-    strangers.nested((16, 16, 1), classes=3).export(place / "c", verbose=False)
-    strangers.logits(classes=5).save(place / "five.keras")
-    strangers.logits((8, 8, 2), classes=3).save(place / "two_channels.keras")
-    plain = strangers.logits(classes=3, norm=keras.layers.LayerNormalization)
+    toys.classifier(classes=3).save(place / "a.keras")
+    toys.probabilities_of_bytes((8, 8, 3), classes=3).save(place / "b.keras")
+    toys.nested((16, 16, 1), classes=3).export(place / "c", verbose=False)
+    toys.classifier(classes=5).save(place / "five.keras")
+    toys.classifier((8, 8, 2), classes=3).save(place / "two_channels.keras")
+    plain = toys.classifier(classes=3, norm=keras.layers.LayerNormalization)
     plain.save(place / "without_bn.keras")
     (place / "empty.keras").touch()
-    strangers.image_folder(place / "images")
+    toys.image_folder(place / "images")
     return place
 
 

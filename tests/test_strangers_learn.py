@@ -4,7 +4,7 @@ import json
 import pathlib
 
 from experiments.own_teachers import make_teachers
-from tests.conftest import run_main
+from tests.toys import run_main
 
 ROOT = pathlib.Path(__file__).parent.parent
 

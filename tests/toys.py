@@ -22,7 +22,7 @@ from cdfkd_tf.distillation.optimizers import CoupledSGD, PaperAdam
 from cdfkd_tf.distillation.recompute import RecomputedTeachers
 from cdfkd_tf.teachers.ensemble import TeacherEnsemble
 
-SHAPE, CLASSES, LATENT, WIDTH = (8, 8, 1), 4, 6, 5
+SHAPE, CLASSES, LATENT, WIDTH = (8, 8, 1), 4, 6, 6
 CLASS_NAMES = ("ant", "bee", "cat", "owl")
 
 

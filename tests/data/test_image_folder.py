@@ -9,14 +9,14 @@ from PIL import Image
 from cdfkd_tf.data.builders.image_folder import folder_spec
 from cdfkd_tf.data.images import RealImages
 from cdfkd_tf.errors import RequestError
-from tests import strangers
+from tests import toys
 
 SHAPE = (8, 8, 1)
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    return strangers.image_folder(tmp_path_factory.mktemp("own"))
+    return toys.image_folder(tmp_path_factory.mktemp("own"))
 
 
 @pytest.fixture

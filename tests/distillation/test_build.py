@@ -93,8 +93,8 @@ def test_terms_that_can_be_fed_stay(recwarn):
 
 
 def test_feature_term_of_other_widths_is_dropped_with_a_note():
-    teachers, student = ensemble(wide(6), wide(7)), toys.student(2)
-    with pytest.warns(DistillationWarning, match=r"5 wide, the teachers' \[6, 7\]"):
+    teachers, student = ensemble(wide(7), wide(8)), toys.student(2)
+    with pytest.warns(DistillationWarning, match=r"6 wide, the teachers' \[7, 8\]"):
         method = suited(ROW, teachers, student)
     assert method.student == {**ROW.student, "feature": 0}
     given = {"student": {"feature": 0.2}, "generator": {}}
@@ -135,7 +135,7 @@ def test_header_terms_need_a_header_per_teacher(headers, teachers):
 
 def test_projection_learns_with_the_student_and_closes_the_gap():
     keras.utils.set_random_seed(0)
-    teachers, student = ensemble(wide(6), wide(7)), toys.student(2)
+    teachers, student = ensemble(wide(7), wide(8)), toys.student(2)
     projection = build.build_projection(student, teachers, seed=0)
     row = dataclasses.replace(ROW, student={"feature": 1.0})
     engine = Distiller(
@@ -152,7 +152,7 @@ def test_projection_learns_with_the_student_and_closes_the_gap():
     assert losses[-1] < losses[0]
     assert len(moved(before, values_of(projection))) == 2
     features = student(images)["features"]
-    for header, width in enumerate((6, 7)):
+    for header, width in enumerate((7, 8)):
         mapped = projection(features)[header]
         kernel = projection.get_layer(f"header{header}_projection").kernel
         assert mapped.shape == (8, width)
