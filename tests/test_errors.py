@@ -61,7 +61,9 @@ def test_file_system_error_makes_refusals_a_wrong_request(error, words):
     [
         OSError(errno.ENOSPC, "No space left on device"),
         OSError(errno.EFBIG, "File too large"),
-        tf.errors.ResourceExhaustedError(None, None, "/x/a.index; No space left on device"),
+        tf.errors.ResourceExhaustedError(
+            None, None, "/x/a.index; No space left on device"
+        ),
     ],
 )
 def test_file_system_error_of_a_full_disk_is_a_failed_run(error):

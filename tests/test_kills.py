@@ -14,7 +14,6 @@ from experiments.robustness.kills import (
 )
 from tests.toys import run_main
 
-
 pytestmark = pytest.mark.slow
 
 

@@ -115,7 +115,9 @@ PICTURES = [encoded(ending) for ending in ("PNG", "JPEG", "BMP", "GIF", "TIFF", 
     st.lists(st.tuples(st.floats(0, 1), st.integers(0, 255)), max_size=8),
     st.floats(0, 1),
 )
-def test_read_image_of_damaged_pictures_reads_or_refuses(tmp_path_factory, good, flips, end):
+def test_read_image_of_damaged_pictures_reads_or_refuses(
+    tmp_path_factory, good, flips, end
+):
     content = bytearray(good)
     for place, byte in flips:
         content[int(place * (len(content) - 1))] = byte

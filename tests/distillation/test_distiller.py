@@ -180,7 +180,9 @@ def test_xla_compiles_the_same_updates():
     for element in noise().take(1):
         plain.train_step(element)
         compiled.fit(tf.data.Dataset.from_tensors(element), verbose=0)
-    for ours, theirs in zip(plain.student.get_weights(), compiled.student.get_weights()):
+    for ours, theirs in zip(
+        plain.student.get_weights(), compiled.student.get_weights()
+    ):
         np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
     # A weight that is no number is seen outside what XLA compiles.
     weight = compiled.student.trainable_variables[0]

@@ -50,7 +50,9 @@ def test_observe_gives_the_same_images_of_other_noise_and_moves_nothing():
 def test_sampler_takes_any_number_of_images_in_batches():
     generator = toys.generator()
     before = values_of(generator)
-    noise = np.random.default_rng(0).standard_normal((20, toys.LATENT)).astype("float32")
+    noise = (
+        np.random.default_rng(0).standard_normal((20, toys.LATENT)).astype("float32")
+    )
     ours = sampler(generator, 8)(noise)
     assert moved(before, values_of(generator)) == set()
     for part in (slice(0, 8), slice(16, 20)):  # statistics are those of a batch

@@ -238,6 +238,8 @@ def test_objective_sums_its_weighted_terms_and_logs_their_true_values(outputs):
 
 
 def test_objective_ends_at_a_term_that_is_no_number(outputs):
-    spoilt = dataclasses.replace(outputs, student_logits=outputs.student_logits * np.nan)
+    spoilt = dataclasses.replace(
+        outputs, student_logits=outputs.student_logits * np.nan
+    )
     with pytest.raises(tf.errors.InvalidArgumentError, match="student_header"):
         Objective("student", toys.method(student={"header": 1.0}))(spoilt)

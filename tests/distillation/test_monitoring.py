@@ -102,7 +102,9 @@ def test_pictures_and_curves_are_written(engine, tmp_path):
     pictures = sorted(file.name for file in (tmp_path / "samples").iterdir())
     assert pictures == ["epoch_0001.png", "epoch_0002.png"]
     assert Image.open(tmp_path / "samples" / pictures[0]).width >= 256
-    assert len(history["images_per_second"]) == 2 and history["images_per_second"][0] > 0
+    assert (
+        len(history["images_per_second"]) == 2 and history["images_per_second"][0] > 0
+    )
     assert history["student_learning_rate"] == pytest.approx([0.02, 0.02])
     events = {}
     for file in filter(lambda path: path.is_file(), (tmp_path / "logs").rglob("*")):

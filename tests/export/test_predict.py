@@ -11,8 +11,8 @@ from PIL import Image
 
 from cdfkd_tf.export.predict import read_image
 from cdfkd_tf.export.tflite import TfliteRunner
-from tests.toys import run_main
 from tests.export.small import NAMES, export_small, predictor_with
+from tests.toys import run_main
 
 
 @pytest.fixture(scope="module")

@@ -119,9 +119,7 @@ def test_teacher_hooks_layers_that_are_called_by_keyword():
     np.testing.assert_allclose(logits, model(PIXELS), atol=1e-5)
 
 
-@pytest.mark.parametrize(
-    "build", [toys.nested, toys.Subclassed, lambda: wrn()]
-)
+@pytest.mark.parametrize("build", [toys.nested, toys.Subclassed, lambda: wrn()])
 def test_teacher_has_nothing_to_train_and_its_statistics_stay(build):
     model = build()
     model(PIXELS)
