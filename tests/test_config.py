@@ -1,6 +1,7 @@
 """One row per option: flags, checks, help and staleness follow from it."""
 
 import dataclasses
+import itertools
 import pathlib
 
 import numpy as np
@@ -150,7 +151,7 @@ def test_choices_are_the_tables():
 
 def test_options_behind_a_step_are_those_that_change_its_result():
     names = {step: set(RunConfig().options_behind(step)) for step in STEPS}
-    for earlier, later in zip(STEPS, STEPS[1:]):
+    for earlier, later in itertools.pairwise(STEPS):
         assert names[earlier] <= names[later]
     assert {"seed", "dataset", "teacher_network"} <= names["train_teachers"]
     assert {"student_loss", "epochs", "batch_size"} <= names["distill"]

@@ -1,4 +1,4 @@
-"""Shipped flagfiles: all are right requests, three run for real with `make test-all`."""
+"""Shipped flagfiles are right requests, and run: three for real, slowly."""
 
 import json
 import pathlib

@@ -32,7 +32,7 @@ CLASS_NAMES = ("ant", "bee", "cat", "owl")
 def classifier(
     shape=SHAPE, classes=CLASSES, *, norm=layers.BatchNormalization, depth=1, seed=None
 ):
-    """Normalised images to logits; `seed`: as if trained, with statistics of its own."""
+    """Normalised images to logits. `seed`: as if trained, with own statistics."""
     x = image = keras.Input(shape)
     for _ in range(depth):
         x = layers.ReLU()(norm()(layers.Conv2D(WIDTH, 3, padding="same")(x)))

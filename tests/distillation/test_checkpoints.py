@@ -65,10 +65,8 @@ def test_restore_within_an_epoch_equals_going_on(tmp_path):
         distil(first, tmp_path / "parts", 2, SignalAt(5))
     assert signal.getsignal(signal.SIGTERM) is before
     second = toys.distiller()
-    for network in (
-        second.student,
-        second.source.generator,
-    ):  # all must come from the file
+    # All must come from the file.
+    for network in (second.student, second.source.generator):
         network.set_weights([weight + 1 for weight in network.get_weights()])
     position, rows = distil(second, tmp_path / "parts", 2)
     assert position == (1, 2)
