@@ -172,7 +172,7 @@ def _costs_note(results: Mapping[str, Any]) -> str:
 
 
 def _curves(history: Mapping[str, Sequence[float | None]]) -> list[Chart]:
-    known = {name: values for name, values in history.items() if set(values) != {None}}
+    known = {name: values for name, values in history.items() if {*values} - {None}}
     shares = {_SHARES[name]: known[name] for name in _SHARES if name in known}
     found = []
     if shares:
