@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike
 from cdfkd_tf.data.specs import DatasetSpec
 from cdfkd_tf.errors import RequestError
 from cdfkd_tf.networks.aggregators import header_weights
-from cdfkd_tf.teachers.teacher import TeacherEnsemble
+from cdfkd_tf.teachers.ensemble import TeacherEnsemble
 
 Predictions = dict[Any, np.ndarray]
 Batches = Iterable[tuple[np.ndarray, ArrayLike | None]]
@@ -45,18 +45,19 @@ def predict_all(
 
     @tf.function(reduce_retracing=True)
     def predict_teachers(normalised):
-        return ensemble(normalised)["logits"]
+        logits = ensemble(normalised).logits
+        return logits, ensemble.mean_logits(logits)
 
     parts, labels = collections.defaultdict(list), []
     for images, targets in batches:
         normalised = np.asarray(spec.normalise(images), keras.config.floatx())
-        teachers = predict_teachers(normalised).numpy()
+        teachers, mean = (x.numpy() for x in predict_teachers(normalised))
         headers = student.predict_on_batch(normalised)["logits"]
         for index in range(teachers.shape[1]):
             parts["teacher", index].append(teachers[:, index])
         for index in range(headers.shape[1]):
             parts["header", index].append(headers[:, index])
-        parts["ensemble"].append(teachers.mean(axis=1))
+        parts["ensemble"].append(mean)
         parts["student"].append(headers.mean(axis=1))
         parts["predictor"].append(predictor.predict_on_batch(images))
         if targets is not None:

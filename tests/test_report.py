@@ -8,14 +8,14 @@ import subprocess
 
 import numpy as np
 import pytest
+from cdfkd_tf.distillation.callbacks import tile
+from cdfkd_tf.results import Results
 
 from cdfkd_tf.config import RunConfig
-from cdfkd_tf.distillation.callbacks import tile
 from cdfkd_tf.errors import RequestError
 from cdfkd_tf.report import charts
 from cdfkd_tf.report.page import Section, render, write_report
 from cdfkd_tf.report.tables import Table
-from cdfkd_tf.results import Results
 from cdfkd_tf.tuning.report import write_search_report
 from cdfkd_tf.tuning.summary import summarise
 from cdfkd_tf.workdir import Workdir, read_history, write_json

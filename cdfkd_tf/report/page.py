@@ -15,8 +15,7 @@ from cdfkd_tf.errors import RequestError
 from cdfkd_tf.report import charts, tables
 from cdfkd_tf.report.charts import Chart
 from cdfkd_tf.report.tables import Table, written
-from cdfkd_tf.results import read_results
-from cdfkd_tf.workdir import Workdir, read_history, read_json, write_text
+from cdfkd_tf.workdir import Workdir, read_history, read_json, read_results, write_text
 
 # Columns of history.csv that are shares, and what the chart calls them.
 _SHARES = {
@@ -148,10 +147,11 @@ def _lead(results: Mapping[str, Any]) -> Iterator[str]:
             f"{ensemble['parameters']:,}: "
             f"{ensemble['parameters'] / student['parameters']:.1f} times as many."
         )
-    if aggregator.get("learned") and aggregator["real_samples"]:
+    if aggregator.get("learned") and aggregator["labelled_samples"]:
         yield (
-            f"How much each header counts was learned from {aggregator['real_samples']}"
-            " labelled real images, all else from generated ones."
+            "How much each header counts was learned from "
+            f"{aggregator['labelled_samples']} labelled real images, all else from "
+            "generated ones."
         )
 
 
@@ -230,12 +230,8 @@ def _answers(seen: Mapping[str, Any]) -> Section:
 def _again(config: Mapping[str, Any], results: Mapping[str, Any]) -> Section:
     if not config:
         return Section("Do it again")
-    usual = RunConfig().option_dict()
-    flags = [
-        f"--{name}={','.join(map(str, value)) if isinstance(value, list) else value}"
-        for name, value in config.items()
-        if name != "action" and value is not None and value != usual.get(name)
-    ]
+    changed = RunConfig(**config).changed_flags()
+    flags = [flag for flag in changed if not flag.startswith("--action=")]
     seconds = [
         (step.replace("_", " "), f"{value:.0f} s")
         for step, value in results["seconds"].items()

@@ -7,10 +7,10 @@ from keras import layers
 
 from cdfkd_tf.data.specs import plain_spec
 from cdfkd_tf.errors import RequestError
-from cdfkd_tf.export.lean import lean_predictor
-from cdfkd_tf.networks import build_student
+from cdfkd_tf.export.inference_graph import inference_graph
 from cdfkd_tf.networks.aggregators import build_aggregator, build_predictor
 from cdfkd_tf.networks.external_backbones import find_backbone
+from cdfkd_tf.networks.students import build_student
 
 SPEC = plain_spec("none", (32, 32, 3), 5)
 IMAGES = np.random.default_rng(0).normal(size=(2, 32, 32, 3)).astype("float32")
@@ -55,7 +55,7 @@ def test_the_tapped_map_is_the_merge_with_the_files_weights(file):
 
 
 def test_taps_by_name(file):
-    maps = maps_of(file, taps=("wide", "bn"))
+    maps = maps_of(file, feature_layers=("wide", "bn"))
     assert [level.shape[-1] for level in maps] == [24, 12]
 
 
@@ -104,8 +104,8 @@ def test_an_application_that_scales_its_input_gets_bytes():
     [
         ("resnet99", {}, "Unknown network 'resnet99'. Known: .*resnet18.*MobileNetV2"),
         ("absent.keras", {}, "no student file absent.keras"),
-        ("wrn10_1", {"taps": ("x",)}, "brings its own"),
-        ("MobileNetV2", {"taps": ("absent",)}, "no layer 'absent' to tap"),
+        ("wrn10_1", {"feature_layers": ("x",)}, "brings its own"),
+        ("MobileNetV2", {"feature_layers": ("absent",)}, "no layer 'absent'; its last"),
         ("Xception", {}, "cannot take images of .*32, 32, 3"),
     ],
 )
@@ -114,14 +114,14 @@ def test_wrong_students_are_refused(name, kwargs, message):
         maps_of(name, **kwargs)
 
 
-def test_a_student_on_a_file_becomes_an_equal_lean_graph(file):
+def test_inference_graph_of_a_student_on_a_file_is_the_same_function(file):
     student = build_student(find_backbone(file, SPEC), (32, 32, 3), 5, 2)
     student(IMAGES, training=True)  # statistics that are not 0 and 1
     aggregator = build_aggregator("mean", student)
     predictor = build_predictor(student, aggregator, SPEC.mean, SPEC.std)
     pixels = np.clip(IMAGES / 4 + 0.5, 0, 1)
-    lean = lean_predictor(predictor)(pixels)
-    np.testing.assert_allclose(lean, predictor(pixels), atol=1e-5)
+    graph = inference_graph(predictor)(pixels)
+    np.testing.assert_allclose(graph, predictor(pixels), atol=1e-5)
 
 
 def test_width_that_cannot_be_had_is_refused(file):
