@@ -4,10 +4,12 @@ import pathlib
 import subprocess
 import sys
 
+import keras
 import pytest
 
 from cdfkd_tf import cli
 from cdfkd_tf.config import FIELDS
+from tests import toys
 from tests.toys import parse, run_main
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -68,14 +70,29 @@ def test_help_prints_and_leaves(capsys):
     assert "--student_width" in capsys.readouterr().out
 
 
+@keras.saving.register_keras_serializable("tests")
+class Failing(keras.layers.Layer):
+    def compute_output_spec(self, images):
+        return keras.KerasTensor(images.shape, images.dtype)
+
+    def call(self, images):
+        raise ArithmeticError("two\nlines")
+
+
 def test_an_unexpected_failure_is_one_line_and_exit_code_1(toy_files, tmp_path, capsys):
-    """A checkpoint's folder that is a link to itself: no error of ours."""
-    (tmp_path / "checkpoints").symlink_to("checkpoints")
-    arguments = (*toy_files.without_data, "--action=distill", f"--workdir={tmp_path}")
-    assert run_main(*arguments) == 1
-    lines = capsys.readouterr().err.splitlines()
-    (error,) = (line for line in lines if not line.startswith("warning:"))
-    assert error.startswith("error: ") and "--debug" in error
+    """Of a teacher's own layer, which raises whatever it likes."""
+    image = keras.Input(toys.SHAPE)
+    tensor = keras.layers.Flatten()(Failing()(image))
+    model = keras.Model(image, keras.layers.Dense(toys.CLASSES)(tensor))
+    model.save(tmp_path / "a.keras")
+    flags = (*toy_files.without_data, f"--teachers={tmp_path / 'a.keras'}")
+    flags += ("--action=distill", f"--workdir={tmp_path / 'run'}")
+    assert run_main(*flags) == 1
+    error = capsys.readouterr().err
+    assert_one_error_line(error)
+    assert "ArithmeticError: two lines" in error and "--debug" in error
+    assert run_main(*flags, "--debug") == 1
+    assert "Traceback" in capsys.readouterr().err
 
 
 INTERRUPTED = """
