@@ -1,5 +1,6 @@
 """Whole runs through the command line, traced, of the smallest networks."""
 
+import collections
 import json
 import os
 import shutil
@@ -70,7 +71,7 @@ def test_pipeline_leaves_the_promised_files(finished):
     assert (finished / "teachers/teacher_1.keras").is_symlink()
     header = (finished / "history.csv").read_text().splitlines()[0].split(",")
     terms = ("student_header", "student_feature", "student_ensemble", "generator_bn")
-    assert {"val_accuracy", "agreement", "images_per_second", *terms} <= set(header)
+    assert {"val_accuracy", "agreement", *terms} <= set(header)
 
 
 def test_results_have_the_promised_form(finished):
@@ -126,8 +127,8 @@ def test_splits_can_be_audited(finished):
         return (finished / f"splits/{name}.txt").read_text().splitlines()
 
     assert len(lines("test")) == 6 * CLASSES and len(lines("few_shot")) == 8
-    classes = np.bincount([int(line.split("\t")[1]) for line in lines("few_shot")])
-    np.testing.assert_array_equal(classes, [2] * CLASSES)
+    classes = collections.Counter(line.split("\t")[1] for line in lines("few_shot"))
+    assert classes == dict.fromkeys(toys.CLASS_NAMES, 2)
 
 
 # The same command, and others, again.
@@ -328,6 +329,10 @@ def test_sigterm_saves_within_an_epoch_and_the_same_command_goes_on(
 # Own teachers from a data set.
 
 
+def first_weight(file):
+    return keras.saving.load_model(file, compile=False).get_weights()[0]
+
+
 def test_train_teachers_trains_what_is_missing(data_dir, tmp_path, capsys):
     flags = (*toys.NETWORKS, "--dataset=digits", f"--data_dir={data_dir}")
     flags += ("--teacher_network=lenet", "--teacher_width=0.25", "--num_teachers=2")
@@ -336,7 +341,7 @@ def test_train_teachers_trains_what_is_missing(data_dir, tmp_path, capsys):
     flags += ("--generator_loss=bn=0",)
     assert run_main(*flags) == 0
     files = [tmp_path / f"teachers/teacher_{index}.keras" for index in (0, 1)]
-    one, two = (keras.saving.load_model(file).get_weights()[0] for file in files)
+    one, two = (first_weight(file) for file in files)
     assert not np.array_equal(one, two)  # each from its own seed
     assert not list((tmp_path / "teachers").glob("checkpoints_*"))
     assert len((tmp_path / "splits/train.txt").read_text().splitlines()) > 200
@@ -347,4 +352,4 @@ def test_train_teachers_trains_what_is_missing(data_dir, tmp_path, capsys):
     assert run_main(*flags) == 0
     assert files[0].stat().st_mtime_ns == before
     assert "Teacher 2 of 2" in capsys.readouterr().out
-    assert_same(keras.saving.load_model(files[1]).get_weights()[:1], [two])
+    np.testing.assert_array_equal(first_weight(files[1]), two)
