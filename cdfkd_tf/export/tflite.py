@@ -47,23 +47,25 @@ def convert(
     module = tf.Module()
     module.weights = [variable.value for variable in model.variables]
     serve = serving_function(model).get_concrete_function()
-    converter = tf.lite.TFLiteConverter.from_concrete_functions([serve], module)
-    if quantised:
-        converter.optimizations = [tf.lite.Optimize.DEFAULT]
-    if half:
-        converter.target_spec.supported_types = [tf.float16]
-    if calibration is not None:
-        converter.representative_dataset = lambda: ([x[None]] for x in calibration)
-        converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
-        converter.inference_input_type = converter.inference_output_type = tf.uint8
-    with quiet_stderr():
-        content = converter.convert()
-        if calibration is not None and float_tensors(TfliteRunner(content)):
-            # Where one map is padded and concatenated, the converter's present
-            # quantiser leaves floats (ResNets with several headers); its earlier one
-            # rescales between the two.
+    for is_last in (False, True):
+        converter = tf.lite.TFLiteConverter.from_concrete_functions([serve], module)
+        if quantised:
+            converter.optimizations = [tf.lite.Optimize.DEFAULT]
+        if half:
+            converter.target_spec.supported_types = [tf.float16]
+        if calibration is not None:
+            converter.representative_dataset = lambda: ([x[None]] for x in calibration)
+            converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
+            converter.inference_input_type = converter.inference_output_type = tf.uint8
+        if is_last:
             use_earlier_quantizer(converter)
+        with quiet_stderr():
             content = converter.convert()
+        # Where one map is padded and concatenated, the converter's present quantiser
+        # leaves floats (ResNets with several headers); its earlier one rescales
+        # between the two.
+        if calibration is None or not float_tensors(TfliteRunner(content)):
+            break
     return pack(content)
 
 

@@ -19,7 +19,7 @@ from tests.export.small import NAMES, export_small, predictor_with
 def run_folder(tmp_path_factory):
     """A workdir with a predictor and two exported files, and a folder of pictures."""
     folder = tmp_path_factory.mktemp("run")
-    predictor = predictor_with("attention", headers=3)
+    predictor = predictor_with("attention", "lenet", headers=3)
     predictor.save(folder / "predictor.keras")
     export_small(predictor, folder / "export", ("saved_model", "onnx", "tflite_int8"))
     pictures = folder / "pictures"
