@@ -13,7 +13,7 @@ import numpy as np
 import tensorflow as tf
 from keras import layers, ops
 
-from cdfkd_tf.networks.bn_folding import affine, foldable, folded_weights
+from cdfkd_tf.networks.bn_folding import bn_scale_and_shift, foldable, folded_weights
 
 
 def inference_graph(predictor: keras.Model) -> keras.Model:
@@ -80,7 +80,7 @@ def _copied(layer, norm) -> tuple[layers.Layer, Sequence[np.ndarray]]:
     if norm is not None:
         config["use_bias"], weights = True, folded_weights(layer, norm)
     elif kind is layers.BatchNormalization and len(layer.input.shape) == 4:
-        scale, shift = affine(layer)
+        scale, shift = bn_scale_and_shift(layer)
         depthwise = layers.DepthwiseConv2D(1, name=layer.name)
         return depthwise, [scale.reshape(1, 1, -1, 1), shift]
     elif kind is layers.Normalization:
