@@ -66,7 +66,7 @@ def test_second_export_replaces_its_files_and_touches_no_other(predictor, tmp_pa
 
 
 def test_failed_second_export_leaves_the_first(predictor, tmp_path, monkeypatch):
-    def write_garbage(model, path, calibration):
+    def write_garbage(model, calibration, path):
         path.write_bytes(b"no network at all")
 
     broken = type(FLOAT32)("broken", "b.tflite", write_garbage, TfliteRunner,
@@ -121,7 +121,7 @@ def test_verify_refuses_what_computes_something_else(file):
         with pytest.raises(RunError, match="something else than the Keras model"):
             verify(row, file, batches, other * np.nan)
     swapped = np.roll(np.eye(4)[TfliteRunner(file)(IMAGES).argmax(-1)], 1, axis=-1)
-    with pytest.raises(RunError, match="share of probability given to other classes"):
+    with pytest.raises(RunError, match="of the probability is on other classes"):
         verify(FORMATS["tflite_dynamic"], file, batches, swapped)
 
 
