@@ -136,6 +136,11 @@ class Run:
             teachers.calibrate(generator(noise, training=True))
         return teachers
 
+    def release(self) -> None:
+        """Gives teachers in memory back as they were before."""
+        if self.models and "teachers" in self.__dict__:
+            self.teachers.release()
+
     def network(self, name: str, step: str) -> keras.Model:
         """`student`, `generator` or `predictor`, from memory or from its file.
 
