@@ -172,7 +172,7 @@ def _costs_note(results: Mapping[str, Any]) -> str:
 
 
 def _curves(history: Mapping[str, Sequence[float | None]]) -> list[Chart]:
-    known = {name: values for name, values in history.items() if set(values) != {None}}
+    known = {name: values for name, values in history.items() if {*values} - {None}}
     shares = {_SHARES[name]: known[name] for name in _SHARES if name in known}
     found = []
     if shares:
@@ -230,7 +230,7 @@ def _answers(seen: Mapping[str, Any]) -> Section:
 def _again(config: Mapping[str, Any], results: Mapping[str, Any]) -> Section:
     if not config:
         return Section("Do it again")
-    changed = RunConfig(**config).changed_flags()
+    changed = RunConfig().with_values(config).changed_flags()
     flags = [flag for flag in changed if not flag.startswith("--action=")]
     seconds = [
         (step.replace("_", " "), f"{value:.0f} s")
