@@ -7,11 +7,12 @@ import sys
 
 import numpy as np
 import pytest
+from absl import flags
 from PIL import Image
 
+from cdfkd_tf import cli
 from cdfkd_tf.export.predict import read_image
 from cdfkd_tf.export.tflite import TfliteRunner
-from tests.conftest import run_main
 from tests.export.small import NAMES, export_small, predictor_with
 
 
@@ -33,7 +34,8 @@ def run_folder(tmp_path_factory):
 
 
 def predict(folder, *more):
-    return run_main("--action=predict", f"--workdir={folder}", *more)
+    arguments = ["main.py", "--action=predict", f"--workdir={folder}", *more]
+    return cli.main(arguments, flags.FlagValues())
 
 
 def rows_of(file):
