@@ -1,0 +1,152 @@
+"""`--action=predict`: image files in, a table and a CSV file out."""
+
+import csv
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from cdfkd_tf.export.predict import read_image
+from cdfkd_tf.export.tflite import TfliteRunner
+from tests.conftest import run_main
+from tests.export.small import NAMES, export_small, predictor_with
+
+
+@pytest.fixture(scope="module")
+def run_folder(tmp_path_factory):
+    """A workdir with a predictor and two exported files, and a folder of pictures."""
+    folder = tmp_path_factory.mktemp("run")
+    predictor = predictor_with("attention", headers=3)
+    predictor.save(folder / "predictor.keras")
+    export_small(predictor, folder / "export", ("saved_model", "onnx", "tflite_int8"))
+    pictures = folder / "pictures"
+    (pictures / "more").mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for name in ("a.png", "b.jpg", "more/c.bmp"):
+        pixels = rng.integers(0, 256, (11, 9, 3)).astype("uint8")
+        Image.fromarray(pixels).save(pictures / name)
+    (pictures / "notes.txt").write_text("no picture")
+    return folder
+
+
+def predict(folder, *more):
+    return run_main("--action=predict", f"--workdir={folder}", *more)
+
+
+def rows_of(file):
+    with open(file, newline="") as lines:
+        return list(csv.DictReader(lines))
+
+
+def test_a_folder_is_classified_with_the_smallest_file(run_folder, capsys):
+    assert predict(run_folder, f"--predict_input={run_folder / 'pictures'}") == 0
+    printed = capsys.readouterr().out
+    assert "student_int8.tflite" in printed and "3 images" in printed
+    rows = rows_of(run_folder / "predictions.csv")
+    files = [pathlib.Path(row["file"]).name for row in rows]
+    assert files == ["a.png", "b.jpg", "c.bmp"]
+    run = TfliteRunner(run_folder / "export/student_int8.tflite")
+    for row in rows:
+        probabilities = run(read_image(pathlib.Path(row["file"]), (8, 8, 1))[None])[0]
+        best = probabilities.argmax()
+        assert row["class"] == str(best)
+        assert row["name"] == NAMES[best]
+        assert float(row["probability"]) == pytest.approx(probabilities[best], abs=1e-4)
+
+
+def test_header_weights_are_shown_on_demand(run_folder, tmp_path):
+    output = tmp_path / "here.csv"
+    code = predict(
+        run_folder,
+        f"--predict_input={run_folder / 'pictures/a.png'}",
+        f"--predict_model={run_folder / 'export/saved_model'}",
+        f"--predict_output={output}",
+        "--show_header_weights",
+    )
+    (row,) = rows_of(output)
+    weights = [float(row[f"header_{header}"]) for header in range(3)]
+    assert code == 0 and sum(weights) == pytest.approx(1, abs=0.01)
+
+
+def test_bad_images_are_one_error_line_and_the_rest_is_written(
+    run_folder, tmp_path, capsys
+):
+    (tmp_path / "bad.png").write_bytes(b"no image")
+    (tmp_path / "cut.png").write_bytes(
+        (run_folder / "pictures/a.png").read_bytes()[:90]
+    )
+    only_bad = predict(run_folder, f"--predict_input={tmp_path}")
+    error = capsys.readouterr().err
+    assert only_bad == 2 and error.startswith("error: 2 of 2 files could not be read")
+    assert error.count("\n") == 1
+    Image.new("L", (8, 8)).save(tmp_path / "good.png")
+    code = predict(run_folder, f"--predict_input={tmp_path}")
+    error = capsys.readouterr().err
+    assert code == 1 and "2 of 3 files" in error and "bad.png" in error
+    assert len(rows_of(run_folder / "predictions.csv")) == 1
+
+
+@pytest.mark.parametrize(
+    "more, words",
+    [
+        ([], "needs --predict_input"),
+        (["--predict_input=/nowhere"], "There is no /nowhere"),
+        (["--predict_input={empty}"], "holds no image file"),
+        (["--predict_input={a}", "--predict_model=/no.tflite"], "There is no model"),
+        (["--predict_input={a}", "--predict_model={a}"], "Cannot read the model"),
+        (["--predict_input={a}", "--workdir={empty}"], "holds no exported model"),
+    ],
+)
+def test_wrong_requests_say_what_to_do(run_folder, tmp_path, capsys, more, words):
+    names = {"empty": tmp_path, "a": run_folder / "pictures/a.png"}
+    assert predict(run_folder, *(flag.format(**names) for flag in more)) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and words in error and error.count("\n") == 1
+
+
+def test_a_picture_is_cropped_in_the_centre_where_the_data_set_was(tmp_path):
+    pixels = np.zeros((20, 40, 3), "uint8")
+    pixels[:, 10:30] = 255  # the centre square of the whole
+    file = tmp_path / "wide.png"
+    Image.fromarray(pixels).save(file)
+    image = read_image(file, (8, 8, 3), shorter_side=10)
+    assert image.shape == (8, 8, 3) and image.min() == 1
+    assert read_image(file, (8, 8, 3)).min() == 0
+
+
+@pytest.mark.parametrize("name", ["student_int8.tflite", "student.onnx"])
+def test_files_for_devices_are_run_without_tensorflow(run_folder, tmp_path, name):
+    code = (
+        "import sys\n"
+        "from cdfkd_tf.cli import main\n"
+        "code = main(['x', '--action=predict', *sys.argv[1:]])\n"
+        "assert 'tensorflow' not in sys.modules and code == 0, code"
+    )
+    arguments = [
+        f"--predict_input={run_folder / 'pictures'}",
+        f"--predict_model={run_folder / 'export' / name}",
+        f"--workdir={tmp_path}",
+    ]
+    subprocess.run([sys.executable, "-c", code, *arguments], check=True, timeout=60)
+
+
+def test_the_device_example_says_the_same(run_folder, tmp_path):
+    root = pathlib.Path(__file__).parents[2]
+    script = root / "experiments/edge/classify.py"
+    assert len(script.read_text().splitlines()) < 60
+    picture, model = "pictures/a.png", "export/student_int8.tflite"
+    answer = subprocess.run(
+        [sys.executable, script, run_folder / model, run_folder / picture],
+        check=True, capture_output=True, text=True, cwd=tmp_path,
+    ).stdout  # fmt: skip
+    output = tmp_path / "ours.csv"
+    predict(
+        run_folder,
+        f"--predict_input={run_folder / picture}",
+        f"--predict_output={output}",
+    )
+    (row,) = rows_of(output)
+    assert row["name"] in answer and f"{float(row['probability']):.1%}" in answer
