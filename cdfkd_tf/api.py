@@ -18,6 +18,7 @@ from cdfkd_tf.networks.aggregators import build_aggregator, build_predictor
 from cdfkd_tf.networks.loading import load_classifier
 from cdfkd_tf.pipeline.run import perform
 from cdfkd_tf.pipeline.steps import Run, description_of
+from cdfkd_tf.runtime.precision import global_state_restored
 from cdfkd_tf.workdir import Workdir, read_history
 
 Images = np.ndarray | tf.data.Dataset
@@ -110,17 +111,18 @@ class Distillation:
         images, labels = (np.concatenate(parts) for parts in zip(*batches))
         labels = evaluation.as_labels(labels, len(images), spec.num_classes)
         mixed = np.random.default_rng(seed).permutation(len(labels))
-        keras.utils.set_random_seed(seed)
-        aggregator = build_aggregator(kind, self.student)
-        fit = fit_aggregator(
-            aggregator,
-            self.student,
-            spec.normalise(images[mixed]).astype("float32"),
-            labels[mixed],
-            epochs=epochs,
-            learning_rate=learning_rate,
-            seed=seed,
-        )
+        with global_state_restored():
+            keras.utils.set_random_seed(seed)
+            aggregator = build_aggregator(kind, self.student)
+            fit = fit_aggregator(
+                aggregator,
+                self.student,
+                spec.normalise(images[mixed]).astype("float32"),
+                labels[mixed],
+                epochs=epochs,
+                learning_rate=learning_rate,
+                seed=seed,
+            )
         predictor = build_predictor(self.student, aggregator, spec.mean, spec.std)
         self.predictor = self._run.networks["predictor"] = predictor
         return fit
@@ -192,7 +194,7 @@ def distill(
         workdir = temporary.name
     config = request_of(teachers, models, image_shape, workdir, options)
     folder = Workdir(config.workdir)
-    with folder.locked():
+    with global_state_restored(), folder.locked():
         run = perform(
             config,
             ("distill", "fit_aggregator"),

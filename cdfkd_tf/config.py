@@ -7,6 +7,7 @@ for another data set stands in a flagfile.
 """
 
 import dataclasses
+import functools
 import importlib
 import math
 import numbers
@@ -98,6 +99,17 @@ def option(
     return dataclasses.field(default=default, metadata=row)
 
 
+_what = functools.partial(option, "what")
+_data = functools.partial(option, "data")
+_teachers = functools.partial(option, "teachers")
+_training = functools.partial(option, "training")
+_method = functools.partial(option, "method")
+_schedule = functools.partial(option, "schedule")
+_aggregator = functools.partial(option, "aggregator")
+_running = functools.partial(option, "running")
+_export = functools.partial(option, "export")
+_predict = functools.partial(option, "predict")
+_search = functools.partial(option, "search")
 _DTYPE_POLICIES = ("float32", "mixed_bfloat16", "mixed_float16")
 _YES_NO = ("auto", "true", "false")
 _SCHEDULES = ("steps", "cosine", "constant")
@@ -113,15 +125,13 @@ class RunConfig:
         RequestError: if a value is outside its range; the message names the flag.
     """
 
-    action: str = option(
-        "what",
+    action: str = _what(
         "pipeline",
         "What to do; pipeline does every step that the workdir does not hold yet.",
         ACTIONS,
     )
-    workdir: str = option("what", "runs/default", "Folder of this run.")
-    seed: int = option(
-        "what",
+    workdir: str = _what("runs/default", "Folder of this run.")
+    seed: int = _what(
         0,
         "Seed of every random draw.",
         at_least=0,
@@ -129,32 +139,24 @@ class RunConfig:
         affects="train_teachers",
     )
 
-    dataset: str = option(
-        "data",
-        "cifar100",
-        "Data set of the teachers.",
-        ("data.specs:SPECS", "folder", "none"),
+    dataset: str = _data(
+        "cifar100", "Data set of the teachers.", ("data.specs:SPECS", "folder", "none")
     )
-    data_dir: str = option(
-        "data", "", "TFDS folder; empty: the TFDS default.", affects=""
-    )
-    image_folder: str = option(
-        "data",
+    data_dir: str = _data("", "TFDS folder; empty: the TFDS default.", affects="")
+    image_folder: str = _data(
         "",
         "With --dataset=folder: holds train/<class>/* and test/<class>/* (image "
         "files); either may be missing.",
     )
-    image_shape: tuple[int, ...] = option(
-        "data",
+    image_shape: tuple[int, ...] = _data(
         (),
         "height,width,channels. Needed with --dataset=none; with folder, images are "
         "resized to it (empty: as the first one).",
     )
-    num_classes: int = option(
-        "data", 0, "With --dataset=none; 0: the first teacher's.", at_least=0
+    num_classes: int = _data(
+        0, "With --dataset=none; 0: the first teacher's.", at_least=0
     )
-    evaluation_split: str = option(
-        "data",
+    evaluation_split: str = _data(
         "test",
         "Images to measure on. validation: a fifth of the training images, kept from "
         "the teachers; use it to choose settings. none: no real image is read; only "
@@ -162,216 +164,171 @@ class RunConfig:
         ("test", "validation", "none"),
     )
 
-    teachers: tuple[str, ...] = option(
-        "teachers",
+    teachers: tuple[str, ...] = _teachers(
         (),
         "Comma list of .keras files or SavedModel folders; empty: WORKDIR/teachers, "
         "trained if missing.",
         searched=False,
     )
-    teacher_input: tuple[str, ...] = option(
-        "teachers",
+    teacher_input: tuple[str, ...] = _teachers(
         ("auto",),
         "Pixel values that given teachers expect: normalised (as the data set), 0..1, "
         "0..255 or -1..1; one for all or one each. auto: read from the model.",
         ("auto", "normalised", "0..1", "0..255", "-1..1"),
     )
-    teacher_output: str = option(
-        "teachers",
+    teacher_output: str = _teachers(
         "auto",
         "What given teachers return; auto: found out for each by one call.",
         ("auto", "logits", "probabilities"),
     )
-    teacher_features: tuple[str, ...] = option(
-        "teachers",
+    teacher_features: tuple[str, ...] = _teachers(
         (),
         "Layers whose outputs are the features, one for all or one each; empty: what "
         "enters the last Dense layer.",
     )
-    calibrate_teachers: bool = option(
-        "teachers",
-        False,
-        "Bring the teachers' logits to one scale, measured on generated images.",
+    calibrate_teachers: bool = _teachers(
+        False, "Bring the teachers' logits to one scale, measured on generated images."
     )
-    teacher_network: str = option("training", "resnet34", "Architecture to train.")
-    teacher_width: float = option(
-        "training", 1.0, "Factor on the teacher's channels.", positive=True, at_most=64
+    teacher_network: str = _training("resnet34", "Architecture to train.")
+    teacher_width: float = _training(
+        1.0, "Factor on the teacher's channels.", positive=True, at_most=64
     )
-    num_teachers: int = option("training", 3, "How many teachers to train.", at_least=1)
-    teacher_epochs: int = option(
-        "training", 200, "Passes over the training images.", at_least=1
-    )
-    teacher_batch_size: int = option("training", 128, "Images per update.", at_least=1)
-    teacher_learning_rate: float = option(
-        "training", 0.1, "SGD learning rate.", positive=True
-    )
-    teacher_milestones: tuple[int, ...] = option(
-        "training", (80, 120), "Epochs at which the learning rate drops to a tenth."
+    num_teachers: int = _training(3, "How many teachers to train.", at_least=1)
+    teacher_epochs: int = _training(200, "Passes over the training images.", at_least=1)
+    teacher_batch_size: int = _training(128, "Images per update.", at_least=1)
+    teacher_learning_rate: float = _training(0.1, "SGD learning rate.", positive=True)
+    teacher_milestones: tuple[int, ...] = _training(
+        (80, 120), "Epochs at which the learning rate drops to a tenth."
     )
 
-    method: str = option(
-        "method",
-        "cdfkd_mfs",
-        "Row of the comparison table.",
-        ("distillation.methods:METHODS",),
+    method: str = _method(
+        "cdfkd_mfs", "Row of the comparison table.", ("distillation.methods:METHODS",)
     )
-    student: str = option(
-        "method",
+    student: str = _method(
         "resnet18",
         "Backbone of the student: a built-in one, a .keras file, or a name of "
         "keras.applications (MobileNetV3Small ...).",
     )
-    student_feature_layers: tuple[str, ...] = option(
-        "method",
+    student_feature_layers: tuple[str, ...] = _method(
         (),
         "Layers of such a file or application that the headers read, finest first; "
         "empty: one at each change of resolution.",
     )
-    student_headers: str = option(
-        "method",
+    student_headers: str = _method(
         "",
         "How the student's headers share layers: single, split or multi_level; empty: "
         "the method's way.",
     )
-    student_width: float = option(
-        "method", 1.0, "Factor on the student's channels.", positive=True, at_most=64
+    student_width: float = _method(
+        1.0, "Factor on the student's channels.", positive=True, at_most=64
     )
-    generator: str = option("method", "dafl", "Network that generates images.")
-    generator_width: float = option(
-        "method",
-        1.0,
-        "Factor on the generator's channels.",
-        positive=True,
-        at_most=64,
+    generator: str = _method("dafl", "Network that generates images.")
+    generator_width: float = _method(
+        1.0, "Factor on the generator's channels.", positive=True, at_most=64
     )
-    latent_size: int = option(
-        "method", 256, "Width of the generator's input noise.", at_least=1
+    latent_size: int = _method(256, "Width of the generator's input noise.", at_least=1)
+    student_steps: int = _method(
+        5, "Student steps before each generator step.", at_least=1
     )
-    student_steps: int = option(
-        "method", 5, "Student steps before each generator step.", at_least=1
-    )
-    student_loss: Mapping[str, float] = option(
-        "method",
+    student_loss: Mapping[str, float] = _method(
         {},
         "Weights of the student's loss terms, as header=1,feature=0.2,ensemble=5; a "
         "term not named keeps the method's weight.",
     )
-    generator_loss: Mapping[str, float] = option(
-        "method",
+    generator_loss: Mapping[str, float] = _method(
         {},
         "The same for the generator, as header=-1,bn=0.1; a negative weight is "
         "adversarial.",
     )
-    project_features: bool = option(
-        "method",
+    project_features: bool = _method(
         False,
         "Learn a linear map from the student's features to teachers' of other widths, "
         "for the feature term; not part of what is kept.",
     )
-    temperature: float = option(
-        "method",
+    temperature: float = _method(
         1.0,
         "Of the softmaxes in methods that compare them; losses times its square.",
         positive=True,
     )
-    teacher_dtype_policy: str = option(
-        "method",
+    teacher_dtype_policy: str = _method(
         "auto",
         "Arithmetic of the frozen teachers; auto: as --dtype_policy.",
         ("auto", *_DTYPE_POLICIES),
     )
 
-    epochs: int = option("schedule", 300, "Epochs of the distillation.", at_least=1)
-    steps_per_epoch: int = option(
-        "schedule",
+    epochs: int = _schedule(300, "Epochs of the distillation.", at_least=1)
+    steps_per_epoch: int = _schedule(
         50,
         "Iterations per epoch: student steps, then one generator step; with kd: as "
         "many student steps.",
         at_least=1,
     )
-    evaluate_every: int = option(
-        "schedule",
+    evaluate_every: int = _schedule(
         1,
         "Epochs between accuracies; 0 reads no data set at all.",
         at_least=0,
         affects="",
         searched=False,
     )
-    batch_size: int = option(
-        "schedule",
+    batch_size: int = _schedule(
         256,
         "Images per update.",
         at_least=2,  # BatchNorm statistics of one image are no statistics
     )
-    student_learning_rate: float = option(
-        "schedule", 0.1, "SGD, momentum 0.9.", positive=True
+    student_learning_rate: float = _schedule(0.1, "SGD, momentum 0.9.", positive=True)
+    nesterov: bool = _schedule(False, "Nesterov momentum for the student.")
+    generator_learning_rate: float = _schedule(1e-3, "Adam.", positive=True)
+    generator_beta1: float = _schedule(
+        0.9, "Adam's decay of the gradient.", at_least=0, at_most=0.999999
     )
-    nesterov: bool = option("schedule", False, "Nesterov momentum for the student.")
-    generator_learning_rate: float = option("schedule", 1e-3, "Adam.", positive=True)
-    generator_beta1: float = option(
-        "schedule", 0.9, "Adam's decay of the gradient.", at_least=0, at_most=0.999999
-    )
-    schedule: str = option(
-        "schedule",
+    schedule: str = _schedule(
         "steps",
         "Learning rates: a tenth at each milestone, a half cosine to 0, or constant.",
         _SCHEDULES,
     )
-    generator_schedule: str = option(
-        "schedule",
-        "",
-        "The same for the generator alone; empty: as --schedule.",
-        ("", *_SCHEDULES),
+    generator_schedule: str = _schedule(
+        "", "The same for the generator alone; empty: as --schedule.", ("", *_SCHEDULES)
     )
-    milestones: tuple[int, ...] = option(
-        "schedule", (100, 200), "Epochs at which the rates drop to a tenth."
+    milestones: tuple[int, ...] = _schedule(
+        (100, 200), "Epochs at which the rates drop to a tenth."
     )
-    clip_gradients: float = option(
-        "schedule",
+    clip_gradients: float = _schedule(
         0.0,
         "Largest norm of a gradient, longer ones are shortened; 0: any.",
         at_least=0,
     )
-    keep_best: bool = option(
-        "schedule",
+    keep_best: bool = _schedule(
         False,
         "Keep the student of the epoch that agreed best with the teachers on generated "
         "images, not the last one.",
     )
 
-    aggregator: str = option(
-        "aggregator",
+    aggregator: str = _aggregator(
         "mean",
         "How headers become one prediction; all but mean are learned.",
         ("networks.aggregators:AGGREGATORS",),
     )
-    labelled_samples: int = option(
-        "aggregator",
+    labelled_samples: int = _aggregator(
         0,
         "Labelled real training images the aggregator may use; 0: it learns from "
         "generated ones, towards the teachers' mean.",
         at_least=0,
         searched=False,
     )
-    aggregator_epochs: int = option("aggregator", 100, "Passes over them.", at_least=1)
-    aggregator_learning_rate: float = option("aggregator", 0.01, "Adam.", positive=True)
+    aggregator_epochs: int = _aggregator(100, "Passes over them.", at_least=1)
+    aggregator_learning_rate: float = _aggregator(0.01, "Adam.", positive=True)
 
-    strategy: str = option(
-        "running",
+    strategy: str = _running(
         "auto",
         "Devices that share a batch; mirrored: all GPUs of this machine (without any, "
         "all logical CPUs); multi_worker: those of all processes in TF_CONFIG; auto: "
         "mirrored where there are several GPUs.",
         ("auto", "one_device", "mirrored", "multi_worker"),
     )
-    worker_timeout: float = option(
-        "running",
-        300.0,
-        "Seconds that multi_worker waits for the other processes.",
-        positive=True,
+    worker_timeout: float = _running(
+        300.0, "Seconds that multi_worker waits for the other processes.", positive=True
     )
-    dtype_policy: str = option(
-        "running",
+    dtype_policy: str = _running(
         "float32",
         "Arithmetic of the networks; losses, norms and statistics are always float32. "
         "mixed_float16 scales the losses and skips updates that overflow.",
@@ -379,98 +336,76 @@ class RunConfig:
         affects="train_teachers",
         searched=True,
     )
-    recompute_teachers: bool = option(
-        "running",
+    recompute_teachers: bool = _running(
         False,
         "Recompute teachers one by one in the backward pass of the generator step: "
         "less memory, one more forward pass.",
     )
-    fused_kernels: bool = option(
-        "running",
+    fused_kernels: bool = _running(
         True,
         "Use TensorFlow's fused kernels where Keras composes many operations; equal "
         "up to rounding.",
     )
-    jit_compile: str = option(
-        "running",
+    jit_compile: str = _running(
         "auto",
         "Compile each update with XLA; auto: on one GPU, where nothing asks for the "
         "same bits. On CPUs it is slower.",
         _YES_NO,
     )
-    deterministic: str = option(
-        "running",
-        "auto",
-        "Same seed, same bits; auto: where it is free, on CPUs.",
-        _YES_NO,
+    deterministic: str = _running(
+        "auto", "Same seed, same bits; auto: where it is free, on CPUs.", _YES_NO
     )
-    resume: bool = option(
-        "running", True, "Go on where this workdir stopped; --noresume starts again."
+    resume: bool = _running(
+        True, "Go on where this workdir stopped; --noresume starts again."
     )
-    checkpoint_every: int = option(
-        "running", 1, "Epochs between checkpoints; 0 keeps none.", at_least=0
+    checkpoint_every: int = _running(
+        1, "Epochs between checkpoints; 0 keeps none.", at_least=0
     )
-    checkpoint_minutes: float = option(
-        "running",
+    checkpoint_minutes: float = _running(
         10.0,
         "Minutes between checkpoints within an epoch; 0: none but when interrupted.",
         at_least=0,
     )
-    keep_checkpoints: int = option(
-        "running", 2, "How many of the last checkpoints stay on disk.", at_least=1
+    keep_checkpoints: int = _running(
+        2, "How many of the last checkpoints stay on disk.", at_least=1
     )
-    report: bool = option(
-        "running", True, "Write report.html at the end of the pipeline."
+    report: bool = _running(True, "Write report.html at the end of the pipeline.")
+    profile: bool = _running(
+        False, "Write a TensorBoard profile of three iterations to WORKDIR/logs."
     )
-    profile: bool = option(
-        "running",
-        False,
-        "Write a TensorBoard profile of three iterations to WORKDIR/logs.",
-    )
-    debug: bool = option("running", False, "Show the traceback of an error.")
+    debug: bool = _running(False, "Show the traceback of an error.")
 
-    export_formats: tuple[str, ...] = option(
-        "export",
+    export_formats: tuple[str, ...] = _export(
         ("saved_model", "tflite_float32", "tflite_int8"),
         "Comma list of formats to write; empty: none.",
         ("export.format:FORMATS",),
     )
-    int8_finetune_steps: int = option(
-        "export",
+    int8_finetune_steps: int = _export(
         0,
         "Updates of the int8 file's weights under simulated rounding, on generated "
         "images; 0: calibration alone.",
         at_least=0,
     )
 
-    predict_input: str = option("predict", "", "Image file or folder to classify.")
-    predict_model: str = option(
-        "predict",
-        "",
-        "Exported file or folder; empty: the smallest that WORKDIR holds.",
+    predict_input: str = _predict("", "Image file or folder to classify.")
+    predict_model: str = _predict(
+        "", "Exported file or folder; empty: the smallest that WORKDIR holds."
     )
-    predict_output: str = option(
-        "predict", "", "CSV file; empty: WORKDIR/predictions.csv."
-    )
-    show_header_weights: bool = option(
-        "predict", False, "Also how much each header counts for each image."
+    predict_output: str = _predict("", "CSV file; empty: WORKDIR/predictions.csv.")
+    show_header_weights: bool = _predict(
+        False, "Also how much each header counts for each image."
     )
 
-    max_trials: int = option(
-        "search",
-        10,
-        "Runs to try; 0, with hyperband: as many as it plans.",
-        at_least=0,
+    max_trials: int = _search(
+        10, "Runs to try; 0, with hyperband: as many as it plans.", at_least=0
     )
-    tuner: str = option(
-        "search",
+    tuner: str = _search(
         "random",
         "How settings are chosen; hyperband gives few epochs to many and goes on with "
         "the best.",
         ("random", "bayesian", "hyperband"),
     )
-    search_space: str = option(
-        "search",
+    search_space: str = _search(
         "weights",
         "What to vary: weights, schedule, student, or a file of lines such as "
         "`student_learning_rate = 0.01..0.2 log` and `student_width = 0.25 | 0.5`.",

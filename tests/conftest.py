@@ -10,16 +10,18 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from absl import flags as absl_flags
+from cdfkd_tf.distillation.adversarial import AdversarialDistiller
 from sklearn.datasets import load_digits
 from sklearn.utils import Bunch
 
 from cdfkd_tf import cli
 from cdfkd_tf.data.prepare import prepared_builder
 from cdfkd_tf.data.specs import spec_of
-from cdfkd_tf.distillation.adversarial import AdversarialDistiller
 from cdfkd_tf.distillation.methods import METHODS, with_overrides
 from cdfkd_tf.distillation.optimizers import CoupledSGD, PaperAdam
-from cdfkd_tf.networks import build_classifier, build_generator, build_student
+from cdfkd_tf.networks.classifiers import build_classifier
+from cdfkd_tf.networks.generators import build_generator
+from cdfkd_tf.networks.students import build_student
 from cdfkd_tf.teachers.teacher import TeacherEnsemble
 
 SHAPE, CLASSES, LATENT = (8, 8, 1), 4, 6

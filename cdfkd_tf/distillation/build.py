@@ -30,6 +30,7 @@ from cdfkd_tf.runtime.devices import (
     choose_xla,
     synchronise,
 )
+from cdfkd_tf.runtime.keras_internals import leaf_layers
 from cdfkd_tf.runtime.precision import dtype_policy
 from cdfkd_tf.teachers.ensemble import TeacherEnsemble
 
@@ -137,16 +138,15 @@ def _build(config, spec, teachers, real_images) -> Distiller:
     with dtype_policy(config.dtype_policy):
         student = build_student(config, spec, len(teachers))
         generator = build_generator(config, spec) if method.generator else None
+    fused_batchnorm.use(config.fused_kernels)
     for network in filter(None, (student, generator)):
-        fused_batchnorm.fuse_layers(network, enabled=config.fused_kernels)
+        fused_batchnorm.fuse_layers(leaf_layers(network))
     missing = unavailable(teachers, student, project=config.project_features)
     method = drop_unavailable_terms(method, missing, _given_weights(config))
     projection = None
     if config.project_features and method.student.get("feature"):
         projection = build_projection(student, teachers, config.seed)
-    teachers.optimise_for_inference(
-        _teacher_policy(config), fused_kernels=config.fused_kernels
-    )
+    teachers.optimise_for_inference(_teacher_policy(config))
     source = SOURCES[method.images](config, method, teachers, generator, real_images)
     distiller = Distiller(student, teachers, method, source, projection=projection)
     optimizer = CoupledSGD(config.student_learning_rate, nesterov=config.nesterov)

@@ -11,7 +11,7 @@ from cdfkd_tf.distillation import numerics
 from cdfkd_tf.distillation.image_source import Batch, ImageSource
 from cdfkd_tf.distillation.losses import Objective, Outputs
 from cdfkd_tf.distillation.methods import Method
-from cdfkd_tf.networks.students import with_feature_maps
+from cdfkd_tf.networks.students import feature_maps_model
 from cdfkd_tf.runtime import keras_internals
 from cdfkd_tf.teachers.ensemble import TeacherEnsemble, TeacherOutputs
 
@@ -48,7 +48,7 @@ class Distiller(keras_internals.WithoutSymbolicBuild, keras.Model):
         self.trackers = {**self.objective.trackers, **source.trackers}
         # What is called: the student, with its maps beside where a term reads them.
         reads_maps = "feature_maps" in self.objective.needs
-        self.forward = with_feature_maps(student) if reads_maps else student
+        self.forward = feature_maps_model(student) if reads_maps else student
         self.num_headers = student.output["logits"].shape[1]
         headers = [f"header_{header}_accuracy" for header in range(self.num_headers)]
         self.accuracies = {

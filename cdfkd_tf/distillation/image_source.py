@@ -14,10 +14,13 @@ import tensorflow as tf
 from keras import KerasTensor, ops
 
 from cdfkd_tf.data.images import RealImages
-from cdfkd_tf.data.noise import latent_dataset
+from cdfkd_tf.data.noise import latent_dataset, watching_noise
 from cdfkd_tf.distillation import numerics
 from cdfkd_tf.distillation.losses import Objective, Outputs
 from cdfkd_tf.teachers.ensemble import TeacherEnsemble, TeacherOutputs
+
+HELD_OUT_SEED = 4
+_OBSERVED = 256  # images behind each histogram and each agreement
 
 
 class Batch(NamedTuple):
@@ -66,6 +69,14 @@ class ImageSource:
         Args:
             element: the same as in `next_batches`.
             student: `normalised` to logits and features; it does not move.
+        """
+
+    def observe(self) -> np.ndarray | None:
+        """Images of no training step, to look at and to measure agreement on.
+
+        Returns:
+            `(n, height, width, channels)`, normalised, comparable from call to call;
+            None where there is nothing to see.
         """
 
 
@@ -133,6 +144,7 @@ class GeneratedImages(ImageSource):
         self.state = {"generator": generator, "generator_optimizer": optimizer}
         self.trackers = objective.trackers
         optimizer.build(generator.trainable_variables)
+        self._sample = sampler(generator, batch_size)
 
     def dataset(self, first_step: int) -> tf.data.Dataset:
         """Endless noise `(B, K + 1, Z)`: the student's K batches, the generator's."""
@@ -186,6 +198,11 @@ class GeneratedImages(ImageSource):
         variables = self.generator.trainable_variables
         gradients = tape.gradient(loss, variables)
         numerics.apply_gradients(self.optimizer, gradients, variables, clip=self._clip)
+
+    def observe(self) -> np.ndarray:
+        """Images of held-out noise; looking moves nothing."""
+        width, seeds = self.generator.input_shape[-1], [self._seed, HELD_OUT_SEED]
+        return self._sample(watching_noise(_OBSERVED, width, seeds))
 
 
 @contextmanager

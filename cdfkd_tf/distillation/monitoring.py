@@ -46,7 +46,7 @@ class FirstStep(keras.callbacks.Callback):
 
 
 class GeneratedImagesMonitor(keras.callbacks.Callback):
-    """Looks at images of held-out noise after each epoch, without moving anything.
+    """Looks at the image source after each epoch, without moving anything.
 
     Logs `agreement`, the share of images on which student and teachers' mean pick one
     class (the current generator, which is trained to find disagreement), and
@@ -58,11 +58,10 @@ class GeneratedImagesMonitor(keras.callbacks.Callback):
     Stands first among the callbacks, so that the others see its names.
 
     Args:
-        generate: noise `(n, Z)` to normalised images.
+        observe: the image source's normalised images to look at.
         student_logits: normalised images to logits `(B, H, C)`.
         teacher_logits: normalised images to logits `(B, T, C)`.
         mean_logits: `(B, T, C)` to the teachers' mean `(B, C)`.
-        noise: `(n, Z)` that no update sees.
         denormalise: normalised images to [0, 1].
         epochs: length of the run.
         earlier_images: file of the kept images, for a run that is resumed.
@@ -75,11 +74,10 @@ class GeneratedImagesMonitor(keras.callbacks.Callback):
 
     def __init__(
         self,
-        generate: Callable[[np.ndarray], np.ndarray],
+        observe: Callable[[], np.ndarray],
         student_logits: Callable,
         teacher_logits: Callable,
         mean_logits: Callable,
-        noise: np.ndarray,
         *,
         denormalise: Callable,
         epochs: int,
@@ -91,7 +89,7 @@ class GeneratedImagesMonitor(keras.callbacks.Callback):
         first_epoch: int = 0,
     ):
         super().__init__()
-        self._generate, self._noise = generate, noise
+        self._observe = observe
         self._student = _in_parts(student_logits, batch_size)
         self._teachers = _in_parts(teacher_logits, batch_size)
         self._mean, self._denormalise = mean_logits, denormalise
@@ -104,7 +102,7 @@ class GeneratedImagesMonitor(keras.callbacks.Callback):
         self._writer = tf.summary.create_file_writer(self._logs)
 
     def on_epoch_end(self, epoch, logs=None):
-        images = self._generate(self._noise)
+        images = self._observe()
         logits = self._teachers(images)
         classes = np.asarray(self._mean(logits)).argmax(-1)
         now = earlier = self._agreement(images, classes)

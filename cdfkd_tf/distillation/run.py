@@ -8,12 +8,10 @@ import keras
 import tensorflow as tf
 
 from cdfkd_tf.config import RunConfig
-from cdfkd_tf.data.noise import watching_noise
 from cdfkd_tf.data.specs import DatasetSpec
 from cdfkd_tf.distillation.build import networks_to_keep
 from cdfkd_tf.distillation.checkpoints import TrainingState, seed_states
 from cdfkd_tf.distillation.distiller import Distiller
-from cdfkd_tf.distillation.image_source import sampler
 from cdfkd_tf.distillation.monitoring import (
     BEST_SIGNAL,
     CollapseWarnings,
@@ -30,8 +28,6 @@ from cdfkd_tf.runtime.multi_worker import WorkerGroup
 from cdfkd_tf.runtime.precision import memory_advice
 from cdfkd_tf.workdir import Workdir
 
-HELD_OUT_SEED = 4
-_LOOKED_AT = 256  # generated images behind each histogram and each agreement
 _PROFILED = (3, 5)  # iterations, after those that trace and warm up
 
 
@@ -187,10 +183,9 @@ def _watch(
     """What writes something at each epoch; and the keeper of the best, if any."""
     callbacks, best = [], None
     # In this order: agreement puts numbers into the logs that the others read.
-    generator = distiller.source.state.get("generator")
-    if generator is not None:
+    if distiller.method.generator:
         callbacks.append(
-            _generated_images(distiller, generator, config, spec, workdir, first_epoch)
+            _generated_images(distiller, config, spec, workdir, first_epoch)
         )
         if config.keep_best:
             folder = workdir.checkpoints / "best"
@@ -218,15 +213,14 @@ def _watch(
 
 
 def _generated_images(
-    distiller, generator, config, spec, workdir, first_epoch
+    distiller, config, spec, workdir, first_epoch
 ) -> GeneratedImagesMonitor:
     teachers = distiller.teachers
     return GeneratedImagesMonitor(
-        sampler(generator, config.batch_size),
+        distiller.source.observe,
         lambda images: distiller.student(images, training=False)["logits"],
         lambda images: teachers(images).logits,
         teachers.mean_logits,
-        watching_noise(_LOOKED_AT, config.latent_size, [config.seed, HELD_OUT_SEED]),
         denormalise=spec.denormalise,
         epochs=config.epochs,
         earlier_images=workdir.earlier_images,

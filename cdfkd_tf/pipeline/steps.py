@@ -384,7 +384,7 @@ def _evaluate(run: Run) -> None:
         labels,
         class_names=run.class_names,
         batches=run.evaluation_batches,
-        generated_images=generated,
+        generated=generated,
     )
     write_json(run.workdir.observations, observed)
 

@@ -1,6 +1,6 @@
 """Going through the layers of any Keras model."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import keras
 
@@ -43,3 +43,30 @@ class WithoutSymbolicBuild:
 
     def _maybe_symbolic_build(self, iterator=None, data_batch=None):
         pass
+
+
+def random_state() -> Callable[[], None]:
+    """Remembers TensorFlow's and Keras's global seeds and op determinism.
+
+    Returns:
+        A function that puts all of it back.
+    """
+    from keras.src.backend.common import global_state
+    from keras.src.random import seed_generator
+    from tensorflow.python.eager import context
+    from tensorflow.python.framework import config
+
+    names = (seed_generator.GLOBAL_SEED_GENERATOR, "global_random_seed")
+    attributes = {name: global_state.get_global_attribute(name) for name in names}
+    current = context.context()
+    seed, rng = current._seed, current._rng
+    deterministic = config.is_op_determinism_enabled()
+
+    def restore() -> None:
+        for name, value in attributes.items():
+            global_state.set_global_attribute(name, value)
+        current._seed, current._rng = seed, rng
+        if not deterministic:
+            config.disable_op_determinism()
+
+    return restore

@@ -67,12 +67,8 @@ class SearchTuner(keras_tuner.Tuner):
         """
         hp, start = trial.hyperparameters, time.monotonic()
         folder = pathlib.Path(self.get_trial_dir(trial.trial_id))
-        name, value, options, reason = (
-            objective.objective_name(self.config),
-            None,
-            {},
-            "",
-        )
+        name = objective.objective_name(self.config)
+        value, options, reason = None, {}, ""
         try:
             drawn = self.hypermodel.build(hp)
             config = trial_config(self.config, drawn, folder)

@@ -6,8 +6,8 @@ import pytest
 import tensorflow as tf
 from keras import layers
 
-from cdfkd_tf.networks import build_classifier
 from cdfkd_tf.networks.bn_folding import Folding, copy_in, foldable
+from cdfkd_tf.networks.classifiers import build_classifier
 from cdfkd_tf.runtime.fused_batchnorm import fuse_layers
 from cdfkd_tf.runtime.keras_internals import leaf_layers
 from cdfkd_tf.teachers.teacher import Teacher, TeacherEnsemble

@@ -6,7 +6,7 @@ import pytest
 from keras import layers
 
 from cdfkd_tf.data.specs import plain_spec, spec_of
-from cdfkd_tf.networks import build_classifier
+from cdfkd_tf.networks.classifiers import build_classifier
 from cdfkd_tf.networks.pixel_ranges import ImageView, expected_values, rescaling_to
 from tests import strangers
 
