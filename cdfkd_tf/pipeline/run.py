@@ -50,9 +50,10 @@ def run(config: RunConfig) -> None:
         print(f"The report is {write_report(workdir)}")
     elif config.action == "search":
         quiet_tensorflow()
+        from cdfkd_tf.pipeline.steps import Run
         from cdfkd_tf.tuning.run import search  # Keras Tuner takes seconds
 
-        search(config, perform)
+        search(config, perform, Run)
     else:
         _run_steps(config, workdir)
 

@@ -9,8 +9,8 @@ import numpy as np
 
 from cdfkd_tf.config import RunConfig
 from cdfkd_tf.distillation.fit_aggregator import fit_aggregator
+from cdfkd_tf.distillation.image_source import HELD_OUT_SEED
 from cdfkd_tf.distillation.methods import METHODS
-from cdfkd_tf.distillation.run import HELD_OUT_SEED
 from cdfkd_tf.errors import RequestError, RunError
 from cdfkd_tf.networks.aggregators import build_aggregator
 from cdfkd_tf.runtime.files import replacing

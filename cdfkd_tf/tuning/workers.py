@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 
 from cdfkd_tf.errors import RequestError, RunError
-from cdfkd_tf.runtime.cluster import reachable
+from cdfkd_tf.runtime.multi_worker import reachable
 
 _ADDRESS = ("KERASTUNER_ORACLE_IP", "KERASTUNER_ORACLE_PORT")
 _VARIABLES = (*_ADDRESS, "KERASTUNER_TUNER_ID")
