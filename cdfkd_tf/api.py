@@ -151,7 +151,7 @@ class Distillation:
             config.export_formats,
             pathlib.Path(folder),
             batches=self._run.evaluation_batches,
-            calibration_images=self._run.calibration_images,
+            unlabelled_images=self._run.calibration_images,
             description=description_of(self._run),
             int8_finetune_steps=config.int8_finetune_steps,
             seed=config.seed,

@@ -56,7 +56,7 @@ LONGEST_FIRST = (
     "test_rivals",
     "test_strangers",
     "test_strangers_learn",
-    "test_export",
+    "export/test_format",
     "distillation/test_parity",
     "test_checkpoints",
     "test_adversarial",
@@ -64,7 +64,7 @@ LONGEST_FIRST = (
     "test_runs",
     "test_methods",
     "test_cli",
-    "test_export_failures",
+    "export/test_run",
 )
 
 

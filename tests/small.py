@@ -8,7 +8,7 @@ from keras import layers, ops
 from cdfkd_tf.distillation.distiller import Distiller
 from cdfkd_tf.distillation.methods import METHODS, with_overrides
 from cdfkd_tf.distillation.optimizers import CoupledSGD, PaperAdam
-from cdfkd_tf.teachers.teacher import TeacherEnsemble
+from cdfkd_tf.teachers.ensemble import TeacherEnsemble
 
 SHAPE, CLASSES, LATENT, WIDTH = (4, 4, 1), 3, 6, 5
 

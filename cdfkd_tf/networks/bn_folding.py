@@ -1,24 +1,36 @@
-"""Networks for inference alone, in fewer operations than they learned with.
+"""BatchNormalizations in inference as part of the convolutions that they read.
 
-A BatchNormalization that reads a convolution is part of that convolution: its scale
-goes into the kernel, its shift into the bias. Equal up to rounding.
+In inference a BatchNormalization is a scale and a shift per channel; the scale goes
+into the kernel of the convolution before it, the shift into its bias. Equal up to
+rounding.
 """
 
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
-from keras import layers, ops
+from keras import KerasTensor, layers, ops
+
+from cdfkd_tf.runtime.keras_internals import (
+    input_of_only_call,
+    is_graph,
+    num_readers,
+    producer,
+)
 
 CONVOLUTIONS = (layers.Conv2D, layers.DepthwiseConv2D)
 
 
-def affine(layer: layers.BatchNormalization) -> tuple[np.ndarray, np.ndarray]:
-    """What a BatchNormalization computes in inference, as scale and shift."""
+def bn_scale_and_shift(
+    layer: layers.BatchNormalization,
+) -> tuple[np.ndarray, np.ndarray]:
+    """What a BatchNormalization computes in inference: `x * scale + shift`.
+
+    Returns:
+        `(channels,)` each, in the dtype of the layer's weights.
+    """
     scale = 1 / np.sqrt(np.array(layer.moving_variance, "float64") + layer.epsilon)
     if layer.scale:
         scale = scale * np.array(layer.gamma)
@@ -38,7 +50,7 @@ def folded_weights(
         convolution: one of `CONVOLUTIONS`, without activation.
         norm: reads its output and nothing else does.
     """
-    scale, shift = affine(norm)
+    scale, shift = bn_scale_and_shift(norm)
     kernel = np.array(convolution.kernel)
     # Depthwise kernels end with input channel and multiplier, others with the output.
     depthwise = isinstance(convolution, layers.DepthwiseConv2D)
@@ -47,76 +59,55 @@ def folded_weights(
     return kernel, bias * scale + shift
 
 
-class Folding:
-    """Lets a network's layers compute folded, while asked to, without a copy of it.
-
-    Thread-local: replicas fold apart.
+def foldable(model: keras.Model) -> list[tuple[layers.Layer, layers.Layer]]:
+    """Convolutions and the BatchNormalizations that alone read them.
 
     Args:
-        model: frozen; its layers of plain Keras kinds fold, see `foldable`. A
-            subclassed model, whose graph nobody can see, has none.
-        kept: layers whose own output somebody reads.
+        model: functional or Sequential; models in it are looked into, too. Of others,
+            whose connections are not known: none.
     """
-
-    def __init__(self, model: keras.Model, kept: tuple[Any, ...] = ()):
-        self._model, self._kept = model, kept
-        self._local = threading.local()
-        self._pairs: list | None = None  # a Sequential may still have to be built
-        self._weights: dict[int, tuple[tf.Tensor, ...]] = {}
-
-    def refresh(self) -> None:
-        """Folds the weights as they now stand."""
-        if self._pairs is None:
-            self._pairs = self._prepare()
-        with tf.init_scope():  # weights are read, and stay, outside of any graph
-            for convolution, norm in self._pairs:
-                dtype = convolution.compute_dtype
-                self._weights[id(convolution)] = tuple(
-                    tf.constant(values, dtype)
-                    for values in folded_weights(convolution, norm)
-                )
-
-    def _prepare(self) -> list[tuple[layers.Layer, layers.Layer]]:
-        found = foldable(self._model) if _is_graph(self._model) else []
-        kept = {id(layer) for layer in self._kept}
-        pairs = [pair for pair in found if not kept & set(map(id, pair))]
-        for convolution, norm in pairs:
-            convolution.call = self._folded(convolution, convolution.call)
-            norm.call = self._left_out(norm.call)
-        return pairs
-
-    @contextmanager
-    def active(self) -> Iterator[None]:
-        """Within, the network computes folded."""
-        if self._pairs is None:
-            self.refresh()
-        self._local.active = True
-        try:
-            yield
-        finally:
-            self._local.active = False
-
-    @property
-    def _is_active(self) -> bool:
-        return getattr(self._local, "active", False)
-
-    def _folded(self, layer: layers.Layer, call: Callable) -> Callable:
-        def folded_call(inputs, *args, **kwargs):
-            if not self._is_active:
-                return call(inputs, *args, **kwargs)
-            kernel, bias = self._weights[id(layer)]
-            return tf.nn.bias_add(_convolve(layer, inputs, kernel), bias)
-
-        return folded_call
-
-    def _left_out(self, call: Callable) -> Callable:
-        def folded_call(inputs, *args, **kwargs):
-            return inputs if self._is_active else call(inputs, *args, **kwargs)
-
-        return folded_call
+    found = []
+    for layer in model.layers if is_graph(model) else ():
+        if isinstance(layer, keras.Model):
+            found += foldable(layer)
+        if type(layer) is layers.BatchNormalization:
+            before = _only_read_by(layer, model)
+            if before is not None:
+                found.append((before, layer))
+    return found
 
 
-def _convolve(layer: layers.Layer, inputs: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
+def folded_calls(
+    model: keras.Model, kept: Iterable[layers.Layer] = ()
+) -> dict[int, Callable[[KerasTensor], KerasTensor]]:
+    """What `foldable` layers of a frozen model compute when they are folded.
+
+    Args:
+        model: its weights are taken as they stand.
+        kept: layers whose own output is read, and which therefore do not fold.
+
+    Returns:
+        `id` of a layer to a function of its input: the convolution with folded
+        weights, or for a BatchNormalization its input itself.
+    """
+    kept, calls = set(map(id, kept)), {}
+    with tf.init_scope():  # weights are read, and stay, outside of any graph
+        for convolution, norm in foldable(model):
+            if not kept & {id(convolution), id(norm)}:
+                calls[id(convolution)] = _folded(convolution, norm)
+                calls[id(norm)] = lambda inputs: inputs
+    return calls
+
+
+def _folded(convolution, norm) -> Callable[[KerasTensor], KerasTensor]:
+    kernel, bias = (
+        tf.constant(values, convolution.compute_dtype)
+        for values in folded_weights(convolution, norm)
+    )
+    return lambda inputs: tf.nn.bias_add(_convolve(convolution, inputs, kernel), bias)
+
+
+def _convolve(layer, inputs, kernel):
     if isinstance(layer, layers.Conv2D):
         return layer.convolution_op(inputs, kernel)
     return ops.depthwise_conv(
@@ -129,7 +120,26 @@ def _convolve(layer: layers.Layer, inputs: tf.Tensor, kernel: tf.Tensor) -> tf.T
     )
 
 
-def copy_in(model: keras.Model, dtype_policy: str) -> keras.Model | None:
+def _only_read_by(norm, model) -> layers.Layer | None:
+    """The convolution that `norm` reads, if nothing else does."""
+    tensor = input_of_only_call(norm)
+    if tensor is None:
+        return None
+    before = producer(tensor)
+    fits = (
+        type(before) in CONVOLUTIONS
+        and before.quantization_mode is None
+        and before.activation is keras.activations.linear
+        and before.data_format == "channels_last"
+        and norm.axis in (-1, len(tensor.shape) - 1)
+        and input_of_only_call(before) is not None
+        and num_readers(before) == 1
+    )
+    shown = {id(output) for output in model.outputs}
+    return before if fits and id(tensor) not in shown else None
+
+
+def copy_in(model: keras.Model, dtype_policy: str) -> keras.Model:
     """A frozen copy whose layers compute in another precision.
 
     Args:
@@ -137,11 +147,14 @@ def copy_in(model: keras.Model, dtype_policy: str) -> keras.Model | None:
         dtype_policy: of the copy's layers.
 
     Returns:
-        A model of the same input and output, layers of the same names; None for a
-        subclassed model.
+        A model of the same input and output, layers of the same names.
+
+    Raises:
+        ValueError: for a subclassed model. Layers that are not Keras's own may raise
+            any other error when they are built again from their settings.
     """
-    if not _is_graph(model):
-        return None
+    if not is_graph(model):
+        raise ValueError("the connections of its layers are not known")
     copies: list[tuple[Any, Any]] = []
 
     def copied(layer):
@@ -157,45 +170,3 @@ def copy_in(model: keras.Model, dtype_policy: str) -> keras.Model | None:
             again.set_weights(layer.get_weights())
     copy.trainable = False
     return copy
-
-
-def foldable(model: keras.Model) -> list[tuple[layers.Layer, layers.Layer]]:
-    """Convolutions and the BatchNormalizations that alone read them.
-
-    Args:
-        model: functional or Sequential; models in it are looked into, too.
-    """
-    found = []
-    for layer in model.layers:
-        if isinstance(layer, keras.Model) and _is_graph(layer):
-            found += foldable(layer)
-        if type(layer) is layers.BatchNormalization:
-            before = _only_read_by(layer, model)
-            if before is not None:
-                found.append((before, layer))
-    return found
-
-
-def _only_read_by(norm, model) -> layers.Layer | None:
-    """The convolution that `norm` reads, if nobody else does."""
-    if len(norm._inbound_nodes) != 1:
-        return None
-    tensor = norm._inbound_nodes[0].input_tensors[0]
-    before = tensor._keras_history.operation
-    fits = (
-        type(before) in CONVOLUTIONS
-        and before.quantization_mode is None
-        and before.activation is keras.activations.linear
-        and before.data_format == "channels_last"
-        and norm.axis in (-1, len(tensor.shape) - 1)
-        and len(before._inbound_nodes) == 1
-        and len(before._outbound_nodes) == 1
-    )
-    shown = {id(output) for output in model.outputs}
-    return before if fits and id(tensor) not in shown else None
-
-
-def _is_graph(model: keras.Model) -> bool:
-    if isinstance(model, keras.Sequential):
-        return model._functional is not None
-    return hasattr(model, "_run_through_graph")

@@ -7,11 +7,13 @@ once.
 import json
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cdfkd_tf.config import STEPS, RunConfig
 from cdfkd_tf.errors import RequestError, RunError
 from cdfkd_tf.report.page import write_report
+from cdfkd_tf.runtime.multi_worker import Cluster, WorkerGroup, reachable
 from cdfkd_tf.runtime.silence_stderr import quiet_tensorflow
 from cdfkd_tf.workdir import Workdir, read_results, summary, write_json, write_text
 
@@ -19,7 +21,6 @@ if TYPE_CHECKING:
     import keras
 
     from cdfkd_tf.pipeline.steps import Run
-    from cdfkd_tf.runtime.multi_worker import Cluster, WorkerGroup
 
 COSTLY = ("train_teachers", "distill")  # never repeated without being told to
 _PLACES = ("data_dir", "image_folder", "teachers")  # may differ from host to host
@@ -39,31 +40,28 @@ def run(config: RunConfig) -> None:
     if config.action == "predict":
         from cdfkd_tf.export.predict import predict
 
+        shown = workdir.predictor if config.show_header_weights else None
         predict(
-            workdir,
-            image_path=config.predict_input,
-            model_path=config.predict_model,
-            output=config.predict_output,
-            show_header_weights=config.show_header_weights,
+            config.predict_input,
+            model=config.predict_model,
+            directory=workdir.export,
+            output=Path(config.predict_output or workdir.path / "predictions.csv"),
+            predictor=shown,
         )
-    elif config.action == "report":
+        return
+    if config.action == "report":
         print(f"The report is {write_report(workdir)}")
-    elif config.action == "search":
+        return
+    if config.action == "search":
         quiet_tensorflow()
         from cdfkd_tf.pipeline.steps import Run
         from cdfkd_tf.tuning.run import search  # Keras Tuner takes seconds
 
         search(config, perform, Run)
-    else:
-        _run_steps(config, workdir)
-
-
-def _run_steps(config: RunConfig, workdir: Workdir) -> None:
+        return
     whole = config.action == "pipeline"
     wanted = STEPS if whole else (config.action,)
     if config.strategy == "multi_worker":
-        from cdfkd_tf.runtime.multi_worker import Cluster
-
         cluster = Cluster.from_environment()
         if not cluster.is_chief:
             _run_worker(config, cluster, wanted)
@@ -109,30 +107,31 @@ def perform(
         return None
     workers = None
     if config.strategy == "multi_worker" and "distill" in todo:
-        from cdfkd_tf.runtime.multi_worker import Cluster
-
         workers = _join(config, Cluster.from_environment())
     quiet_tensorflow()
     from cdfkd_tf.pipeline.steps import DO, Run
 
     current = Run(config, models, callbacks, verbose, workers)
-    for step in todo:
-        workdir = current.workdir
-        with workdir.unchanged_if_refused(step, anew=not config.resume):
-            write_json(workdir.config, config.option_dict())
-            write_text(workdir.flags, config.flag_lines())
-            workdir.forget(STEPS[STEPS.index(step) + 1 :])
-            options = config.options_behind(step)
-            workdir.note(step, options, done=False)
-            print(f"-- {step.replace('_', ' ')}", flush=True)
-            start = time.monotonic()
-            current.results.begin(step)
-            DO[step](current)
-            if step in ("train_teachers", "fit_aggregator", "export"):
-                # Distilling counts for itself: time before an interruption, too.
-                seconds = round(time.monotonic() - start, 2)
-                current.results.record("seconds", {step: seconds})
-            workdir.note(step, options, done=True)
+    workdir, results = current.workdir, current.results
+    try:
+        for step in todo:
+            with workdir.unchanged_if_refused(step, anew=not config.resume):
+                write_json(workdir.config, config.option_dict())
+                write_text(workdir.flags, config.flag_lines())
+                workdir.forget(STEPS[STEPS.index(step) + 1 :])
+                options = config.options_behind(step)
+                workdir.note(step, options, done=False)
+                print(f"-- {step.replace('_', ' ')}", flush=True)
+                start = time.monotonic()
+                results.begin(step)
+                DO[step](current)
+                if step in ("train_teachers", "fit_aggregator", "export"):
+                    # Distilling counts for itself: time before an interruption, too.
+                    seconds = round(time.monotonic() - start, 2)
+                    results.record("seconds", {step: seconds})
+                workdir.note(step, options, done=True)
+    finally:
+        current.release()  # models in memory come back as they were
     return current
 
 
@@ -187,7 +186,7 @@ def _refuse_mixed_runs(step: str, config: RunConfig, workdir: Workdir) -> None:
             )
 
 
-def _join(config: RunConfig, cluster: "Cluster") -> "WorkerGroup":
+def _join(config: RunConfig, cluster: Cluster) -> WorkerGroup:
     """Starts TensorFlow together with the other processes of the run.
 
     Raises:
@@ -195,13 +194,8 @@ def _join(config: RunConfig, cluster: "Cluster") -> "WorkerGroup":
         RunError: one of them does not come.
     """
 
-    def start() -> "WorkerGroup":
-        from cdfkd_tf.runtime.multi_worker import WorkerGroup
-
-        return WorkerGroup(cluster, config.worker_timeout)
-
     print(f"This is {cluster}; waiting for the others.", flush=True)
-    workers = quiet_tensorflow(start)
+    workers = quiet_tensorflow(lambda: WorkerGroup(cluster, config.worker_timeout))
     options = config.options_behind("distill")
     options |= {name: getattr(config, name) for name in _SHARED}
     shared = {name: v for name, v in options.items() if name not in _PLACES}
@@ -209,7 +203,7 @@ def _join(config: RunConfig, cluster: "Cluster") -> "WorkerGroup":
     return workers
 
 
-def _run_worker(config: RunConfig, cluster: "Cluster", wanted: Sequence[str]) -> None:
+def _run_worker(config: RunConfig, cluster: Cluster, wanted: Sequence[str]) -> None:
     """Takes part in the chief's distillation; writes nothing.
 
     Raises:
@@ -226,7 +220,7 @@ def _run_worker(config: RunConfig, cluster: "Cluster", wanted: Sequence[str]) ->
     while not config.teachers and not all(
         current.workdir.teacher(i).exists() for i in range(config.num_teachers)
     ):
-        if not cluster.chief_is_reachable():
+        if not reachable(cluster.addresses[0]):
             raise RunError(
                 "The chief is gone before the teachers were trained. Start all "
                 "processes again with the same command."

@@ -37,7 +37,7 @@ from cdfkd_tf.workdir import Results, Workdir, write_json
 
 # Offsets that keep the draws of one run apart.
 _TEACHER_SEEDS = 1000  # per teacher
-_PICTURE_SEED, _CALIBRATION_SEED, _EVALUATION_SEED = 1, 2, 3
+_PICTURE_SEED, _EVALUATION_SEED = 1, 3
 _AGGREGATOR_SEED, _SCALE_SEED = 5, 6
 _GENERATED = 512  # images to measure on where there are no real ones
 _MEASURED_AT_ONCE = 256
@@ -136,6 +136,11 @@ class Run:
             teachers.calibrate(generator(noise, training=True))
         return teachers
 
+    def release(self) -> None:
+        """Gives teachers in memory back as they were before."""
+        if self.models and "teachers" in self.__dict__:
+            self.teachers.release()
+
     def network(self, name: str, step: str) -> keras.Model:
         """`student`, `generator` or `predictor`, from memory or from its file.
 
@@ -189,15 +194,13 @@ class Run:
         images = self.spec.denormalise(self.sample(self.noise(count, seed)))
         return np.clip(images, 0, 1).astype("float32")
 
-    def calibration_images(self) -> np.ndarray:
-        """Images in [0, 1] to calibrate integer files on.
+    def calibration_images(self, count: int, seed: int) -> np.ndarray:
+        """Images in [0, 1] to calibrate integer files on, at least `count`.
 
         The trained generator's, and earlier generators' if kept; where the method has
         no generator: real training images.
         """
-
-        seeds = range(_CALIBRATION_SEED, _CALIBRATION_SEED + 400, 100)
-        images = [self.unlabelled_images(_MEASURED_AT_ONCE, seed) for seed in seeds]
+        images = [self.unlabelled_images(count, seed)]
         if self.method.generator and self.workdir.earlier_images.exists():
             with np.load(self.workdir.earlier_images, allow_pickle=False) as kept:
                 images.append(self.spec.denormalise(np.concatenate(kept["images"])))
@@ -398,7 +401,7 @@ def _export(run: Run) -> None:
         config.export_formats,
         run.workdir.export,
         batches=run.evaluation_batches,
-        calibration_images=run.calibration_images,
+        unlabelled_images=run.calibration_images,
         description=description_of(run),
         int8_finetune_steps=config.int8_finetune_steps,
         seed=config.seed,

@@ -13,8 +13,20 @@ import numpy as np
 import tensorflow as tf
 from keras import layers
 
-_MARK = "computes_in_one_kernel"
+from cdfkd_tf.runtime.keras_internals import override_call
+
+_switch = {"is_on": True}
 FUSED = ("float32", "bfloat16", "float16")  # dtypes that the kernel takes
+
+
+def use(enabled: bool) -> None:
+    """Whether networks traced from now on take the shorter ways; at first they do."""
+    _switch["is_on"] = enabled
+
+
+def is_used() -> bool:
+    """Whether networks traced now take the shorter ways."""
+    return _switch["is_on"]
 
 
 def fuse_layers(network_layers: Iterable[keras.layers.Layer]) -> None:
@@ -30,10 +42,8 @@ def fuse_layers(network_layers: Iterable[keras.layers.Layer]) -> None:
     for layer in network_layers:
         for kind, fused in _FUSED_CALLS.items():
             plain = isinstance(layer, kind) and type(layer).call is kind.call
-            # Marked on the layer: whoever watches it wraps its call once more.
-            if plain and not getattr(layer, _MARK, False):
-                layer.call = fused(layer, layer.call)
-                setattr(layer, _MARK, True)
+            if plain:
+                override_call(layer, "fused", fused)
 
 
 def batch_moments(tensors: Sequence[tf.Tensor]) -> tuple[tf.Tensor, tf.Tensor]:

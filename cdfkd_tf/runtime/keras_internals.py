@@ -1,22 +1,143 @@
-"""Going through the layers of any Keras model."""
+"""Every call into private parts of Keras, behind functions of plain names.
 
-from collections.abc import Callable, Iterator
+Each has a test in `tests/runtime/test_keras_internals.py` that fails when Keras
+changes what is relied on here.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import keras
+from keras import KerasTensor
+
+_CALLS, _FROZEN = "_cdfkd_calls", "_cdfkd_frozen"  # names of layers' attributes
 
 
 def leaf_layers(model: keras.Model) -> Iterator[keras.layers.Layer]:
-    """Every layer that holds no other layers, at any depth, in order.
+    """Layers that hold no other layers, at any depth, in order, each once.
 
     Layers that contain layers (nested models, wrappers, one's own blocks) are gone
-    through in turn.
+    through in turn. A model without layers (a SavedModel) yields none.
     """
-    for layer in getattr(model, "layers", None) or getattr(model, "_layers", []):
-        inner = list(leaf_layers(layer))
-        if inner:
-            yield from inner
-        else:
-            yield layer
+    seen: set[int] = set()
+
+    def leaves(parent):
+        children = getattr(parent, "layers", None) or getattr(parent, "_layers", ())
+        for layer in children:
+            if id(layer) in seen:
+                continue
+            seen.add(id(layer))
+            inner = getattr(layer, "layers", None) or getattr(layer, "_layers", ())
+            if inner:
+                yield from leaves(layer)
+            else:
+                yield layer
+
+    return leaves(model)
+
+
+def is_graph(model: keras.Model) -> bool:
+    """Whether a model shows how its layers are connected: functional or Sequential.
+
+    A Sequential that is not built does not, yet.
+    """
+    return bool(getattr(model, "inputs", None))
+
+
+def input_of_only_call(layer: keras.layers.Layer) -> KerasTensor | None:
+    """The symbolic tensor that a layer reads; None if it is not called just once."""
+    if len(layer._inbound_nodes) != 1:
+        return None
+    return layer._inbound_nodes[0].input_tensors[0]
+
+
+def producer(tensor: KerasTensor) -> keras.Operation:
+    """The layer, or other operation, whose call made a symbolic tensor."""
+    return tensor._keras_history.operation
+
+
+def num_readers(layer: keras.layers.Layer) -> int:
+    """How often the outputs of a layer are read by others in functional models."""
+    return len(layer._outbound_nodes)
+
+
+def override_call(
+    layer: keras.layers.Layer, key: str, wrapper: Callable[[Any, Callable], Callable]
+) -> None:
+    """Replaces `layer.call` by `wrapper(layer, layer.call)`, at most once per key.
+
+    Classes stay as they are, and so do files saved later. Whatever thread calls the
+    layer calls the same function.
+
+    Args:
+        layer: changed in place.
+        key: name of the change; a second one of this name changes nothing.
+        wrapper: gives a function that takes what `layer.call` takes.
+    """
+    # Into `vars` directly: Keras tracks and locks what is assigned to attributes.
+    calls = vars(layer).setdefault(_CALLS, {"before": vars(layer).get("call")})
+    if key not in calls:
+        calls[key] = wrapper
+        _wrap(layer, calls)
+
+
+def restore_calls(layers: Iterable[keras.layers.Layer], key: str) -> None:
+    """Takes one `override_call` back; layers that have none of this key are left."""
+    for layer in layers:
+        calls = vars(layer).get(_CALLS, {})
+        if calls.pop(key, None):
+            _wrap(layer, calls)
+
+
+def _wrap(layer, calls):
+    before, *wrappers = calls.values()
+    vars(layer).pop("call", None)
+    if before is not None:  # a function that somebody else had put there
+        vars(layer)["call"] = before
+    for wrapper in wrappers:
+        vars(layer)["call"] = wrapper(layer, layer.call)
+    if not wrappers:
+        del vars(layer)[_CALLS]
+
+
+def freeze(model: keras.Model) -> None:
+    """Sets a model and all that is inside untrainable, until as many `unfreeze`s."""
+    parts = _parts(model)
+    for part in parts:
+        own = getattr(part, "_trainable_variables", ())
+        flags = [(variable, variable.trainable) for variable in own]
+        record = vars(part).setdefault(_FROZEN, [0, part.trainable, flags])
+        record[0] += 1
+    for part in parts:
+        part.trainable = False
+
+
+def unfreeze(model: keras.Model) -> list[keras.layers.Layer]:
+    """Takes one `freeze` back; the last one restores each layer's and weight's flag.
+
+    Returns:
+        The layers for which this was the last one: other models may share some.
+    """
+    free = []
+    for part in _parts(model):
+        record = vars(part).get(_FROZEN, [0])
+        record[0] -= 1
+        if record[0] == 0:
+            _, trainable, flags = vars(part).pop(_FROZEN)
+            # Not by the property of layers, which sets all layers inside, too.
+            is_layer = isinstance(part, keras.layers.Layer)
+            setattr(part, "_trainable" if is_layer else "trainable", trainable)
+            for variable, flag in flags:
+                variable.trainable = flag
+            free.append(part)
+    return free
+
+
+def _parts(model) -> list[Any]:
+    """A model and all layers in it, at any depth."""
+    if isinstance(model, keras.layers.Layer):
+        return model._flatten_layers()
+    return [model]
 
 
 def all_layers(model: keras.Model) -> list[keras.layers.Layer]:
@@ -70,3 +191,18 @@ def random_state() -> Callable[[], None]:
             config.disable_op_determinism()
 
     return restore
+
+
+def operator_names(interpreter: Any) -> list[str]:
+    """Names of the operations in a TFLite file, in order.
+
+    Args:
+        interpreter: of `ai_edge_litert`, its tensors allocated.
+    """
+    names = [details["op_name"] for details in interpreter._get_ops_details()]
+    return [name for name in names if name != "DELEGATE"]
+
+
+def use_earlier_quantizer(converter: Any) -> None:
+    """Lets a `tf.lite.TFLiteConverter` quantise as it did before TensorFlow 2.5."""
+    converter.experimental_new_quantizer = False

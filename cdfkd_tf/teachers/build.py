@@ -1,4 +1,4 @@
-"""From model files, or models in memory, to teachers that fit one data set."""
+"""Builds the teachers of a run from model files or from models in memory."""
 
 import pathlib
 from collections.abc import Sequence
@@ -10,8 +10,10 @@ from cdfkd_tf.data.builders.image_folder import folder_spec
 from cdfkd_tf.data.specs import DatasetSpec, plain_spec, spec_of
 from cdfkd_tf.errors import RequestError
 from cdfkd_tf.networks.loading import load_classifier
-from cdfkd_tf.networks.pixel_ranges import NORMALISED, ImageView, expected_values
-from cdfkd_tf.teachers.teacher import Teacher, TeacherEnsemble
+from cdfkd_tf.networks.pixel_ranges import NORMALISED, expected_values
+from cdfkd_tf.teachers.ensemble import TeacherEnsemble
+from cdfkd_tf.teachers.input_adapter import InputAdapter
+from cdfkd_tf.teachers.teacher import Teacher
 from cdfkd_tf.workdir import Workdir
 
 # Options that decide how a teacher is trained; they mean nothing to given ones.
@@ -73,44 +75,53 @@ def teacher_files(config: RunConfig, workdir: Workdir) -> list[pathlib.Path]:
     return files
 
 
-def gather_teachers(
+def build_teachers(
     config: RunConfig,
     spec: DatasetSpec,
     names: Sequence[str | pathlib.Path],
     models: Sequence[keras.Model] | None = None,
 ) -> TeacherEnsemble:
-    """All teachers of a run, each seeing the data set's images in its own way.
+    """All teachers of a run, frozen, each behind an adapter to what it expects.
 
     Args:
         config: says what the teachers expect and answer.
         spec: of the images.
         names: files to load, or what to call the models.
-        models: the teachers, where they are in memory.
+        models: the teachers, where they are in memory; `release` of the ensemble
+            gives them back as they were.
 
     Raises:
         RequestError: if one cannot be read or does not fit the data set.
     """
     inputs = _one_each(config.teacher_input, len(names), "teacher_input")
-    features = _one_each(config.teacher_features or ("",), len(names), "features")
-    teachers = []
-    for index, name in enumerate(names):
-        model = models[index] if models else load_classifier(name)
-        values = inputs[index]
-        if not config.teachers:
-            values = NORMALISED  # trained here
-        elif values == "auto":
-            values = expected_values(model, otherwise=spec.foreign_values)
-        teachers.append(
-            Teacher(
-                model,
-                ImageView(spec, values, _image_shape(model, name, spec)),
-                output=config.teacher_output if config.teachers else "logits",
-                feature_layer=features[index],
-                name=str(name),
+    layers = _one_each(config.teacher_features or ("",), len(names), "teacher_features")
+    teachers: list[Teacher] = []
+    try:
+        for index, name in enumerate(names):
+            model = models[index] if models else load_classifier(name)
+            teachers.append(
+                Teacher(
+                    model,
+                    _adapter(config, spec, model, name, inputs[index]),
+                    output=config.teacher_output if config.teachers else "logits",
+                    feature_layer=layers[index],
+                    name=str(name),
+                )
             )
-        )
-        _check(teachers[-1], spec)
+            _check(teachers[-1], spec)
+    except Exception:
+        for teacher in teachers:
+            teacher.release()
+        raise
     return TeacherEnsemble(teachers)
+
+
+def _adapter(config, spec, model, name, values: str) -> InputAdapter:
+    if not config.teachers:
+        values = NORMALISED  # trained here
+    elif values == "auto":
+        values = expected_values(model, otherwise=spec.foreign_values)
+    return InputAdapter(spec, values, _image_shape(model, name, spec))
 
 
 def _one_each(values: tuple[str, ...], count: int, flag: str) -> tuple[str, ...]:
@@ -150,7 +161,7 @@ def _check(teacher: Teacher, spec: DatasetSpec) -> None:
             f"--dataset={spec.name} has {spec.num_classes}. All teachers and the data "
             "set must know the same classes."
         )
-    if not teacher.passes_gradient:
+    if "gradient" not in teacher.provides:
         raise RequestError(
             f"No gradient reaches the images of teacher {teacher.name}, and the "
             "generator learns from it: is there a cast to whole numbers or an argmax "

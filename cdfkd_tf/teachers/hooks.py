@@ -1,60 +1,49 @@
-"""What a network shows while it is called: its answer, features, BatchNorm inputs."""
+"""Hooks around the calls of a frozen network's layers, to see its inner values.
+
+They work at any nesting depth and for subclassed models, where a functional probe
+finds no connected tensor.
+"""
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
 import tensorflow as tf
 from keras import KerasTensor, ops
 
 from cdfkd_tf.errors import RequestError
-from cdfkd_tf.networks.bn_folding import Folding
-from cdfkd_tf.runtime.fused_batchnorm import fuse_layers
-from cdfkd_tf.runtime.keras_internals import leaf_layers
+from cdfkd_tf.networks.bn_folding import folded_calls
+from cdfkd_tf.runtime import fused_batchnorm
+from cdfkd_tf.runtime.keras_internals import (
+    freeze,
+    leaf_layers,
+    override_call,
+    restore_calls,
+    unfreeze,
+)
+
+_KEY = "teacher"
+# Thread-local: replicas compute apart. `records`: what the running forward pass has
+# recorded; `recorded`: ids of the layers it records; `replaced`: see `_hooked`.
+_local = threading.local()
+INNER = frozenset({"bn_statistics", "feature_maps"})
 
 
-class CallRecorder:
-    """Remembers what enters and leaves chosen layers while their model is called.
+class InnerValues(NamedTuple):
+    """What a forward pass shows beside its output; see `TeacherOutputs`."""
 
-    Works at any nesting depth and for subclassed models, where a functional probe
-    finds no connected tensor. Thread-local: replicas record apart.
-
-    Args:
-        chosen: the layers to watch.
-    """
-
-    def __init__(self, chosen: Sequence[keras.layers.Layer]):
-        self._local = threading.local()
-        for layer in chosen:
-            layer.call = self._watched(layer, layer.call)
-
-    @contextmanager
-    def recording(self) -> Iterator[list[tuple[keras.layers.Layer, Any, Any]]]:
-        """Collects `(layer, input, output)` in forward order until the block ends."""
-        self._local.records = records = []
-        try:
-            yield records
-        finally:
-            self._local.records = None
-
-    def _watched(self, layer, call):
-        def watched_call(inputs, *args, **kwargs):
-            outputs = call(inputs, *args, **kwargs)
-            records = getattr(self._local, "records", None)
-            if records is not None:
-                records.append((layer, inputs, outputs))
-            return outputs
-
-        return watched_call
+    features: KerasTensor | None
+    bn: list[tuple[KerasTensor, KerasTensor, KerasTensor]]
+    maps: list[KerasTensor]
 
 
-class WatchedNetwork:
+class HookedModel:
     """A frozen network in inference mode, whose inner values are seen.
 
     Args:
-        model: any Keras model.
+        model: any built Keras model, or one without layers.
         feature_layer: name of the layer whose output, pooled if it is a map, is the
             features; empty: they are what enters the last Dense layer.
         name: what messages call it.
@@ -67,32 +56,60 @@ class WatchedNetwork:
         self.model = model
         self.layers = list(leaf_layers(model))
         self._feature_layer = self._named_layer(feature_layer, name)
-        of_kind = (keras.layers.BatchNormalization, keras.layers.Dense)
-        watched = [layer for layer in self.layers if isinstance(layer, of_kind)]
-        if self._feature_layer and self._feature_layer not in watched:
-            watched.append(self._feature_layer)
-        # The model itself is frozen too: its flag decides for all that is inside.
-        for layer in (model, *self.layers):
-            layer.trainable = False
-        fuse_layers(watched)
-        self._recorder = CallRecorder(watched)
-        kept = (self._feature_layer,) if self._feature_layer else ()
-        self.folding = Folding(model, kept)
+        self._folded: dict[int, Callable] | None = None
+        freeze(model)
+        for layer in self.layers:
+            override_call(layer, _KEY, _hooked)
+        self._is_released = False
 
-    def __call__(self, images: KerasTensor) -> tuple[Any, KerasTensor | None, list]:
-        """Its answer, features `(B, W)` or None, BatchNormalizations' inputs.
+    def __call__(
+        self, images: KerasTensor, needs: frozenset[str] = frozenset()
+    ) -> tuple[Any, InnerValues]:
+        """Its output, and what is inside as far as needed.
 
-        The third is a list of `(input, moving_mean, moving_variance)` in forward
-        order. What of this nobody uses is not computed in a traced step.
+        Args:
+            images: as the model expects them.
+            needs: out of `INNER`; without any, BatchNormalizations are folded, with
+                the weights as they stood at the last `fold`, or else the first time.
         """
-        with self._recorder.recording() as records:
-            answer = self.model(images, training=False)
-        bn = [
-            (inputs, *_stored_statistics(layer))
-            for layer, inputs, _ in records
-            if isinstance(layer, keras.layers.BatchNormalization)
-        ]
-        return answer, self._features(records), bn
+        replaced = {}
+        if not needs & INNER and fused_batchnorm.is_used():
+            if self._folded is None:
+                self.fold()
+            replaced = self._folded
+        with _recording(self._recorded(needs), replaced) as records:
+            output = self.model(images, training=False)
+        return output, InnerValues(
+            features=self._features(records),
+            bn=[
+                _channels_last(layer, inputs)
+                for layer, inputs, _ in records
+                if "bn_statistics" in needs and _is_norm(layer)
+            ],
+            maps=_last_of_each_resolution(records) if "feature_maps" in needs else [],
+        )
+
+    def fold(self) -> None:
+        """Folds the weights as they now stand."""
+        kept = (self._feature_layer,) if self._feature_layer else ()
+        self._folded = folded_calls(self.model, kept)
+
+    def release(self) -> None:
+        """Gives the model back as it was before. A second time does nothing."""
+        if not self._is_released:
+            self._is_released = True
+            restore_calls(unfreeze(self.model), _KEY)
+
+    def _recorded(self, needs: frozenset[str]) -> set[int]:
+        """Ids of the layers whose inputs and outputs are wanted."""
+        return {
+            id(layer)
+            for layer in self.layers
+            if layer is self._feature_layer
+            or isinstance(layer, keras.layers.Dense)
+            or (_is_norm(layer) and "bn_statistics" in needs)
+            or "feature_maps" in needs
+        }
 
     def _features(self, records: list[tuple]) -> KerasTensor | None:
         if self._feature_layer:
@@ -118,14 +135,56 @@ class WatchedNetwork:
                 return layer
         raise RequestError(
             f"Teacher {name} has no layer {wanted!r} to read features from; its "
-            f"last layers are {', '.join(layer.name for layer in self.layers[-5:])}."
+            f"last layers are {', '.join(layer.name for layer in self.layers[-5:])}. "
+            "Check --teacher_features."
         )
 
 
-def _stored_statistics(layer: keras.layers.BatchNormalization) -> list[tf.Tensor]:
-    """What it remembers, as constants of whatever is traced: it is frozen."""
-    with tf.init_scope():
-        return [
+def _hooked(layer, call):
+    """`call`, recorded or replaced if the running forward pass wants it."""
+
+    def hooked_call(*args, **kwargs):
+        inputs = args[0] if args else next(iter(kwargs.values()), None)
+        replacement = getattr(_local, "replaced", {}).get(id(layer))
+        outputs = replacement(inputs) if replacement else call(*args, **kwargs)
+        if id(layer) in getattr(_local, "recorded", ()):
+            _local.records.append((layer, inputs, outputs))
+        return outputs
+
+    return hooked_call
+
+
+@contextmanager
+def _recording(recorded: set[int], replaced: dict[int, Callable]) -> Iterator[list]:
+    """Collects `(layer, input, output)` in forward order until the block ends."""
+    _local.records, _local.recorded, _local.replaced = [], recorded, replaced
+    try:
+        yield _local.records
+    finally:
+        _local.records, _local.recorded, _local.replaced = [], (), {}
+
+
+def _is_norm(layer) -> bool:
+    return isinstance(layer, keras.layers.BatchNormalization)
+
+
+def _channels_last(norm, inputs) -> tuple[KerasTensor, KerasTensor, KerasTensor]:
+    """A BatchNormalization's input, its own axis last, and what it remembers."""
+    if norm.axis not in (-1, len(inputs.shape) - 1):
+        inputs = ops.moveaxis(inputs, norm.axis, -1)
+    with tf.init_scope():  # it is frozen: constants of whatever is traced
+        mean, variance = (
             tf.identity(variable.value)
-            for variable in (layer.moving_mean, layer.moving_variance)
-        ]
+            for variable in (norm.moving_mean, norm.moving_variance)
+        )
+    return inputs, mean, variance
+
+
+def _last_of_each_resolution(records: Sequence[tuple]) -> list[KerasTensor]:
+    """Of all outputs `(B, height, width, channels)`, finest first."""
+    last = {}
+    for _, _, output in records:
+        if len(getattr(output, "shape", ())) == 4:
+            last[tuple(output.shape[1:3])] = output
+    sides = sorted(last, key=lambda side: [-(length or 0) for length in side])
+    return [last[side] for side in sides]

@@ -1,19 +1,18 @@
-"""Anybody's image classifiers as frozen teachers."""
+"""An image classifier of any origin as a frozen teacher."""
 
-from collections.abc import Sequence
-from typing import Any
+import warnings
+from typing import Any, NamedTuple
 
 import keras
 import numpy as np
 import tensorflow as tf
 from keras import KerasTensor, ops
 
-from cdfkd_tf.errors import RequestError
+from cdfkd_tf.errors import DistillationWarning, RequestError, one_line
 from cdfkd_tf.networks.bn_folding import copy_in
-from cdfkd_tf.networks.pixel_ranges import ImageView
-from cdfkd_tf.teachers.hooks import WatchedNetwork
+from cdfkd_tf.teachers.hooks import HookedModel
+from cdfkd_tf.teachers.input_adapter import InputAdapter
 
-OUTPUTS = ("logits", "probabilities")
 # Smallest probability whose logarithm is taken; far below any that float32 softmaxes
 # of trained networks give, far above where float32 ends.
 FLOOR = 1e-30
@@ -22,23 +21,47 @@ _PROBES = 4
 _HALF_BOUND = 0.2
 
 
+class TeacherOutputs(NamedTuple):
+    """What one teacher, or an ensemble of T, makes of B normalised images.
+
+    Attributes:
+        logits: of one teacher `(B, C_i)`, over its own classes; of an ensemble
+            `(B, T, C)`, over the classes of the whole.
+        features: `(B, W_i)`, or None where a teacher shows none; of an ensemble a
+            list of T.
+        bn: `(input (B, ..., channels), moving_mean, moving_variance)` of each
+            BatchNormalization in forward order; of an ensemble a list of T lists.
+            Empty unless "bn_statistics" was needed.
+        maps: for each resolution the last map `(B, height, width, channels)` in
+            forward order, finest first; of an ensemble a list of T lists. Empty
+            unless "feature_maps" was needed.
+    """
+
+    logits: KerasTensor
+    features: Any
+    bn: list
+    maps: list
+
+
 class Teacher:
     """One frozen classifier, always in inference mode.
 
     Args:
-        model: any Keras model, or a `SavedModelClassifier`, that answers `(B, C)`.
-        view: how it sees the data set's normalised images; None: as they are.
+        model: any Keras model, or a `SavedModelClassifier`, that answers `(B, C)`. It
+            is frozen until `release`.
+        adapter: how it sees the data set's normalised images; None: as they are.
         output: what it answers: `logits`, `probabilities`, or `auto` to find out.
         feature_layer: name of the layer whose output, pooled if it is a map, is the
             features; empty: they are what enters the last Dense layer.
         name: what messages call it.
 
     Attributes:
-        num_classes: C.
-        feature_width: W, or None where there are no features to read.
+        provides: out of "gradient" (one from its logits reaches the images),
+            "features", "bn_statistics", "feature_maps".
+        num_classes: C_i.
+        feature_width: W_i, or None where there are no features to read.
         num_batch_norms: how many BatchNormalizations a forward pass meets.
         output: `logits` or `probabilities`.
-        passes_gradient: whether a gradient from its answer reaches the images.
         scale: factor on its logits, see `TeacherEnsemble.calibrate`.
 
     Raises:
@@ -49,79 +72,86 @@ class Teacher:
     def __init__(
         self,
         model: keras.Model,
-        view: ImageView | None = None,
+        adapter: InputAdapter | None = None,
         *,
         output: str = "logits",
         feature_layer: str = "",
         name: str = "",
     ):
-        self.model, self.view, self.name = model, view, name or model.name
+        self.model, self.adapter, self.name = model, adapter, name or model.name
         self._feature_layer = feature_layer
-        self._given = WatchedNetwork(model, feature_layer, self.name)
-        self._network = self._given
         self.output, self.scale = output, 1.0
-        self._probe(output)
+        images = self._random_images()
+        if not getattr(model, "built", True):  # a call builds it
+            model(self._adapted(images), training=False)
+        self._given = self._network = HookedModel(model, feature_layer, self.name)
+        try:
+            self._probe(images)
+        except Exception:
+            self.release()
+            raise
 
     def __call__(
-        self, images: KerasTensor
-    ) -> tuple[KerasTensor, KerasTensor | None, list[tuple]]:
-        """Logits `(B, C)`, features `(B, W)` or None, BatchNormalizations' inputs.
+        self, normalised: KerasTensor, needs: frozenset[str] = frozenset()
+    ) -> TeacherOutputs:
+        """Its outputs for normalised images.
 
-        The third is a list of `(input, moving_mean, moving_variance)` in forward
-        order. What of this nobody uses is not computed in a traced step.
+        Args:
+            normalised: `(B, height, width, channels)`, as the data set's images.
+            needs: what is wanted beside logits and features, "bn_statistics" or
+                "feature_maps". Without these fewer operations are done, with the
+                weights as they stood at the last `optimise_for_inference`, or else
+                the first time.
         """
-        answer, features, bn = self._network(self._seen(images))
-        return self._as_logits(answer), features, bn
+        output, inner = self._network(self._adapted(normalised), needs)
+        return TeacherOutputs(self._as_logits(output), *inner)
 
-    def answer(self, images: KerasTensor) -> tuple[KerasTensor, KerasTensor | None]:
-        """Logits and features alone, by fewer operations: see `Folding`.
-
-        With the weights as they stood at the last `lighten`, or else the first time.
-        """
-        with self._network.folding.active():
-            answer, features, _ = self._network(self._seen(images))
-        return self._as_logits(answer), features
-
-    def lighten(self, dtype_policy: str | None = None) -> None:
+    def optimise_for_inference(self, dtype_policy: str | None = None) -> None:
         """Computes faster from now on, with the weights as they stand.
 
         Args:
-            dtype_policy: of the layers; None: as the model has them. A subclassed
-                model, or one that cannot be rebuilt from its layers' settings, keeps
-                its own.
+            dtype_policy: of the layers; None: as the model has them. A model that
+                cannot be copied into it keeps its own; a `DistillationWarning` says
+                why.
         """
         self._network = self._given
         if dtype_policy:
-            self._network = self._copied(dtype_policy) or self._given
-        self._network.folding.refresh()
+            try:
+                self._network = self._copied(dtype_policy)
+            except Exception as error:  # anybody's layers, with whatever they raise
+                warnings.warn(
+                    f"Teacher {self.name} does not compute in {dtype_policy} but as "
+                    f"its file says, which takes longer: {one_line(error)}",
+                    DistillationWarning,
+                    stacklevel=2,
+                )
+        self._network.fold()
 
-    def _copied(self, dtype_policy: str) -> WatchedNetwork | None:
-        try:
-            copy = copy_in(self.model, dtype_policy)
-            if copy is None:
-                return None
-            network = WatchedNetwork(copy, self._feature_layer, self.name)
-            images = self._seen(self._random_images())
-            (ours, ours_features, _), (theirs, features, _) = (
-                network(images),
-                self._given(images),
-            )
-        except Exception:  # somebody's layers, with whatever their settings raise
-            return None
-        same = _alike(ours, theirs) and _alike(ours_features, features)
-        return network if same else None
+    def release(self) -> None:
+        """Gives the model back as it was: flags of training, and layers' calls.
 
-    def _seen(self, images: KerasTensor) -> KerasTensor:
-        if self.view and not self.view.identity:
-            return self.view(images)
-        return images
+        A second time does nothing. Afterwards only logits can be asked for.
+        """
+        self._given.release()
+
+    def _copied(self, dtype_policy: str) -> HookedModel:
+        copy = copy_in(self.model, dtype_policy)
+        network = HookedModel(copy, self._feature_layer, self.name)
+        images = self._adapted(self._random_images())
+        (ours, our_inner), (theirs, inner) = network(images), self._given(images)
+        if not (_alike(ours, theirs) and _alike(our_inner.features, inner.features)):
+            raise ValueError("its outputs are too different then")
+        return network
+
+    def _adapted(self, images: KerasTensor) -> KerasTensor:
+        return self.adapter(images) if self.adapter else images
 
     @property
     def image_shape(self) -> tuple[int, ...]:
         """What one image measures for the model itself, open sides as the data set."""
-        if not self.view:
+        if not self.adapter:
             return tuple(self.model.input_shape[1:])
-        shape = zip(self.view.shape, self.view.spec.image_shape)
+        shape = zip(self.adapter.shape, self.adapter.spec.image_shape)
         return tuple(side or given for side, given in shape)
 
     def _as_logits(self, answer: KerasTensor) -> KerasTensor:
@@ -133,19 +163,18 @@ class Teacher:
         return answer if self.scale == 1 else answer * self.scale
 
     def _random_images(self) -> tf.Tensor:
-        shape = self.view.spec.image_shape if self.view else self.model.input_shape[1:]
-        pixels = np.random.default_rng(0).random((_PROBES, *shape)).astype("float32")
-        images = tf.constant(self.view.spec.normalise(pixels) if self.view else pixels)
-        return tf.cast(images, keras.config.floatx())
+        spec = self.adapter and self.adapter.spec
+        shape = spec.image_shape if spec else self.model.input_shape[1:]
+        images = np.random.default_rng(0).random((_PROBES, *shape)).astype("float32")
+        images = spec.normalise(images) if spec else images
+        return tf.cast(tf.constant(images), keras.config.floatx())
 
-    def _probe(self, output: str) -> None:
+    def _probe(self, images: tf.Tensor) -> None:
         """Finds out by one call on random images what no attribute tells."""
-        images = self._random_images()
-        if not getattr(self.model, "built", True):  # building calls it, too
-            self.model(self._seen(images), training=False)
+        needs = frozenset({"bn_statistics", "feature_maps"})
         with tf.GradientTape() as tape:
             tape.watch(images)
-            answer, features, bn = self._network(self._seen(images))
+            answer, inner = self._network(self._adapted(images), needs)
             total = tf.reduce_sum(tf.cast(answer, images.dtype))
         if len(getattr(answer, "shape", ())) != 2 or answer.shape[-1] < 2:
             got = tuple(getattr(answer, "shape", ())) or type(answer).__name__
@@ -153,100 +182,30 @@ class Teacher:
                 f"A teacher answers one row of at least two classes per image, (B, C); "
                 f"{self.name} answers {got} for {_PROBES} images."
             )
-        self.passes_gradient = tape.gradient(total, images) is not None
         self.num_classes = answer.shape[-1]
-        if output == "auto":
+        if self.output == "auto":
             last = self._given.layers[-1] if self._given.layers else None
             self.output = _kind_of(np.asarray(answer, "float64"), last, self.name)
-        self.feature_width = None if features is None else features.shape[-1]
-        self.num_batch_norms = len(bn)
+        self.feature_width = (
+            None if inner.features is None else inner.features.shape[-1]
+        )
+        self.num_batch_norms = len(inner.bn)
+        found = {
+            "gradient": tape.gradient(total, images) is not None,
+            "features": inner.features is not None,
+            "bn_statistics": bool(inner.bn),
+            "feature_maps": bool(inner.maps),
+        }
+        self.provides = frozenset(name for name, there in found.items() if there)
 
     def __str__(self) -> str:
         parts = [
-            str(self.view) if self.view else "images as they are",
+            str(self.adapter) if self.adapter else "images as they are",
             self.output,
             f"{self.num_batch_norms} BatchNormalizations",
             f"{self.feature_width} features" if self.feature_width else "no features",
         ]
         return f"{self.name}: {', '.join(parts)}"
-
-
-class TeacherEnsemble:
-    """Several teachers that know the same classes.
-
-    Args:
-        teachers: `Teacher`s, or Keras classifiers that see normalised images as they
-            are and answer logits.
-
-    Raises:
-        RequestError: no teacher, or teachers of different class counts.
-    """
-
-    def __init__(self, teachers: Sequence[Teacher | keras.Model]):
-        if not teachers:
-            raise RequestError("At least one teacher is needed; got none.")
-        self.teachers = [
-            teacher if isinstance(teacher, Teacher) else Teacher(teacher)
-            for teacher in teachers
-        ]
-        counts = [teacher.num_classes for teacher in self.teachers]
-        if len(set(counts)) > 1:
-            said = ", ".join(f"{t.name} {t.num_classes}" for t in self.teachers)
-            raise RequestError(
-                f"All teachers must know the same classes; they answer {said}."
-            )
-        self.num_classes = counts[0]
-
-    def __len__(self) -> int:
-        return len(self.teachers)
-
-    def __call__(self, images: KerasTensor) -> dict[str, Any]:
-        """What all teachers say about normalised images `(B, height, width, ch)`.
-
-        Returns:
-            `logits` `(B, T, C)`, `features`: T tensors `(B, W_i)` or None, `bn`: per
-            teacher a list of `(input, moving_mean, moving_variance)`.
-        """
-        answers = [teacher(images) for teacher in self.teachers]
-        logits, features, bn = map(list, zip(*answers))
-        return {"logits": ops.stack(logits, axis=1), "features": features, "bn": bn}
-
-    def answer(self, images: KerasTensor) -> dict[str, Any]:
-        """`logits` and `features` as a call gives them, by fewer operations.
-
-        See `Teacher.answer`. What nobody shows is left out of `features`.
-        """
-        answers = [teacher.answer(images) for teacher in self.teachers]
-        logits, features = map(list, zip(*answers))
-        shown = [values for values in features if values is not None]
-        return {"logits": ops.stack(logits, axis=1), "features": shown}
-
-    def lighten(self, dtype_policy: str | None = None) -> None:
-        """Lets all teachers compute faster as they stand, see `Teacher.lighten`."""
-        for teacher in self.teachers:
-            teacher.lighten(dtype_policy)
-
-    def calibrate(self, images: KerasTensor) -> list[float]:
-        """Brings all teachers' logits to one scale, by one factor per teacher.
-
-        Afterwards each teacher's logits, centred per image, have on `images` the
-        deviation that was the geometric mean of all teachers'. No class changes.
-
-        Args:
-            images: normalised, `(B, height, width, channels)`.
-
-        Returns:
-            The factors.
-        """
-        for teacher in self.teachers:
-            teacher.scale = 1.0
-        logits = self(images)["logits"]
-        logits = logits - ops.mean(logits, axis=-1, keepdims=True)
-        deviations = np.asarray(ops.std(logits, axis=(0, 2)), "float64") + 1e-12
-        factors = np.exp(np.mean(np.log(deviations))) / deviations
-        for teacher, factor in zip(self.teachers, factors):
-            teacher.scale = float(factor)
-        return factors.tolist()
 
 
 def _kind_of(answer: np.ndarray, last: keras.layers.Layer | None, name: str) -> str:
@@ -270,7 +229,7 @@ def _kind_of(answer: np.ndarray, last: keras.layers.Layer | None, name: str) -> 
 
 
 def _alike(ours, theirs) -> bool:
-    """Whether two answers, or both Nones, differ by half precision's rounding alone."""
+    """Whether two outputs, or both Nones, differ by half precision's rounding alone."""
     if ours is None or theirs is None:
         return ours is theirs
     ours, theirs = (np.asarray(tf.cast(x, "float64")) for x in (ours, theirs))

@@ -78,7 +78,7 @@ def main() -> None:
     assembly = assemble(case, dtype_policy=arguments.policy)
     make_deterministic(assembly.config)
     distiller = build_distiller(assembly)
-    distiller.teachers.lighten(distiller.teacher_policy)
+    distiller.teachers.optimise_for_inference(distiller.teacher_policy)
     noise = tf.random.normal((case.batch_size, assembly.rounds, case.latent_size))
     rounds = tf.function(distiller.prepare_rounds)(noise)
     student_round = tf.function(lambda: distiller.student_round(rounds, tf.constant(1)))

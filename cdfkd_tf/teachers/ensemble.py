@@ -1,0 +1,143 @@
+"""Several teachers, whose logits stand side by side over the classes of the whole."""
+
+from collections.abc import Sequence
+
+import keras
+import numpy as np
+from keras import KerasTensor, ops
+
+from cdfkd_tf.errors import RequestError
+from cdfkd_tf.teachers.class_map import ClassMap
+from cdfkd_tf.teachers.teacher import Teacher, TeacherOutputs
+
+__all__ = ["TeacherEnsemble", "TeacherOutputs"]
+
+
+class TeacherEnsemble:
+    """Several frozen teachers.
+
+    Args:
+        teachers: `Teacher`s, or Keras classifiers that see normalised images as they
+            are and answer logits.
+        class_map: which classes they know; None: all the same, in the same order.
+
+    Attributes:
+        teachers: T `Teacher`s.
+        class_map: as given, or the identity.
+        mask: `(T, C)` bool, which teacher knows which class; None if all know all.
+        num_classes: C, of the whole.
+        provides: per teacher what it provides, see `Teacher`.
+
+    Raises:
+        RequestError: no teacher, or teachers whose numbers of classes do not fit the
+            map or, without one, each other.
+    """
+
+    def __init__(
+        self,
+        teachers: Sequence[Teacher | keras.Model],
+        class_map: ClassMap | None = None,
+    ):
+        if not teachers:
+            raise RequestError("At least one teacher is needed; got none.")
+        self.teachers: list[Teacher] = []
+        try:
+            for teacher in teachers:
+                plain = not isinstance(teacher, Teacher)
+                self.teachers.append(Teacher(teacher) if plain else teacher)
+            self.class_map = class_map or self._same_classes()
+            self._check_map()
+        except Exception:
+            self.release()
+            raise
+        self.mask = self.class_map.mask
+        self.num_classes = self.class_map.num_classes
+        self.provides = tuple(teacher.provides for teacher in self.teachers)
+
+    def _same_classes(self) -> ClassMap:
+        counts = {teacher.num_classes for teacher in self.teachers}
+        if len(counts) > 1:
+            raise RequestError(
+                f"All teachers must know the same classes; they answer {self._counts}."
+            )
+        return ClassMap.identity(len(self.teachers), counts.pop())
+
+    def _check_map(self) -> None:
+        expected = [len(classes) for classes in self.class_map.columns]
+        if expected != [teacher.num_classes for teacher in self.teachers]:
+            raise RequestError(
+                f"The class map is of teachers of {expected} classes; they answer "
+                f"{self._counts}."
+            )
+
+    @property
+    def _counts(self) -> str:
+        return ", ".join(f"{t.name} {t.num_classes}" for t in self.teachers)
+
+    def __len__(self) -> int:
+        return len(self.teachers)
+
+    def __call__(
+        self, normalised: KerasTensor, needs: frozenset[str] = frozenset()
+    ) -> TeacherOutputs:
+        """All teachers' outputs for normalised images; see `Teacher`.
+
+        Args:
+            normalised: `(B, height, width, channels)`.
+            needs: what is wanted beside logits and features, "bn_statistics" or
+                "feature_maps"; without these the pass takes fewer operations.
+        """
+        outputs = [teacher(normalised, needs) for teacher in self.teachers]
+        logits, *inner = map(list, zip(*outputs))
+        return TeacherOutputs(self.class_map.to_whole(logits), *inner)
+
+    def mean_logits(self, logits: KerasTensor) -> KerasTensor:
+        """For each class the mean over the teachers that know it.
+
+        Args:
+            logits: `(B, T, C)`.
+
+        Returns:
+            `(B, C)`.
+        """
+        if self.mask is None:
+            return ops.mean(logits, axis=1)
+        known = ops.convert_to_tensor(self.mask, logits.dtype)
+        return ops.sum(logits * known, axis=1) / ops.sum(known, axis=0)
+
+    def optimise_for_inference(self, dtype_policy: str | None = None) -> None:
+        """Lets all teachers compute faster, with the weights as they stand.
+
+        Args:
+            dtype_policy: see `Teacher.optimise_for_inference`.
+        """
+        for teacher in self.teachers:
+            teacher.optimise_for_inference(dtype_policy)
+
+    def release(self) -> None:
+        """Gives all models back as they were, see `Teacher.release`."""
+        for teacher in self.teachers:
+            teacher.release()
+
+    def calibrate(self, normalised: KerasTensor) -> list[float]:
+        """Brings all teachers' logits to one scale, by one factor per teacher.
+
+        Afterwards each teacher's logits, centred per image, have on these images the
+        deviation that was the geometric mean of all teachers'. No class changes.
+
+        Args:
+            normalised: images `(B, height, width, channels)`.
+
+        Returns:
+            The factors.
+        """
+        deviations = []
+        for teacher in self.teachers:
+            teacher.scale = 1.0
+            logits = teacher(normalised).logits
+            centred = logits - ops.mean(logits, axis=-1, keepdims=True)
+            deviations.append(float(ops.std(centred)) + 1e-12)
+        factors = np.exp(np.mean(np.log(deviations))) / deviations
+        for teacher, factor in zip(self.teachers, factors):
+            teacher.scale = float(factor)
+        return factors.tolist()
