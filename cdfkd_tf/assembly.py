@@ -13,15 +13,13 @@ from cdfkd_tf.config import RunConfig
 from cdfkd_tf.data.images import RealImages
 from cdfkd_tf.data.specs import DatasetSpec
 from cdfkd_tf.distillation.methods import METHODS, Method, with_overrides
-from cdfkd_tf.errors import RequestError
-from cdfkd_tf.networks import (
-    BACKBONES,
-    build_classifier,
-    build_generator,
-    build_student,
-)
+from cdfkd_tf.errors import RequestError, lookup
+from cdfkd_tf.networks.backbones import BACKBONES
+from cdfkd_tf.networks.classifiers import build_classifier
 from cdfkd_tf.networks.external_backbones import find_backbone
+from cdfkd_tf.networks.generators import build_generator
 from cdfkd_tf.networks.loading import load_network
+from cdfkd_tf.networks.students import build_student
 from cdfkd_tf.runtime.precision import dtype_policy
 from cdfkd_tf.teachers.build import build_teachers, find_spec, teacher_files
 from cdfkd_tf.teachers.ensemble import TeacherEnsemble
@@ -65,7 +63,7 @@ class Assembly:
         self.images = RealImages(self.spec, config.data_dir, config.evaluation_split)
         self._backbone = find_backbone(config.student, self.spec, config.student_taps)
         if not config.teachers:
-            BACKBONES[config.teacher]
+            lookup(BACKBONES, config.teacher, "network")
         if self.method.generator:
             self.build_generator()
         elif config.evaluation_split == "none":

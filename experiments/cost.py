@@ -5,7 +5,7 @@ python experiments/cost.py
 Computed, not measured. One GPU: counted multiply-adds at 40 T/s, a quarter of the dense
 bfloat16 peak of an NVIDIA A100 (312 TFLOP/s are 156 Tmultiply-adds/s). Float32 through
 its TF32 units takes about twice as long. Eight GPUs share each batch: an eighth of the
-operations at the same rate, plus what replicas tell each other, see `Messages`.
+operations at the same rate, plus the messages between replicas, see `Messages`.
 """
 
 import dataclasses
@@ -35,12 +35,12 @@ NORM_FORWARD, NORM_BACKWARD, STATISTICS = 3, 2, 4
 
 @dataclasses.dataclass(frozen=True)
 class Messages:
-    """What replicas tell each other.
+    """Messages between replicas.
 
     Attributes:
         count: all-reduces.
         size: bytes of the large ones, the gradients.
-        copied: bytes of teachers, who live on the first GPU and are read by all.
+        copied: bytes of teachers, which are on the first GPU and read by all.
     """
 
     count: int
@@ -63,8 +63,8 @@ class Cost:
         what: the method, or `teachers`.
         updates: of the student; of each teacher.
         compute: seconds of one GPU.
-        messages: of the whole run on eight; None: it uses one, as teachers do, who
-            train one after another.
+        messages: of the whole run on eight; None: it uses one, as teachers in training
+            do.
     """
 
     what: str
@@ -101,7 +101,7 @@ def weight_bytes(model) -> int:
 
 
 def iteration_messages(student, generator, teacher, config, method, count) -> Messages:
-    """Of one iteration: student rounds, then the generator's.
+    """Of one iteration: student steps, then the generator step.
 
     Args:
         student: network, as the next two; generator may be None.
@@ -112,16 +112,17 @@ def iteration_messages(student, generator, teacher, config, method, count) -> Me
         count: number of teachers.
     """
     both = NORM_FORWARD + NORM_BACKWARD
-    rounds, of_student = config.student_rounds, both * norms(student)
+    steps, of_student = config.student_steps, both * norms(student)
     read = 4 * count * teacher.count_params()
     if generator is None:
         return Messages(of_student + 1, weight_bytes(student), read)
-    messages = rounds * (NORM_FORWARD * norms(generator) + of_student + 1)
+    messages = steps * (NORM_FORWARD * norms(generator) + of_student + 1)
     messages += both * norms(generator) + of_student + 1
     if method.generator.get("bn") and norms(teacher):
         messages += STATISTICS * count
-    size = rounds * weight_bytes(student) + weight_bytes(generator)
-    return Messages(messages, size, 2 * read)  # folded for the rounds, and as they are
+    size = steps * weight_bytes(student) + weight_bytes(generator)
+    # Teachers are read twice: folded for student steps, and as they are.
+    return Messages(messages, size, 2 * read)
 
 
 def cost_of(flagfile: str) -> Cost:
@@ -131,8 +132,11 @@ def cost_of(flagfile: str) -> Cost:
     from cdfkd_tf import flags
     from cdfkd_tf.data.specs import spec_of
     from cdfkd_tf.distillation.methods import METHODS, with_overrides
-    from cdfkd_tf.networks import build_classifier, build_generator, build_student
-    from cdfkd_tf.networks.introspection import iteration_multiply_adds, multiply_adds
+    from cdfkd_tf.networks.classifiers import build_classifier
+    from cdfkd_tf.networks.generators import build_generator
+    from cdfkd_tf.networks.introspection import multiply_adds
+    from cdfkd_tf.networks.students import build_student
+    from experiments.iteration_cost import iteration_multiply_adds
 
     values = absl_flags.FlagValues()
     flags.define(values)
@@ -140,7 +144,7 @@ def cost_of(flagfile: str) -> Cost:
     spec = spec_of(config.dataset)
     shape = (spec.image_shape, spec.num_classes)
     network = pathlib.Path(config.teachers[0]).parts[2] if config.teachers else ""
-    network = network.removeprefix("teachers_") or config.teacher
+    network = network.removeprefix("teachers_") or config.teacher_network
     teacher = build_classifier(network, *shape, width=config.teacher_width)
     if config.action == "train_teachers":
         images = TRAINING_IMAGES[config.dataset] * config.teacher_epochs
@@ -174,14 +178,16 @@ def cost_of(flagfile: str) -> Cost:
         num_teachers * multiply_adds(teacher),
         multiply_adds(generator) if generator else 0,
         batch_size=config.batch_size,
-        student_rounds=config.student_rounds,
+        student_steps=config.student_steps,
     )
-    said = iteration_messages(student, generator, teacher, config, method, num_teachers)
+    messages = iteration_messages(
+        student, generator, teacher, config, method, num_teachers
+    )
     return Cost(
         config.method,
-        iterations * config.student_rounds,
+        iterations * config.student_steps,
         iterations * each / SUSTAINED,
-        Messages(*(iterations * one for one in dataclasses.astuple(said))),
+        Messages(*(iterations * one for one in dataclasses.astuple(messages))),
     )
 
 

@@ -4,7 +4,7 @@
     python experiments/repeat.py --flagfile=... --seeds=0,1 -- --epochs=3
 
 Each seed has a folder of its own beside the flagfile's workdir, and trains its own
-teachers; finished ones are not repeated. What stands behind `--` goes to every run.
+teachers; finished ones are not repeated. Flags behind `--` go to every run.
 """
 
 import argparse
@@ -36,7 +36,7 @@ def main() -> None:
         command += [f"--flagfile={arguments.flagfile}", *arguments.more]
         command += [f"--seed={seed}", f"--workdir={workdir}"]
         code = subprocess.run(command).returncode
-        if code:  # what went wrong stands above, in the run's own words
+        if code:  # the run has printed its error
             raise SystemExit(code)
         results.append(json.loads((workdir / "results.json").read_text()))
     rows = table(results)

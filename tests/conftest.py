@@ -19,7 +19,9 @@ from cdfkd_tf.data.specs import spec_of
 from cdfkd_tf.distillation.adversarial import AdversarialDistiller
 from cdfkd_tf.distillation.methods import METHODS, with_overrides
 from cdfkd_tf.distillation.optimizers import CoupledSGD, PaperAdam
-from cdfkd_tf.networks import build_classifier, build_generator, build_student
+from cdfkd_tf.networks.classifiers import build_classifier
+from cdfkd_tf.networks.generators import build_generator
+from cdfkd_tf.networks.students import build_student
 from cdfkd_tf.teachers.ensemble import TeacherEnsemble
 
 SHAPE, CLASSES, LATENT = (8, 8, 1), 4, 6

@@ -7,7 +7,7 @@ ROOT = pathlib.Path(__file__).parent.parent / "cdfkd_tf"
 # From the bottom up; rooms of one line do not import each other.
 FLOORS = (
     ("errors",),
-    ("limits", "options", "config", "registry", "locking"),
+    ("limits", "options", "config", "locking"),
     ("runtime",),
     ("workdir",),
     ("results", "data"),

@@ -20,7 +20,7 @@ import keras
 import pytest
 from PIL import Image
 
-from cdfkd_tf.networks import build_classifier
+from cdfkd_tf.networks.classifiers import build_classifier
 from tests.bad_requests import REQUESTS, Bad
 from tests.conftest import TOY, few_digits, run_main, untraced
 from tests.data import archives

@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from cdfkd_tf.networks import build_classifier
+from cdfkd_tf.networks.classifiers import build_classifier
 from tests.conftest import TOY, run_main
 
 ROOT = pathlib.Path(__file__).parent.parent

@@ -6,9 +6,10 @@ import keras
 import numpy as np
 import pytest
 
+from cdfkd_tf.data.sampling import balanced_choice as balanced
 from cdfkd_tf.errors import DistillationWarning, RunError
 from cdfkd_tf.export import metadata
-from cdfkd_tf.export.calibration import balanced, calibration_pixels
+from cdfkd_tf.export.calibration import calibration_pixels
 from cdfkd_tf.export.checking import Reference, check
 from cdfkd_tf.export.exporting import export_checked
 from cdfkd_tf.export.finetuning import finetune_int8
@@ -16,8 +17,9 @@ from cdfkd_tf.export.formats import FILES
 from cdfkd_tf.export.lean import lean_predictor
 from cdfkd_tf.export.packing import has_floats, pack
 from cdfkd_tf.export.runners import SavedModelRunner, TfliteRunner
-from cdfkd_tf.networks import BACKBONES, build_student
 from cdfkd_tf.networks.aggregators import AGGREGATORS, build_aggregator, build_predictor
+from cdfkd_tf.networks.backbones import BACKBONES
+from cdfkd_tf.networks.students import build_student
 
 PIXELS = np.random.default_rng(0).uniform(size=(20, 8, 8, 1)).astype("float32")
 INTEGERS = {np.uint8, np.int8, np.int32}
@@ -172,7 +174,7 @@ def test_lean_graph_is_the_same_function(kind, backbone, headers, sharing):
 
 def test_every_backbone_has_a_lean_graph():
     names = {"lenet", "resnet18", "wrn10_1"}
-    assert names <= set(BACKBONES.names())  # the families tested above
+    assert names <= set(BACKBONES)  # the families tested above
 
 
 def test_unlearned_attention_ships_as_the_mean():

@@ -12,7 +12,7 @@ import pathlib
 import pytest
 
 from cdfkd_tf.data import specs
-from cdfkd_tf.networks import BACKBONES
+from cdfkd_tf.networks.backbones import BACKBONES
 from cdfkd_tf.networks.resnet import resnet
 from tests.conftest import run_main
 from tests.data import archives
@@ -47,8 +47,8 @@ def place(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(place)
         shallow = functools.partial(resnet, num_blocks=(1, 1))  # two stages
-        for name in BACKBONES.names():
-            patch.setitem(BACKBONES._builders, name, shallow)
+        for name in BACKBONES:
+            patch.setitem(BACKBONES, name, shallow)
         for name in ("caltech101", "mini_imagenet"):
             small = {"image_shape": (32, 32, 3), "shorter_side": 36}
             spec = specs.dataclasses.replace(specs.SPECS[name], **small)

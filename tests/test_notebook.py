@@ -6,7 +6,9 @@ import pathlib
 
 import cdfkd_tf
 
-FILE = pathlib.Path(__file__).parent.parent / "experiments/strangers/from_python.ipynb"
+FILE = (
+    pathlib.Path(__file__).parent.parent / "experiments/own_teachers/from_python.ipynb"
+)
 
 
 def cells():

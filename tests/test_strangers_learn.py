@@ -3,7 +3,7 @@
 import json
 import pathlib
 
-from experiments.strangers import make_teachers
+from experiments.own_teachers import make_teachers
 from tests.conftest import run_main
 
 ROOT = pathlib.Path(__file__).parent.parent

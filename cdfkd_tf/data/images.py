@@ -10,6 +10,7 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 
 from cdfkd_tf.data.prepare import prepared_builder
+from cdfkd_tf.data.sampling import balanced_choice
 from cdfkd_tf.data.specs import DatasetSpec
 from cdfkd_tf.errors import RequestError
 from cdfkd_tf.runtime.files import replacing
@@ -171,13 +172,7 @@ class RealImages:
                 f"--real_samples={count}, but {self.spec.name} has only "
                 f"{len(labels)} training images. Give at most as many."
             )
-        # Deal rank by rank: the first of each class, then the second of each ...
-        order = np.random.default_rng(seed).permutation(len(labels))
-        ranks = np.empty(len(labels), int)
-        for label in np.unique(labels):
-            members = order[labels[order] == label]
-            ranks[members] = np.arange(len(members))
-        return order[np.argsort(ranks[order], kind="stable")][:count]
+        return balanced_choice(labels, count, seed)
 
     def _undecoded(self, split: str) -> Iterator[dict[str, Any]]:
         """All that TFDS knows of each example, in order, its image left encoded."""

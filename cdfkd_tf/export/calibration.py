@@ -3,6 +3,8 @@
 import keras
 import numpy as np
 
+from cdfkd_tf.data.sampling import balanced_choice
+
 
 def calibration_pixels(
     images: np.ndarray, predictor: keras.Model, count: int, seed: int
@@ -25,22 +27,6 @@ def calibration_pixels(
     """
     images = np.clip(images, 0, 1).astype("float32")
     classes = predictor.predict(images, batch_size=256, verbose=0).argmax(-1)
-    chosen = images[balanced(classes, count, seed)]
+    chosen = images[balanced_choice(classes, count, seed)]
     ramp = np.linspace(0, 1, images[0].size, dtype="float32")
     return np.concatenate([chosen, ramp.reshape(1, *images.shape[1:])])
-
-
-def balanced(classes: np.ndarray, count: int, seed: int) -> np.ndarray:
-    """Indices of up to `count` items, evenly over the classes that occur.
-
-    Args:
-        classes: `(n,)`, the class of each item.
-        count: how many to choose.
-        seed: of the choice within a class.
-    """
-    order = np.random.default_rng(seed).permutation(len(classes))
-    turns = np.empty(len(classes), int)  # an item's turn within its class
-    for label in np.unique(classes):
-        members = order[classes[order] == label]
-        turns[members] = np.arange(len(members))
-    return order[np.argsort(turns[order], kind="stable")][:count]

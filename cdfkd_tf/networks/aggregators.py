@@ -1,48 +1,88 @@
-"""How the answers of several headers become one, and the network that is shipped.
+"""Aggregators merge the logits of several headers; the predictor is what is shipped.
 
 Every aggregator is a small functional model of plain Keras layers from a student's
 `{"logits": (B, H, C), "features": (B, H, W)}` to logits `(B, C)`, and starts as the
 plain mean (the published attention: CDFKD-MFS, attention-based aggregation).
+
+Importable without Keras: the functions import it when they build.
 """
 
+import dataclasses
 from collections.abc import Callable
+from typing import TYPE_CHECKING, NamedTuple
 
-import keras
 import numpy as np
-from keras import KerasTensor, layers
 
-from cdfkd_tf.errors import RequestError
+from cdfkd_tf.errors import lookup
+
+if TYPE_CHECKING:
+    import keras
+    from keras import KerasTensor
 
 
-def build_aggregator(kind: str, student: keras.Model) -> keras.Model:
+@dataclasses.dataclass(frozen=True)
+class Aggregator:
+    """One way to merge headers.
+
+    Attributes:
+        build: symbolic `(logits (B, H, C), features (B, H, W)) -> (B, C)`.
+        learned: whether it has weights, to be fitted on labelled images.
+    """
+
+    build: "Callable[[KerasTensor, KerasTensor], KerasTensor]"
+    learned: bool = True
+
+
+class PredictorParts(NamedTuple):
+    """The layers of a predictor; see `build_predictor`."""
+
+    normalisation: "keras.layers.Normalization"
+    student: "keras.Model"
+    aggregator: "keras.Model"
+
+
+def build_aggregator(
+    kind: str, student: "keras.Model", mask: np.ndarray | None = None
+) -> "keras.Model":
     """An aggregator for `student`'s headers.
 
     Args:
         kind: a key of `AGGREGATORS`.
         student: a stack of headers, see `build_student`.
+        mask: `(H, C)` bool, the classes that each header knows; None: all. A class is
+            then merged from the headers that know it: untrained, their plain mean.
+            One header alone knows every class: its mask changes nothing.
+
+    Returns:
+        A functional model from the student's output to logits `(B, C)`.
 
     Raises:
         RequestError: unknown kind.
+        ValueError: a mask of another shape, or a class that no header knows.
     """
-    if kind not in AGGREGATORS:
-        raise RequestError(
-            f"Unknown aggregator {kind!r}. Known: {', '.join(sorted(AGGREGATORS))}."
-        )
+    import keras
+    from keras import layers
+
+    row = lookup(AGGREGATORS, kind, "aggregator")
     inputs = {
         name: keras.Input(tensor.shape[1:], name=name)
         for name, tensor in student.output.items()
     }
-    logits = AGGREGATORS[kind](inputs["logits"], inputs["features"])
-    return keras.Model(inputs, logits, name=f"{kind}_aggregator")
+    logits = inputs["logits"]
+    if mask is not None and logits.shape[1] > 1 and not np.all(mask):
+        scale = _scale_of_known(mask, logits.shape[1:])
+        logits = layers.Rescaling(scale.tolist(), name="known_classes")(logits)
+    merged = row.build(logits, inputs["features"])
+    return keras.Model(inputs, merged, name=f"{kind}_aggregator")
 
 
 def build_predictor(
-    student: keras.Model,
-    aggregator: keras.Model,
+    student: "keras.Model",
+    aggregator: "keras.Model",
     mean: tuple[float, ...],
     std: tuple[float, ...],
-) -> keras.Model:
-    """What is evaluated, exported and shipped: image in [0, 1] to probabilities.
+) -> "keras.Model":
+    """The network that is evaluated, exported and shipped.
 
     Args:
         student: on normalised images.
@@ -51,79 +91,114 @@ def build_predictor(
         std: likewise.
 
     Returns:
-        A functional model `(B, height, width, channels)` to `(B, C)`.
+        A functional model from images `(B, height, width, channels)` in [0, 1] to
+        class probabilities `(B, C)`.
     """
-    pixels = keras.Input(student.input_shape[1:], name="image")
+    import keras
+    from keras import layers
+
+    image = keras.Input(student.input_shape[1:], name="image")
     variance = [value**2 for value in std]
-    images = layers.Normalization(
+    normalise = layers.Normalization(
         mean=list(mean), variance=variance, name="normalisation"
-    )(pixels)
-    logits = aggregator(student(images))
+    )
+    logits = aggregator(student(normalise(image)))
     probabilities = layers.Softmax(name="probabilities", dtype=keras.config.floatx())
-    return keras.Model(pixels, probabilities(logits), name="predictor")
+    return keras.Model(image, probabilities(logits), name="predictor")
 
 
-def header_weights(predictor: keras.Model, pixels: np.ndarray) -> np.ndarray:
-    """How much each header counts for each image, `(B, H)`; rows need not sum to 1.
+def predictor_parts(predictor: "keras.Model") -> PredictorParts:
+    """The layers that `build_predictor` put together, also of a loaded file."""
+    from keras import Model
+
+    models = [layer for layer in predictor.layers if isinstance(layer, Model)]
+    (aggregator,) = (m for m in models if m.name.endswith("_aggregator"))
+    (student,) = (m for m in models if m is not aggregator)
+    return PredictorParts(predictor.get_layer("normalisation"), student, aggregator)
+
+
+def header_weights(predictor: "keras.Model", images: np.ndarray) -> np.ndarray:
+    """The weight of each header for each image.
 
     Args:
         predictor: from `build_predictor`.
-        pixels: images in [0, 1], `(B, height, width, channels)`.
+        images: in [0, 1], `(B, height, width, channels)`.
+
+    Returns:
+        `(B, H)`, float32. Rows sum to 1 except with the kind `weights`.
     """
-    normalisation, student, aggregator = predictor.layers[1:4]
-    num_headers = student.output["logits"].shape[1]
-    names = {layer.name for layer in aggregator.layers}
-    if "header_weights" not in names:
-        return np.full((len(pixels), num_headers), 1 / num_headers, "float32")
+    from keras import Model, layers
+
+    normalisation, student, aggregator = predictor_parts(predictor)
+    if "header_weights" not in {layer.name for layer in aggregator.layers}:
+        num_headers = student.output["logits"].shape[1]
+        return np.full((len(images), num_headers), 1 / num_headers, "float32")
     layer = aggregator.get_layer("header_weights")
     if isinstance(layer, layers.Dense):  # the same for every image
-        return np.tile(np.array(layer.kernel)[:, 0], (len(pixels), 1))
-    answers = student(normalisation(pixels), training=False)
-    weights = keras.Model(aggregator.input, layer.output)(answers)
-    return np.array(weights)[..., 0]
+        return np.tile(np.array(layer.kernel)[:, 0], (len(images), 1))
+    outputs = student(normalisation(images), training=False)
+    return np.array(Model(aggregator.input, layer.output)(outputs))[..., 0]
 
 
-def _mean(logits: KerasTensor, features: KerasTensor) -> KerasTensor:
+def _scale_of_known(mask: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    """What turns a mean over all headers into one over those that know a class.
+
+    0 where a header does not know a class, else H over the number that do.
+    """
+    mask = np.asarray(mask, bool)
+    if mask.shape != shape or not mask.any(axis=0).all():
+        raise ValueError(
+            f"Expected a mask (headers, classes) of shape {shape} in which some header "
+            f"knows each class; got shape {mask.shape}, known by {mask.sum(0)} headers."
+        )
+    return mask * (len(mask) / mask.sum(axis=0))
+
+
+def _mean(logits, features):
+    from keras import layers
+
     return layers.GlobalAveragePooling1D(name="mean")(logits)
 
 
-def _weights(logits: KerasTensor, features: KerasTensor) -> KerasTensor:
+def _weights(logits, features):
     """One learned weight per header, the same for every image."""
+    from keras import initializers, layers
+
     num_headers, num_classes = logits.shape[1:]
     by_class = layers.Permute((2, 1), name="headers_last")(logits)
     merged = layers.Dense(
         1,
         use_bias=False,
-        kernel_initializer=keras.initializers.Constant(1 / num_headers),
+        kernel_initializer=initializers.Constant(1 / num_headers),
         name="header_weights",
     )(by_class)
     return layers.Reshape((num_classes,), name="weighted_sum")(merged)
 
 
-def _attention(logits: KerasTensor, features: KerasTensor) -> KerasTensor:
+def _attention(logits, features):
     """Weights per image, scored from the headers' logits."""
     return _attend(logits, scored=logits)
 
 
-def _feature_attention(logits: KerasTensor, features: KerasTensor) -> KerasTensor:
+def _feature_attention(logits, features):
     """Weights per image, scored from the headers' features."""
     return _attend(logits, scored=features)
 
 
-def _attend(logits: KerasTensor, scored: KerasTensor) -> KerasTensor:
-    num_classes = logits.shape[-1]
+def _attend(logits, scored):
+    from keras import layers
+
     # One linear scorer for all headers, without bias: softmax would cancel it.
-    scores = layers.Dense(1, use_bias=False, kernel_initializer="zeros", name="scorer")(
-        scored
-    )
-    weights = layers.Softmax(axis=1, name="header_weights")(scores)  # (B, H, 1)
+    scorer = layers.Dense(1, use_bias=False, kernel_initializer="zeros", name="scorer")
+    softmax = layers.Softmax(axis=1, name="header_weights")
+    weights = softmax(scorer(scored))  # (B, H, 1)
     merged = layers.Dot(axes=1, name="weighted_sum")([weights, logits])  # (B, 1, C)
-    return layers.Reshape((num_classes,), name="aggregated")(merged)
+    return layers.Reshape((logits.shape[-1],), name="aggregated")(merged)
 
 
-AGGREGATORS: dict[str, Callable[[KerasTensor, KerasTensor], KerasTensor]] = {
-    "mean": _mean,
-    "weights": _weights,
-    "attention": _attention,
-    "feature_attention": _feature_attention,
+AGGREGATORS = {
+    "mean": Aggregator(_mean, learned=False),
+    "weights": Aggregator(_weights),
+    "attention": Aggregator(_attention),
+    "feature_attention": Aggregator(_feature_attention),
 }

@@ -1,5 +1,17 @@
 """The table of backbones: name -> `builder(image, width) -> Trunk`."""
 
-from cdfkd_tf.registry import Registry
+import functools
 
-BACKBONES = Registry("network")
+from cdfkd_tf.networks.lenet import lenet
+from cdfkd_tf.networks.resnet import resnet
+from cdfkd_tf.networks.wide_resnet import wide_resnet
+
+BACKBONES = {
+    "lenet": lenet,
+    "resnet18": functools.partial(resnet, num_blocks=(2, 2, 2, 2)),
+    "resnet34": functools.partial(resnet, num_blocks=(3, 4, 6, 3)),
+    "wrn10_1": functools.partial(wide_resnet, depth=10, widen=1),
+    "wrn16_1": functools.partial(wide_resnet, depth=16, widen=1),
+    "wrn16_2": functools.partial(wide_resnet, depth=16, widen=2),
+    "wrn40_2": functools.partial(wide_resnet, depth=40, widen=2),
+}

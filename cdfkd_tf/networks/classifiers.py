@@ -1,8 +1,9 @@
-"""Plain classifiers: what we train as teachers."""
+"""Plain classifiers: the networks trained as teachers."""
 
 import keras
 from keras import layers
 
+from cdfkd_tf.errors import lookup
 from cdfkd_tf.networks.backbones import BACKBONES
 from cdfkd_tf.networks.pixel_ranges import INPUT_NAME
 
@@ -17,22 +18,21 @@ def build_classifier(
     """Backbone, global average pooling and one Dense layer.
 
     Args:
-        backbone: a name in `BACKBONES`.
+        backbone: a key of `BACKBONES`.
         image_shape: `(height, width, channels)` of a normalised image.
         num_classes: C.
         width: factor on the backbone's channels.
 
     Returns:
-        A functional model from images `(B, *image_shape)` to logits `(B, C)`.
+        A functional model from normalised images `(B, *image_shape)` to logits
+        `(B, C)`.
 
     Raises:
         RequestError: unknown backbone.
     """
     image = keras.Input(image_shape, name=INPUT_NAME)
-    trunk = BACKBONES[backbone](image, width)
+    trunk = lookup(BACKBONES, backbone, "network")(image, width)
     last_map = trunk.finish(trunk.maps[-1], "")
     features = layers.GlobalAveragePooling2D(name="features")(last_map)
-    logits = layers.Dense(num_classes, name="logits", dtype=keras.config.floatx())(
-        features
-    )
-    return keras.Model(image, logits, name=backbone)
+    logits = layers.Dense(num_classes, name="logits", dtype=keras.config.floatx())
+    return keras.Model(image, logits(features), name=backbone)

@@ -1,4 +1,4 @@
-"""Backbones by any name: ours, a file of one's own, or one of `keras.applications`."""
+"""Backbones by any name: built in, a model file, or one of `keras.applications`."""
 
 import inspect
 import pathlib
@@ -8,7 +8,7 @@ import keras
 from keras import KerasTensor, layers
 
 from cdfkd_tf.data.specs import DatasetSpec
-from cdfkd_tf.errors import RequestError
+from cdfkd_tf.errors import RequestError, one_line
 from cdfkd_tf.networks.backbones import BACKBONES
 from cdfkd_tf.networks.layers import Trunk
 from cdfkd_tf.networks.loading import load_network
@@ -19,47 +19,49 @@ _MOST_MOMENTUM = 0.9
 
 
 def find_backbone(
-    name: str, spec: DatasetSpec, taps: Sequence[str] = ()
+    name: str, spec: DatasetSpec, feature_layers: Sequence[str] = ()
 ) -> Callable[[KerasTensor, float], Trunk]:
-    """What builds the trunk called `name`: `(normalised image, width) -> Trunk`.
+    """The builder of the trunk called `name`: `(normalised image, width) -> Trunk`.
 
     Args:
-        name: in `BACKBONES`; a `.keras` file, whose weights the student starts from;
-            or a function of `keras.applications`, without weights.
+        name: a key of `BACKBONES`; a `.keras` file, whose weights the student starts
+            from; or a function of `keras.applications`, without weights.
         spec: of the images.
-        taps: names of the layers whose maps the headers read, finest first; empty:
-            found at each change of resolution. Only for files and applications.
+        feature_layers: names of the layers whose maps the headers read, finest first;
+            empty: found at each change of resolution. For files and applications.
 
     Raises:
-        RequestError: unknown name, missing file, or taps for one of our own.
+        RequestError: unknown name, or layers named for a built-in network. The
+            builder raises it for a missing or unsuitable file, image size or width.
     """
-    if name in BACKBONES.names():
-        if taps:
+    if name in BACKBONES:
+        if feature_layers:
             raise RequestError(
-                f"--student_taps names layers of a file or of keras.applications; "
-                f"--student={name} brings its own. Leave it out."
+                "--student_feature_layers names layers of a file or of "
+                f"keras.applications; --student={name} brings its own. Leave it out."
             )
         return BACKBONES[name]
-    if name.endswith((".keras", ".h5")):
-        return lambda image, width: _of_file(name, image, width, spec, taps)
-    if name in applications():
-        return lambda image, width: _of_application(name, image, width, spec, taps)
-    raise RequestError(
-        f"Unknown network {name!r}. Known: {', '.join(sorted(BACKBONES.names()))}; a "
-        f".keras file; or of keras.applications {', '.join(applications())}."
-    )
+    is_file = name.endswith((".keras", ".h5"))
+    if not is_file and name not in applications():
+        raise RequestError(
+            f"Unknown network {name!r}. Known: {', '.join(BACKBONES)}; a .keras file; "
+            f"or of keras.applications {', '.join(applications())}."
+        )
+    load = _load_file if is_file else _build_application
+
+    def build(image: KerasTensor, width: float) -> Trunk:
+        return _trunk_of(load(name, width, spec), name, image, spec, feature_layers)
+
+    return build
 
 
 def applications() -> list[str]:
     """The networks that `keras.applications` builds."""
-    return sorted(
-        name
-        for name in dir(keras.applications)
-        if name[0].isupper() and callable(getattr(keras.applications, name))
-    )
+    known = vars(keras.applications)
+    return sorted(n for n in known if n[0].isupper() and callable(known[n]))
 
 
-def _of_application(name, image, width, spec, taps) -> Trunk:
+def _build_application(name: str, width: float, spec: DatasetSpec) -> keras.Model:
     build = getattr(keras.applications, name)
     options = {"weights": None, "include_top": False, "input_shape": spec.image_shape}
     if width != 1:
@@ -70,34 +72,31 @@ def _of_application(name, image, width, spec, taps) -> Trunk:
             )
         options["alpha"] = width
     try:
-        model = build(**options)
+        return build(**options)
     except ValueError as error:  # images too small, unsuitable alpha
-        reason = " ".join(str(error).split())
         raise RequestError(
-            f"keras.applications.{name} cannot take images of "
-            f"{spec.image_shape}: {reason}"
+            f"keras.applications.{name} cannot take images of {spec.image_shape}: "
+            f"{one_line(error)}"
         ) from error
-    return _trunk_of(model, name, image, spec, taps)
 
 
-def _of_file(name, image, width, spec, taps) -> Trunk:
+def _load_file(name: str, width: float, spec: DatasetSpec) -> keras.Model:
     if width != 1:
         raise RequestError(
             f"--student_width={width} cannot scale the network in {name}. Use 1."
         )
     if not pathlib.Path(name).is_file():
         raise RequestError(f"There is no student file {name}. Check --student.")
-    return _trunk_of(
-        load_network(pathlib.Path(name), "student"), name, image, spec, taps
-    )
+    return load_network(pathlib.Path(name), "student")
 
 
-def _trunk_of(model, name, image, spec, taps) -> Trunk:
-    """The model's tapped maps on top of `image`, with the model's weights."""
-    if not isinstance(model, keras.Model) or not getattr(model, "inputs", None):
+def _trunk_of(model, name, image, spec, feature_layers) -> Trunk:
+    """The model's maps on top of `image`, with the model's weights."""
+    inputs = getattr(model, "inputs", None)
+    if not isinstance(model, keras.Model) or not inputs:
         raise RequestError(f"The student {name} must be a functional Keras model.")
-    wanted = tuple(model.inputs[0].shape[1:])
-    if len(model.inputs) != 1 or len(wanted) != 3:
+    wanted = tuple(inputs[0].shape[1:])
+    if len(inputs) != 1 or len(wanted) != 3:
         raise RequestError(f"The student {name} must take one batch of images.")
     if any(w not in (None, h) for w, h in zip(wanted, spec.image_shape)):
         raise RequestError(
@@ -108,95 +107,79 @@ def _trunk_of(model, name, image, spec, taps) -> Trunk:
         if isinstance(layer, layers.BatchNormalization):
             layer.momentum = min(layer.momentum, _MOST_MOMENTUM)
         layer.trainable = True
-    maps = _named_maps(model, name, taps) if taps else _maps_by_resolution(model, name)
-    tapped = keras.Model(model.inputs, maps)
+    if feature_layers:
+        maps = [_named_map(model, name, layer) for layer in feature_layers]
+    else:
+        maps = _maps_by_resolution(model, name)
     rescale = rescaling_to(spec, expected_values(model, NORMALISED))
-    return Trunk(
-        maps=_as_list(tapped(rescale(image) if rescale else image)),
-        before_last_block=None,
-        last_block=None,
-        finish=lambda tensor, _: tensor,
-    )
+    pixels = rescale(image) if rescale else image
+    return Trunk(maps=_as_list(keras.Model(model.inputs, maps)(pixels)))
 
 
-def _named_maps(model, name, taps) -> list[KerasTensor]:
-    maps = []
-    for tap in taps:
-        try:
-            maps.append(model.get_layer(tap).output)
-        except ValueError as error:
-            known = [la.name for la in model.layers if len(_shape_of(la)) == 4]
-            raise RequestError(
-                f"The student {name} has no layer {tap!r} to tap; its last layers "
-                f"with maps are {', '.join(known[-8:])}."
-            ) from error
-        if len(maps[-1].shape) != 4:
-            raise RequestError(
-                f"--student_taps={tap}: expected a layer that answers maps (B, height, "
-                f"width, channels); {tap} answers {maps[-1].shape}."
-            )
-    return maps
+def _named_map(model, name, layer_name) -> KerasTensor:
+    try:
+        tensor = model.get_layer(layer_name).output
+    except ValueError as error:
+        known = [layer.name for layer in model.layers if _is_map(layer)]
+        raise RequestError(
+            f"The student {name} has no layer {layer_name!r}; its last layers with "
+            f"maps are {', '.join(known[-8:])}."
+        ) from error
+    if len(tensor.shape) != 4:
+        raise RequestError(
+            f"--student_feature_layers={layer_name}: expected a layer whose output is "
+            f"maps (B, height, width, channels); it is {tensor.shape}."
+        )
+    return tensor
 
 
 def _maps_by_resolution(model, name) -> list[KerasTensor]:
-    """One map per resolution: the narrowest one that all that follows stands on.
+    """One map per resolution: the narrowest through which every path goes.
 
-    A map through which every path goes (so no branch inside a block), at or behind
-    the last merge of branches at that resolution. Resolutions are the halvings of the
-    image; what is bigger than the last map's counts.
+    So no branch inside a block; at or behind the last merge of branches at that
+    resolution. Resolutions are the halvings of the image down to the last map's.
     """
-    order = [la for la in model.layers if not isinstance(la, layers.InputLayer)]
-    cuts = [la for la in _cut_layers(order) if len(_shape_of(la)) == 4]
+    cuts = [layer for layer in _cut_layers(model) if _is_map(layer)]
     if not cuts:
         raise RequestError(
             f"Found no maps in the student {name}: expected a functional model of "
             "convolutions, its layers not hidden in another model. Name the layers "
-            "with --student_taps, or save the inner model."
+            "with --student_feature_layers, or save the inner model."
         )
-    smallest = cuts[-1].output.shape[1]
-    maps, side = [], model.inputs[0].shape[1]
+    smallest, side = cuts[-1].output.shape[1], model.inputs[0].shape[1]
+    maps = []
     while side is not None and side > max(1, smallest):
         side = -(-side // 2)
-        level = [la for la in cuts if la.output.shape[1] == side]
-        if level:
-            maps.append(_best_of(level))
-    if not maps:
-        maps = [cuts[-1].output]
-    return maps
+        level = [layer for layer in cuts if layer.output.shape[1] == side]
+        merges = [i for i, layer in enumerate(level) if isinstance(layer.input, list)]
+        level = [layer.output for layer in level[merges[-1] if merges else 0 :]]
+        if level:  # of equally narrow ones, the last
+            maps.append(min(reversed(level), key=lambda tensor: tensor.shape[-1]))
+    return maps or [cuts[-1].output]
 
 
-def _best_of(level) -> KerasTensor:
-    """The narrowest map from the last merge on, the last one of those."""
-    merges = [
-        index for index, la in enumerate(level) if isinstance(la.input, (list, tuple))
-    ]
-    level = level[merges[-1] :] if merges else level
-    narrowest = min(la.output.shape[-1] for la in level)
-    return [la for la in level if la.output.shape[-1] == narrowest][-1].output
-
-
-def _cut_layers(order) -> list[keras.layers.Layer]:
-    """Layers that every path from image to answer goes through, in order.
+def _cut_layers(model) -> list[keras.layers.Layer]:
+    """Layers that every path from image to output goes through, in order.
 
     In topological order: those that no connection jumps over.
     """
-    place = {id(_as_list(la.output)[0]): index for index, la in enumerate(order)}
-    last_reader = dict.fromkeys(range(len(order)), 0)
-    for index, la in enumerate(order):
-        for tensor in _as_list(la.input):
+    order = [x for x in model.layers if not isinstance(x, layers.InputLayer)]
+    place = {id(_as_list(layer.output)[0]): i for i, layer in enumerate(order)}
+    last_reader = [0] * len(order)
+    for index, layer in enumerate(order):
+        for tensor in _as_list(layer.input):
             if id(tensor) in place:
                 last_reader[place[id(tensor)]] = index
     cuts, reach = [], 0
-    for index, la in enumerate(order):
+    for index, layer in enumerate(order):
         if reach <= index:
-            cuts.append(la)
+            cuts.append(layer)
         reach = max(reach, last_reader[index])
     return cuts
 
 
-def _shape_of(layer) -> tuple:
-    output = layer.output
-    return tuple(output.shape) if hasattr(output, "shape") else ()
+def _is_map(layer) -> bool:
+    return len(getattr(layer.output, "shape", ())) == 4
 
 
 def _as_list(value) -> list:

@@ -1,4 +1,4 @@
-"""Generators: noise in, normalised images out.
+"""Generators: from noise to normalised images.
 
 Both are always called with `training=True`: the batch's own statistics normalise.
 """
@@ -6,11 +6,8 @@ Both are always called with `training=True`: the batch's own statistics normalis
 import keras
 from keras import KerasTensor, layers
 
-from cdfkd_tf.errors import RequestError
+from cdfkd_tf.errors import RequestError, lookup
 from cdfkd_tf.networks.layers import batch_norm, conv, scale_width
-from cdfkd_tf.registry import Registry
-
-GENERATORS = Registry("generator")
 
 
 def build_generator(
@@ -24,7 +21,7 @@ def build_generator(
     """The generator called `name`.
 
     Args:
-        name: a name in `GENERATORS`.
+        name: a key of `GENERATORS`.
         image_shape: `(height, width, channels)` of the images.
         latent_size: Z.
         standardised: True if the teachers see images of mean 0 and deviation 1 per
@@ -33,30 +30,22 @@ def build_generator(
         width: factor on the inner channels; 1 is the published generator.
 
     Returns:
-        A functional model from `(B, Z)` to `(B, *image_shape)`.
+        A functional model from noise `(B, Z)`, standard normal, to normalised images
+        `(B, *image_shape)`.
 
     Raises:
         RequestError: unknown name, or an image size it cannot make.
     """
     latent = keras.Input((latent_size,), name="latent")
-    image = GENERATORS[name](latent, image_shape, width)
+    image = lookup(GENERATORS, name, "generator")(latent, image_shape, width)
     image = conv(image, image_shape[-1], bias=True, name="image_conv")
-    image = layers.Activation("tanh", dtype=keras.config.floatx(), name="image_tanh")(
-        image
-    )
+    full = keras.config.floatx()  # under any policy
+    image = layers.Activation("tanh", dtype=full, name="image_tanh")(image)
     if standardised:
-        image = layers.BatchNormalization(
-            momentum=0.9,
-            epsilon=1e-5,
-            center=False,
-            scale=False,
-            dtype=keras.config.floatx(),
-            name="image_bn",
-        )(image)
+        image = batch_norm(image, affine=False, dtype=full, name="image_bn")
     return keras.Model(latent, image, name=name)
 
 
-@GENERATORS.register("dafl")
 def dafl(
     latent: KerasTensor, image_shape: tuple[int, int, int], width: float
 ) -> KerasTensor:
@@ -77,7 +66,6 @@ def dafl(
     return tensor
 
 
-@GENERATORS.register("dcgan")
 def dcgan(
     latent: KerasTensor, image_shape: tuple[int, int, int], width: float
 ) -> KerasTensor:
@@ -118,3 +106,6 @@ def _project(
     # Channels first, as published checkpoints store the vector.
     tensor = layers.Reshape((channels, rows, columns), name="latent_map")(tensor)
     return layers.Permute((2, 3, 1), name="latent_map_last")(tensor)
+
+
+GENERATORS = {"dafl": dafl, "dcgan": dcgan}

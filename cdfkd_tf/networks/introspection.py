@@ -1,4 +1,4 @@
-"""Operations counted from a network's layers: what a run will cost before it runs."""
+"""Multiply-adds of a network, counted from its layers."""
 
 import keras
 import numpy as np
@@ -10,7 +10,7 @@ from cdfkd_tf.runtime.keras_internals import leaf_layers
 def multiply_adds(model: keras.Model) -> int:
     """Multiply-adds of one forward pass for one image, as papers count them.
 
-    Convolutions and Dense layers; what is done once per value (BatchNormalization,
+    Of convolutions and Dense layers; work done once per value (BatchNormalization,
     rectifiers, additions) is left out.
 
     Args:
@@ -20,36 +20,10 @@ def multiply_adds(model: keras.Model) -> int:
 
 
 def _of_layer(layer: keras.layers.Layer) -> int:
-    if isinstance(layer, layers.Dense):
-        positions = np.prod(layer.output.shape[1:-1], dtype=int)
-        return int(positions * np.prod(layer.kernel.shape))
     if isinstance(layer, layers.Conv2DTranspose):  # each input pixel is spread
-        height, width = layer.input.shape[1:3]
-        return int(height * width * np.prod(layer.kernel.shape))
-    if isinstance(layer, (layers.Conv2D, layers.DepthwiseConv2D)):
-        height, width = layer.output.shape[1:3]
-        return int(height * width * np.prod(layer.kernel.shape))
-    return 0
-
-
-def iteration_multiply_adds(
-    student: int, teachers: int, generator: int, *, batch_size: int, student_rounds: int
-) -> int:
-    """Multiply-adds of one iteration of two players.
-
-    A backward pass towards weights and inputs counts twice a forward pass, towards
-    inputs alone once. A student round: generator and teachers forward, student forward
-    and backward. The generator round: generator forward and backward, teachers and
-    student forward and backward towards their inputs.
-
-    Args:
-        student: of one forward pass for one image, as the next two.
-        teachers: of all of them together.
-        generator: 0 if the images are real: there is no generator round then.
-        batch_size: B.
-        student_rounds: per iteration.
-    """
-    rounds = student_rounds * (generator + teachers + 3 * student)
-    if generator:
-        rounds += 3 * generator + 2 * teachers + 2 * student
-    return batch_size * rounds
+        positions = layer.input.shape[1:3]
+    elif isinstance(layer, (layers.Dense, layers.Conv2D, layers.DepthwiseConv2D)):
+        positions = layer.output.shape[1:-1]
+    else:
+        return 0
+    return int(np.prod(positions, dtype=int) * np.prod(layer.kernel.shape))

@@ -18,7 +18,7 @@ class Trunk:
 
     Attributes:
         maps: the output of each stage, `(B, height, width, channels)`, coarsest last.
-        before_last_block: what enters the last residual block, or None if the
+        before_last_block: the input of the last residual block, or None if the
             backbone has no such block.
         last_block: builds one more copy of that block: `(tensor, prefix) -> map`,
             with `prefix` before the names of its layers.
@@ -27,9 +27,9 @@ class Trunk:
     """
 
     maps: list[KerasTensor]
-    before_last_block: KerasTensor | None
-    last_block: Callable[[KerasTensor, str], KerasTensor] | None
-    finish: Callable[[KerasTensor, str], KerasTensor]
+    before_last_block: KerasTensor | None = None
+    last_block: Callable[[KerasTensor, str], KerasTensor] | None = None
+    finish: Callable[[KerasTensor, str], KerasTensor] = lambda tensor, _: tensor
 
 
 def scale_width(channels: int, width: float) -> int:
@@ -52,7 +52,15 @@ def conv(
     stride: int = 1,
     bias: bool = False,
 ) -> KerasTensor:
-    """Convolution, symmetrically padded by `kernel // 2`."""
+    """Convolution of `(B, height, width, channels)`, padded by `kernel // 2`.
+
+    A 1x1 convolution with a stride reads every `stride`-th pixel first: on CPUs the
+    filter gradient of the strided one crashes TensorFlow 2.21 (at most 8 channels, 56
+    pixels and more). Pooling over single pixels is that choice as a plain layer.
+    """
+    if kernel == 1 and stride > 1:
+        every = layers.AveragePooling2D(1, strides=stride, name=f"{name}_stride")
+        tensor, stride = every(tensor), 1
     tensor, padding = _pad(tensor, kernel, stride, name)
     return layers.Conv2D(
         filters,
@@ -60,7 +68,10 @@ def conv(
         strides=stride,
         padding=padding,
         use_bias=bias,
-        kernel_initializer=_he_normal(),
+        # A new one each time: an initializer object repeats its draw.
+        kernel_initializer=keras.initializers.VarianceScaling(
+            2.0, mode="fan_out", distribution="untruncated_normal"
+        ),
         name=name,
     )(tensor)
 
@@ -69,7 +80,7 @@ def depthwise_conv(tensor: KerasTensor, *, name: str, stride: int = 1) -> KerasT
     """Depthwise 3x3 convolution without bias, symmetrically padded by 1.
 
     In full precision under any policy: on CPUs its gradient takes ten times as long in
-    bfloat16, and there is next to nothing to multiply.
+    bfloat16, and it has few multiplications.
     """
     tensor, padding = _pad(tensor, 3, stride, name)
     return layers.DepthwiseConv2D(
@@ -85,12 +96,16 @@ def depthwise_conv(tensor: KerasTensor, *, name: str, stride: int = 1) -> KerasT
 
 
 def batch_norm(
-    tensor: KerasTensor, *, name: str, epsilon: float = 1e-5, affine: bool = True
+    tensor: KerasTensor,
+    *,
+    name: str,
+    epsilon: float = 1e-5,
+    affine: bool = True,
+    dtype: str | None = None,
 ) -> KerasTensor:
     """BatchNormalization with the published momentum; `affine`: scale and shift."""
-    return layers.BatchNormalization(
-        momentum=0.9, epsilon=epsilon, center=affine, scale=affine, name=name
-    )(tensor)
+    options = {"momentum": 0.9, "epsilon": epsilon, "dtype": dtype, "name": name}
+    return layers.BatchNormalization(center=affine, scale=affine, **options)(tensor)
 
 
 def relu(tensor: KerasTensor) -> KerasTensor:
@@ -120,10 +135,3 @@ def _pad(
     if stride == 1:
         return tensor, "same"
     return layers.ZeroPadding2D(kernel // 2, name=f"{name}_pad")(tensor), "valid"
-
-
-def _he_normal() -> keras.initializers.Initializer:
-    """A new one each time: an initializer object repeats its draw."""
-    return keras.initializers.VarianceScaling(
-        2.0, mode="fan_out", distribution="untruncated_normal"
-    )

@@ -7,18 +7,16 @@ stages at half, a quarter and an eighth of the image, and global pooling at the 
 
 from keras import KerasTensor, layers
 
-from cdfkd_tf.networks.backbones import BACKBONES
 from cdfkd_tf.networks.layers import Trunk, conv, relu, scale_width
 
 STAGE_WIDTHS = (6, 16, 120)
 
 
-@BACKBONES.register("lenet")
 def lenet(image: KerasTensor, width: float) -> Trunk:
     """Three stages of one convolution each.
 
     Args:
-        image: `(B, height, width, channels)`, at least 8 pixels a side.
+        image: `(B, height, width, channels)`, normalised, at least 8 pixels a side.
         width: factor on all channel counts.
     """
     tensor, maps = image, []
@@ -31,7 +29,7 @@ def lenet(image: KerasTensor, width: float) -> Trunk:
     def last_block(tensor: KerasTensor, prefix: str) -> KerasTensor:
         return _stage(tensor, filters, f"{prefix}stage{len(STAGE_WIDTHS)}")
 
-    return Trunk(maps, before_last_block, last_block, finish=lambda tensor, _: tensor)
+    return Trunk(maps, before_last_block, last_block)
 
 
 def _stage(tensor: KerasTensor, filters: int, name: str) -> KerasTensor:

@@ -1,6 +1,6 @@
 """Students: a shared backbone with one header per teacher.
 
-Every student is a stack of headers and answers
+Every student is a stack of headers: normalised images to
 `{"logits": (B, H, C), "features": (B, H, W)}`; an ordinary network is a stack of one.
 """
 
@@ -9,7 +9,7 @@ from collections.abc import Callable
 import keras
 from keras import KerasTensor, layers
 
-from cdfkd_tf.errors import RequestError
+from cdfkd_tf.errors import RequestError, lookup
 from cdfkd_tf.networks.backbones import BACKBONES
 from cdfkd_tf.networks.layers import Trunk, separable_encoder
 
@@ -26,7 +26,7 @@ def build_student(
     """A student of `num_headers` headers on one backbone.
 
     Args:
-        backbone: a name in `BACKBONES`, or what `find_backbone` found.
+        backbone: a key of `BACKBONES`, or what `find_backbone` found.
         image_shape: `(height, width, channels)` of a normalised image.
         num_classes: C.
         num_headers: H.
@@ -35,33 +35,50 @@ def build_student(
 
     Returns:
         A functional model of plain Keras layers: its file loads without this package.
+        Its attribute `feature_maps`, which files do not keep, holds the backbone's
+        symbolic maps for `feature_maps_model`.
 
     Raises:
         RequestError: unknown backbone or sharing; more than one header with `single`.
     """
-    if sharing not in SHARING:
-        raise RequestError(
-            f"Unknown sharing {sharing!r}. Known: {', '.join(sorted(SHARING))}."
-        )
+    share = lookup(SHARING, sharing, "sharing")
     image = keras.Input(image_shape, name="image")
-    build = backbone if callable(backbone) else BACKBONES[backbone]
+    known = not callable(backbone)
+    build = lookup(BACKBONES, backbone, "network") if known else backbone
     trunk = build(image, width)
-    header_maps = SHARING[sharing](trunk, num_headers)
     logits, features = [], []
-    for header, last_map in enumerate(header_maps):
+    for header, last_map in enumerate(share(trunk, num_headers)):
         name = f"header{header}"
         feature = layers.GlobalAveragePooling2D(name=f"{name}_features")(last_map)
-        answer = layers.Dense(
+        dense = layers.Dense(
             num_classes, name=f"{name}_logits", dtype=keras.config.floatx()
         )
-        logits.append(answer(feature))
+        logits.append(dense(feature))
         features.append(feature)
     outputs = {
         "logits": _stack(logits, "logits"),
         "features": _stack(features, "features"),
     }
-    name = "student" if callable(backbone) else backbone
-    return keras.Model(image, outputs, name=f"{sharing}_{name}")
+    name = f"{sharing}_{backbone if known else 'student'}"
+    student = keras.Model(image, outputs, name=name)
+    # Headers that split have a last block each: the trunk's own is not part of them.
+    student.feature_maps = tuple(trunk.maps[:-1] if share is _split else trunk.maps)
+    return student
+
+
+def feature_maps_model(student: keras.Model) -> keras.Model:
+    """A student that also returns its backbone's maps, for losses on them.
+
+    Args:
+        student: from `build_student`, in this process.
+
+    Returns:
+        A model on the student's own layers and weights, from normalised images to
+        `{"logits": (B, H, C), "features": (B, H, W), "maps": [(B, h, w, c), ...]}`:
+        one map per level, finest first; with `split`, without the last level.
+    """
+    outputs = {**student.output, "maps": list(student.feature_maps)}
+    return keras.Model(student.input, outputs, name=student.name)
 
 
 def _single(trunk: Trunk, num_headers: int) -> list[KerasTensor]:

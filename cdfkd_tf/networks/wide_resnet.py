@@ -1,10 +1,7 @@
 """Wide residual trunks with pre-activation (Zagoruyko and Komodakis, BMVC 2016)."""
 
-import functools
-
 from keras import KerasTensor, layers
 
-from cdfkd_tf.networks.backbones import BACKBONES
 from cdfkd_tf.networks.layers import Trunk, batch_norm, conv, relu, scale_width
 
 GROUP_WIDTHS = (16, 32, 64)
@@ -17,10 +14,13 @@ def wide_resnet(image: KerasTensor, width: float, *, depth: int, widen: int) -> 
     published multi-level student reads them. `finish` is that BN-ReLU.
 
     Args:
-        image: `(B, height, width, channels)`, any size.
+        image: `(B, height, width, channels)`, normalised, any size.
         width: factor on all channel counts.
         depth: 6n + 4.
         widen: k, factor on the channels of the three groups.
+
+    Raises:
+        ValueError: another depth.
     """
     num_blocks, remainder = divmod(depth - 4, 6)
     if remainder or num_blocks < 1:
@@ -59,9 +59,3 @@ def _pre_activation_block(
     tensor = relu(batch_norm(tensor, name=f"{name}_bn2"))
     tensor = conv(tensor, filters, name=f"{name}_conv2")
     return layers.Add(name=f"{name}_add")([tensor, shortcut])
-
-
-for _depth, _widen in ((10, 1), (16, 1), (16, 2), (40, 2)):
-    BACKBONES.register(f"wrn{_depth}_{_widen}")(
-        functools.partial(wide_resnet, depth=_depth, widen=_widen)
-    )

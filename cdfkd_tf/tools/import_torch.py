@@ -40,7 +40,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _convert(options: argparse.Namespace) -> None:
     from cdfkd_tf.data.specs import spec_of
-    from cdfkd_tf.networks import build_classifier
+    from cdfkd_tf.networks.classifiers import build_classifier
     from cdfkd_tf.networks.pytorch_weights import load_pytorch_tensors
 
     spec, output = spec_of(options.dataset), pathlib.Path(options.output)

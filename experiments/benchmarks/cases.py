@@ -76,8 +76,11 @@ def gigaflop(case: Case, *, one_header: bool = False) -> float:
         case: that is timed.
         one_header: as methods have it whose student learns from the teachers' mean.
     """
-    from cdfkd_tf.networks import build_classifier, build_generator, build_student
-    from cdfkd_tf.networks.introspection import iteration_multiply_adds, multiply_adds
+    from cdfkd_tf.networks.classifiers import build_classifier
+    from cdfkd_tf.networks.generators import build_generator
+    from cdfkd_tf.networks.introspection import multiply_adds
+    from cdfkd_tf.networks.students import build_student
+    from experiments.iteration_cost import iteration_multiply_adds
 
     teacher = build_classifier(case.flags["teacher"], case.image, case.classes)
     student = build_student(
@@ -100,7 +103,7 @@ def gigaflop(case: Case, *, one_header: bool = False) -> float:
         case.num_teachers * multiply_adds(teacher),
         multiply_adds(generator),
         batch_size=case.batch_size,
-        student_rounds=case.rounds,
+        student_steps=case.rounds,
     )
     return 2 * counted / 1e9
 

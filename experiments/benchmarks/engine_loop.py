@@ -22,7 +22,7 @@ def assemble(case, **more):
     """The run that `case` describes, its teachers fresh ones in memory."""
     from cdfkd_tf.assembly import Assembly
     from cdfkd_tf.config import RunConfig
-    from cdfkd_tf.networks import build_classifier
+    from cdfkd_tf.networks.classifiers import build_classifier
     from cdfkd_tf.networks.pixel_ranges import NORMALISED
     from cdfkd_tf.workdir import Workdir
 

@@ -2,11 +2,11 @@
 
 python experiments/digits/compare.py --seeds=0,1,2,3,4
 
-Each seed trains five teachers; every row learns from them (the first three where not
-said) with the same number of student updates. A seed that is finished is not repeated.
-Writes compare.json and compare.png beside this file. One thread per process, so that
-the same seed gives the same numbers on any number of cores; start it twice with other
-seeds to use two.
+Each seed trains five teachers; every row learns from them (the first three by default)
+with the same number of student updates. Finished seeds are not repeated. Writes
+compare.json and compare.png beside this file. One thread per process, so that the same
+seed gives the same numbers on any number of cores; start it twice with other seeds to
+use two.
 """
 
 import argparse
@@ -47,9 +47,9 @@ ROWS = {
     "dfed, wider student": (3, ["--method=dfed", "--student_width=0.85"]),
     "cdfkd": (3, CDFKD),
     "cdfkd_mfs": (3, []),
-    "cdfkd_mfs, no feature term": (3, ["--student_feature_weight=0"]),
-    "cdfkd_mfs, no ensemble term": (3, ["--student_ensemble_weight=0"]),
-    "cdfkd_mfs, no bn term": (3, ["--generator_bn_weight=0"]),
+    "cdfkd_mfs, no feature term": (3, ["--student_loss=feature=0"]),
+    "cdfkd_mfs, no ensemble term": (3, ["--student_loss=ensemble=0"]),
+    "cdfkd_mfs, no bn term": (3, ["--generator_loss=bn=0"]),
     "cdfkd_mfs, split headers": (3, ["--student_headers=split"]),
     "cdfkd_mfs, 1 teacher": (1, []),
     "cdfkd_mfs, 2 teachers": (2, []),
@@ -57,7 +57,7 @@ ROWS = {
     "cdfkd_mfs, 5 teachers": (5, []),
 }
 AGGREGATORS = ("weights", "attention", "feature_attention")
-REAL_SAMPLES = (0, 10, 50, 143)
+LABELLED_SAMPLES = (0, 10, 50, 143)
 CONTROL = "header fine-tuning"
 
 
@@ -146,10 +146,10 @@ def teacher_rows(result: dict) -> dict:
 
 
 def aggregator_rows(folder: pathlib.Path, flags: list[str], seed: int) -> dict:
-    """The main row's student with each aggregator and number of real samples."""
+    """The main row's student with each aggregator and number of labelled samples."""
     rows = {}
-    for count in REAL_SAMPLES:
-        samples = f"--real_samples={count}"
+    for count in LABELLED_SAMPLES:
+        samples = f"--labelled_samples={count}"
         for kind in AGGREGATORS:
             wanted = [f"--aggregator={kind}", samples, *flags]
             action(folder, "fit_aggregator", *wanted)
@@ -198,17 +198,17 @@ def control_row(folder: pathlib.Path, given: list[str], seed: int) -> dict:
         layers.Dense(num_classes, name=f"header{header}_logits")
         for header in range(num_headers)
     ]
-    answers = [
+    header_logits = [
         layer(inputs["features"][:, header]) for header, layer in enumerate(dense)
     ]
-    mean = layers.Average()(answers) if num_headers > 1 else answers[0]
+    mean = layers.Average()(header_logits) if num_headers > 1 else header_logits[0]
     control = keras.Model(inputs, mean)
     for layer in dense:
         layer.set_weights(student.get_layer(layer.name).get_weights())
     fit = fit_aggregator(
         control,
         student,
-        *assembly.images.few_shot(config.real_samples, seed),
+        *assembly.images.few_shot(config.labelled_samples, seed),
         epochs=config.aggregator_epochs,
         learning_rate=config.aggregator_learning_rate,
         seed=seed,

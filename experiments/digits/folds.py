@@ -4,9 +4,9 @@
 
 All 1,797 digits in five stratified folds (scikit-learn, seed 0), as a folder of images.
 For each fold three teachers learn from the other four; the quickstart's own settings
-and those with `--options` distil the same teachers. What one test split alone cannot
-tell, five can. Finished folds are not repeated. One thread per process, so that the
-same seed gives the same numbers; `--folds=0,1,2` and `--folds=3,4` use two cores.
+and those with `--options` distil the same teachers. Finished folds are not repeated.
+One thread per process, so that the same seed gives the same numbers; `--folds=0,1,2`
+and `--folds=3,4` use two cores.
 """
 
 import argparse
@@ -33,7 +33,7 @@ COMMON = [
     "--export_formats=",
     "--noreport",
     "--aggregator=mean",
-    "--real_samples=0",
+    "--labelled_samples=0",
     "--evaluate_every=0",
 ]
 
@@ -53,12 +53,12 @@ def write_fold(fold: int, folder: pathlib.Path) -> None:
 
 
 def run(workdir: pathlib.Path, images: pathlib.Path, *options: str) -> dict:
-    """What results.json says after one run."""
+    """The results.json of one run."""
     flags = [*COMMON, f"--image_folder={images}", f"--workdir={workdir}", *options]
     threads = dict.fromkeys(("TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS"), "1")
     command = [sys.executable, str(ROOT / "main.py"), *flags]
     done = subprocess.run(command, cwd=ROOT, env={**os.environ, **threads})
-    if done.returncode:  # what went wrong stands above, in the run's own words
+    if done.returncode:  # the run has printed its error
         raise SystemExit(done.returncode)
     return json.loads((workdir / "results.json").read_text())
 

@@ -1,6 +1,6 @@
 """Classifies pictures on a device: python classify.py student_int8.tflite a.png b.jpg
 
-Needs numpy, pillow and ai-edge-litert. Class names and sizes stand in the file.
+Needs numpy, pillow and ai-edge-litert. The file contains class names and sizes.
 """
 
 import json
@@ -47,11 +47,11 @@ def main(model: str, *pictures: str) -> None:
         start = time.perf_counter()
         interpreter.invoke()
         milliseconds = 1000 * (time.perf_counter() - start)
-        answer = interpreter.get_tensor(leave["index"])[0]
-        shares = (answer.astype("float32") - zero) * scale if scale else answer
-        best = shares.argmax()
+        output = interpreter.get_tensor(leave["index"])[0]
+        probabilities = (output.astype("float32") - zero) * scale if scale else output
+        best = probabilities.argmax()
         label = about["classes"][best]
-        print(f"{name}  {label}  {shares[best]:.1%}  {milliseconds:.2f} ms")
+        print(f"{name}  {label}  {probabilities[best]:.1%}  {milliseconds:.2f} ms")
 
 
 if __name__ == "__main__":

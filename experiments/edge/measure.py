@@ -5,7 +5,7 @@
 
 The first exports a 32-pixel student with random weights: size and speed do not depend
 on what was learned. The second goes through finished runs and measures their int8 file
-calibrated on invented images, on real ones, and fine-tuned on invented ones.
+calibrated on generated images, on real ones, and fine-tuned on generated ones.
 """
 
 import argparse
@@ -33,8 +33,8 @@ from cdfkd_tf.export.exporting import export_checked  # noqa: E402
 from cdfkd_tf.export.finetuning import finetune_int8  # noqa: E402
 from cdfkd_tf.export.step import calibration_pool  # noqa: E402
 from cdfkd_tf.limits import EXPORT_FORMATS  # noqa: E402
-from cdfkd_tf.networks import build_student  # noqa: E402
 from cdfkd_tf.networks.aggregators import build_aggregator, build_predictor  # noqa: E402
+from cdfkd_tf.networks.students import build_student  # noqa: E402
 from cdfkd_tf.workdir import Workdir, read_json  # noqa: E402
 
 _HEADERS, _CLASSES, _STEPS = 3, 100, 200
@@ -84,17 +84,17 @@ def calibrations(folders: list[str]) -> None:
         assembly = Assembly(config, workdir)
         predictor = assembly.load(workdir.predictor, "fit_aggregator")
         pool = calibration_pool(assembly)
-        invented = calibration_pixels(pool, predictor, 512, config.seed)
+        generated = calibration_pixels(pool, predictor, 512, config.seed)
         real = assembly.images.some_training_pixels(512, [config.seed, 0])
 
-        def finetune(model, pool=pool, invented=invented, seed=config.seed):
-            finetune_int8(model, pool, invented, steps=_STEPS, seed=seed)
+        def finetune(model, pool=pool, generated=generated, seed=config.seed):
+            finetune_int8(model, pool, generated, steps=_STEPS, seed=seed)
 
         ways = {
-            "invented, balanced over classes": (invented, None),
-            "the first 512 invented": (_with_ramp(pool[:512]), None),
+            "generated, balanced over classes": (generated, None),
+            "the first 512 generated": (_with_ramp(pool[:512]), None),
             "real training images": (_with_ramp(real), None),
-            f"invented, {_STEPS} steps of fine-tuning": (invented, finetune),
+            f"generated, {_STEPS} steps of fine-tuning": (generated, finetune),
         }
         for name, (images, change) in ways.items():
             with tempfile.TemporaryDirectory() as scratch:

@@ -28,17 +28,17 @@ FLAGS = (
     "--dataset=digits",
     "--seed=0",
     "--deterministic=true",
-    "--teacher=wrn10_1",
+    "--teacher_network=wrn10_1",
     "--num_teachers=2",
     "--teacher_epochs=6",
     "--teacher_batch_size=64",
     "--teacher_milestones=4",
     "--student=wrn10_1",
     "--student_width=0.5",
-    "--student_feature_weight=0",
+    "--student_loss=feature=0",
     "--generator_width=0.25",
     "--latent_size=32",
-    "--student_rounds=3",
+    "--student_steps=3",
     "--epochs=100",
     "--steps_per_epoch=5",
     "--batch_size=32",
@@ -47,13 +47,13 @@ FLAGS = (
     "--milestones=60,90",
     "--keep_best",
     "--aggregator=attention",
-    "--real_samples=50",
+    "--labelled_samples=50",
     "--aggregator_epochs=20",
     "--export_formats=",
     "--noreport",
 )
 NETWORKS = ("student", "generator", "aggregator", "predictor")
-# What a process says when it is there -> how many seconds later it may be killed.
+# Lines that a process has printed by then -> how many seconds later it may be killed.
 MOMENTS = {
     "start": ((), 6.0),
     "teachers": (("-- train teachers",), 12.0),
@@ -81,7 +81,7 @@ class Kill:
     seconds: float  # after the moment's words
     lived: float = 0.0
     wrote: bool = False  # a checkpoint lay there half written
-    went_on: str = ""  # what the next process says of where it goes on
+    went_on: str = ""  # where the next process continues, as it prints it
 
 
 class Process:

@@ -10,7 +10,8 @@ from cdfkd_tf.distillation.distiller import Distiller
 from cdfkd_tf.distillation.methods import METHODS
 from cdfkd_tf.distillation.run import named_failures
 from cdfkd_tf.errors import RequestError, RunError
-from cdfkd_tf.networks import build_classifier, build_student
+from cdfkd_tf.networks.classifiers import build_classifier
+from cdfkd_tf.networks.students import build_student
 from cdfkd_tf.teachers.ensemble import TeacherEnsemble
 from tests.conftest import (
     CLASSES,

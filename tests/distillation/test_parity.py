@@ -12,8 +12,10 @@ import pytest
 from cdfkd_tf.distillation.adversarial import AdversarialDistiller
 from cdfkd_tf.distillation.methods import METHODS, with_overrides
 from cdfkd_tf.distillation.optimizers import CoupledSGD, PaperAdam
-from cdfkd_tf.networks import build_classifier, build_generator, build_student
+from cdfkd_tf.networks.classifiers import build_classifier
+from cdfkd_tf.networks.generators import build_generator
 from cdfkd_tf.networks.pytorch_weights import load_pytorch_tensors
+from cdfkd_tf.networks.students import build_student
 from cdfkd_tf.teachers.ensemble import TeacherEnsemble
 from tests.parity.filling import RECORDED, draw, fill, load
 

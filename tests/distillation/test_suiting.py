@@ -11,7 +11,8 @@ from cdfkd_tf.distillation.distiller import Distiller
 from cdfkd_tf.distillation.methods import METHODS
 from cdfkd_tf.distillation.suiting import build_projection, suit_method
 from cdfkd_tf.errors import DistillationWarning, RequestError
-from cdfkd_tf.networks import build_classifier, build_student
+from cdfkd_tf.networks.classifiers import build_classifier
+from cdfkd_tf.networks.students import build_student
 from cdfkd_tf.teachers.ensemble import TeacherEnsemble
 from tests import strangers
 from tests.conftest import CLASSES, SHAPE, moved, values_of

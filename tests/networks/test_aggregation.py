@@ -6,8 +6,8 @@ import pytest
 
 from cdfkd_tf.distillation.fit_aggregator import fit_aggregator
 from cdfkd_tf.errors import RequestError
-from cdfkd_tf.networks import build_student
 from cdfkd_tf.networks.aggregators import AGGREGATORS, build_aggregator, build_predictor
+from cdfkd_tf.networks.students import build_student
 
 RNG = np.random.default_rng(0)
 ANSWERS = {

@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 from keras import layers
 
-from cdfkd_tf.networks import build_classifier
-from cdfkd_tf.networks.introspection import iteration_multiply_adds, multiply_adds
+from cdfkd_tf.networks.classifiers import build_classifier
+from cdfkd_tf.networks.introspection import multiply_adds
+from experiments.iteration_cost import iteration_multiply_adds
 
 
 @pytest.mark.parametrize(
@@ -38,7 +39,7 @@ def test_each_kind_of_layer_by_hand():
 
 
 def test_an_iteration_is_its_rounds():
-    shared = {"batch_size": 2, "student_rounds": 5}
+    shared = {"batch_size": 2, "student_steps": 5}
     student, teachers, generator = 10, 100, 1000
     expected = 2 * (5 * (1000 + 100 + 30) + 3000 + 200 + 20)
     assert iteration_multiply_adds(student, teachers, generator, **shared) == expected

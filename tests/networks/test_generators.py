@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from cdfkd_tf.errors import RequestError
-from cdfkd_tf.networks import build_generator
+from cdfkd_tf.networks.generators import build_generator
 
 NOISE = np.random.default_rng(0).normal(size=(64, 6)).astype("float32")
 

@@ -3,8 +3,10 @@
 import numpy as np
 import pytest
 
-from cdfkd_tf.networks import build_classifier, build_generator, build_student
+from cdfkd_tf.networks.classifiers import build_classifier
+from cdfkd_tf.networks.generators import build_generator
 from cdfkd_tf.networks.pytorch_weights import load_pytorch_tensors
+from cdfkd_tf.networks.students import build_student
 from tests.parity.filling import RECORDED, draw, fill, load
 
 CIFAR = ((32, 32, 3), 100)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from cdfkd_tf.errors import RequestError
-from cdfkd_tf.networks import build_classifier
+from cdfkd_tf.networks.classifiers import build_classifier
 from cdfkd_tf.networks.pytorch_weights import load_pytorch_tensors
 from tests.parity.filling import RECORDED, fill
 

@@ -5,11 +5,13 @@ import numpy as np
 import pytest
 
 from cdfkd_tf.errors import RequestError
-from cdfkd_tf.networks import BACKBONES, build_classifier, build_student
+from cdfkd_tf.networks.backbones import BACKBONES
+from cdfkd_tf.networks.classifiers import build_classifier
 from cdfkd_tf.networks.layers import scale_width
+from cdfkd_tf.networks.students import build_student
 
 
-@pytest.mark.parametrize("backbone", BACKBONES.names())
+@pytest.mark.parametrize("backbone", BACKBONES)
 @pytest.mark.parametrize("sharing", ["single", "split", "multi_level"])
 def test_every_backbone_carries_every_kind_of_header(backbone, sharing):
     headers = 1 if sharing == "single" else 2

@@ -8,9 +8,9 @@ from keras import layers
 from cdfkd_tf.data.specs import plain_spec
 from cdfkd_tf.errors import RequestError
 from cdfkd_tf.export.lean import lean_predictor
-from cdfkd_tf.networks import build_student
 from cdfkd_tf.networks.aggregators import build_aggregator, build_predictor
 from cdfkd_tf.networks.external_backbones import find_backbone
+from cdfkd_tf.networks.students import build_student
 
 SPEC = plain_spec("none", (32, 32, 3), 5)
 IMAGES = np.random.default_rng(0).normal(size=(2, 32, 32, 3)).astype("float32")
@@ -55,7 +55,7 @@ def test_the_tapped_map_is_the_merge_with_the_files_weights(file):
 
 
 def test_taps_by_name(file):
-    maps = maps_of(file, taps=("wide", "bn"))
+    maps = maps_of(file, feature_layers=("wide", "bn"))
     assert [level.shape[-1] for level in maps] == [24, 12]
 
 
@@ -104,8 +104,8 @@ def test_an_application_that_scales_its_input_gets_bytes():
     [
         ("resnet99", {}, "Unknown network 'resnet99'. Known: .*resnet18.*MobileNetV2"),
         ("absent.keras", {}, "no student file absent.keras"),
-        ("wrn10_1", {"taps": ("x",)}, "brings its own"),
-        ("MobileNetV2", {"taps": ("absent",)}, "no layer 'absent' to tap"),
+        ("wrn10_1", {"feature_layers": ("x",)}, "brings its own"),
+        ("MobileNetV2", {"feature_layers": ("absent",)}, "no layer 'absent'; its last"),
         ("Xception", {}, "cannot take images of .*32, 32, 3"),
     ],
 )

@@ -1,9 +1,9 @@
 """Distillation from Python with NumPy arrays alone: two teachers, no flag, no file.
 
-python experiments/strangers/from_python.py
+python experiments/own_teachers/from_python.py
 
-Two classifiers learn scikit-learn's 8x8 digits, then the digits are put away; a student
-learns from the classifiers alone. About two minutes on two CPU cores.
+Two classifiers learn scikit-learn's 8x8 digits, then a student learns from the
+classifiers alone, without the digits. About two minutes on two CPU cores.
 """
 
 import keras

@@ -1,10 +1,10 @@
 """Three teachers and a folder of images, made with plain Keras: no cdfkd_tf here.
 
-python experiments/strangers/make_teachers.py --folder=/tmp/strangers
+python experiments/own_teachers/make_teachers.py --folder=/tmp/own
 
 Writes scikit-learn's digits as 24x24 grey PNGs, FOLDER/images/{train,test}/<digit>/*,
-and three classifiers of very different make under FOLDER: `a.keras` answers logits for
-grey values in [0, 1]; `b.keras` has a Rescaling inside and answers probabilities;
+and three different classifiers under FOLDER: `a.keras` returns logits for grey values
+in [0, 1]; `b.keras` has a Rescaling inside and returns probabilities;
 `c.keras` is a nested backbone inside a classifier. 1,437 images to learn from, 360 to
 measure on.
 """
