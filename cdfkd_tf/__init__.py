@@ -6,13 +6,13 @@ Keras alone.
 
 import importlib
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _PUBLIC = {
     "distill": "cdfkd_tf.api",
     "Distillation": "cdfkd_tf.api",
     "RunConfig": "cdfkd_tf.config",
-    "search": "cdfkd_tf.api_search",
+    "search": "cdfkd_tf.api",
 }
 __all__ = [*_PUBLIC, "__version__"]
 

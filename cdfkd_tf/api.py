@@ -1,34 +1,29 @@
 """The same from Python: `cdfkd_tf.distill(teachers)` for notebooks and programs."""
 
-import csv
-import dataclasses
-import difflib
 import pathlib
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-from cdfkd_tf.assembly import Assembly
-from cdfkd_tf.config import RunConfig
+from cdfkd_tf import evaluation
+from cdfkd_tf.config import RunConfig, check_names
 from cdfkd_tf.distillation.fit_aggregator import AggregatorFit, fit_aggregator
-from cdfkd_tf.distillation.run import distill as run_distillation
 from cdfkd_tf.errors import RequestError
-from cdfkd_tf.evaluation import ask, measure
-from cdfkd_tf.export.step import export_run
+from cdfkd_tf.export import run as export_run
 from cdfkd_tf.networks.aggregators import build_aggregator, build_predictor
 from cdfkd_tf.networks.loading import load_classifier
-from cdfkd_tf.pipeline import options_behind, refuse_mixed_runs
-from cdfkd_tf.runtime.precision import make_deterministic
-from cdfkd_tf.steps import save_network
-from cdfkd_tf.workdir import Workdir
+from cdfkd_tf.pipeline.run import perform
+from cdfkd_tf.pipeline.steps import Run, description_of
+from cdfkd_tf.runtime.precision import global_state_restored
+from cdfkd_tf.workdir import Workdir, read_history
 
 Images = np.ndarray | tf.data.Dataset
 Teacher = keras.Model | str | pathlib.Path
-FILES = (str, pathlib.Path)
+_FILES = (str, pathlib.Path)
 _AT_ONCE = 256
 
 
@@ -42,15 +37,21 @@ class Distillation:
             `(B, C)`; changed by `fit_aggregator`.
         history: name -> its value after each epoch.
         config: every option of the run.
-        workdir: folder with checkpoints, pictures and TensorBoard logs.
+        workdir: the run's folder, as the command line leaves it.
     """
 
-    def __init__(self, assembly: Assembly, networks: dict[str, keras.Model]):
-        self.config, self.workdir = assembly.config, assembly.workdir.path
-        self._assembly, self.student = assembly, networks["student"]
-        self.generator = networks.get("generator")
-        self.history = _history(assembly.workdir.history)
-        self.predictor = self._predictor("mean")[1]
+    def __init__(self, run: Run, temporary: tempfile.TemporaryDirectory | None):
+        self.config, self.workdir = run.config, run.workdir.path
+        self._run, self._temporary = run, temporary  # removed with this object
+        self.student = run.network("student", "distill")
+        self.generator = None
+        if run.method.generator:
+            self.generator = run.network("generator", "distill")
+        self.predictor = run.network("predictor", "fit_aggregator")
+        self.history = {
+            name: [value for value in values if value is not None]
+            for name, values in read_history(run.workdir.history).items()
+        }
 
     def evaluate(self, x: Images, y: np.ndarray | None = None) -> dict[str, Any]:
         """Measures teachers, student and predictor on images with or without labels.
@@ -64,13 +65,17 @@ class Distillation:
             `teachers`, `teacher_ensemble`, `student`, `aggregator` as in results.json.
 
         Raises:
-            RequestError: images of another shape or range.
+            RequestError: no images, or images or labels of another form.
         """
-        spec = self._assembly.spec
-        batches = list(_batches(x, y, spec.image_shape))
-        teachers = self._assembly.teachers
-        answers, truth = ask(teachers, self.student, self.predictor, spec, batches)
-        return measure(answers, truth, teachers, self.student)
+        spec, teachers = self._run.spec, self._run.teachers
+        outputs, labels = evaluation.predict_all(
+            teachers,
+            self.student,
+            self.predictor,
+            spec,
+            _batches(x, y, spec.image_shape),
+        )
+        return evaluation.compute_metrics(outputs, labels, teachers, self.student)
 
     def fit_aggregator(
         self,
@@ -96,26 +101,30 @@ class Distillation:
         Raises:
             RequestError: no labels, fewer than 2 images, unknown kind.
         """
-        batches = list(_batches(x, y, self._assembly.spec.image_shape))
+        spec, seed = self._run.spec, self.config.seed
+        batches = list(_batches(x, y, spec.image_shape))
         if not batches or batches[0][1] is None or sum(len(b[1]) for b in batches) < 2:
             raise RequestError(
                 "fit_aggregator needs at least 2 images with labels: "
                 "fit_aggregator(x, y)."
             )
-        pixels, labels = (np.concatenate(parts) for parts in zip(*batches))
-        mixed = np.random.default_rng(self.config.seed).permutation(len(labels))
-        keras.utils.set_random_seed(self.config.seed)
-        aggregator, predictor = self._predictor(kind)
-        fit = fit_aggregator(
-            aggregator,
-            self.student,
-            self._assembly.spec.normalise(pixels[mixed]).astype("float32"),
-            labels[mixed],
-            epochs=epochs,
-            learning_rate=learning_rate,
-            seed=self.config.seed,
-        )
-        self.predictor = predictor
+        images, labels = (np.concatenate(parts) for parts in zip(*batches))
+        labels = evaluation.as_labels(labels, len(images), spec.num_classes)
+        mixed = np.random.default_rng(seed).permutation(len(labels))
+        with global_state_restored():
+            keras.utils.set_random_seed(seed)
+            aggregator = build_aggregator(kind, self.student)
+            fit = fit_aggregator(
+                aggregator,
+                self.student,
+                spec.normalise(images[mixed]).astype("float32"),
+                labels[mixed],
+                epochs=epochs,
+                learning_rate=learning_rate,
+                seed=seed,
+            )
+        predictor = build_predictor(self.student, aggregator, spec.mean, spec.std)
+        self.predictor = self._run.networks["predictor"] = predictor
         return fit
 
     def export(
@@ -129,16 +138,24 @@ class Distillation:
 
         Returns:
             `exports` as in results.json; agreement is on generated images.
+
+        Raises:
+            RequestError: an unknown format.
+            RunError: a file that cannot be written or does not pass its check.
         """
         config = self.config
         if formats is not None:
-            config = dataclasses.replace(config, export_formats=tuple(formats))
-        return export_run(config, self._assembly, self.predictor, pathlib.Path(folder))
-
-    def _predictor(self, kind: str) -> tuple[keras.Model, keras.Model]:
-        aggregator, spec = build_aggregator(kind, self.student), self._assembly.spec
-        predictor = build_predictor(self.student, aggregator, spec.mean, spec.std)
-        return aggregator, predictor
+            config = config.with_values({"export_formats": formats})
+        return export_run.export(
+            self.predictor,
+            config.export_formats,
+            pathlib.Path(folder),
+            batches=self._run.evaluation_batches,
+            unlabelled_images=self._run.calibration_images,
+            description=description_of(self._run),
+            int8_finetune_steps=config.int8_finetune_steps,
+            seed=config.seed,
+        )
 
 
 def distill(
@@ -153,11 +170,11 @@ def distill(
     """Distils several classifiers into one small network, without their data.
 
     Args:
-        teachers: Keras models, or their files. Models are frozen (`trainable=False`).
+        teachers: Keras models, or their files; models come back as they were.
         image_shape: `(height, width, channels)` of the student's images; None: of the
             first teacher's. Teachers of other sizes see them resized.
-        workdir: where checkpoints, pictures and curves go, and from where an
-            interrupted call goes on; None: a temporary folder.
+        workdir: the run's folder, from where an interrupted call goes on; None: a
+            temporary one, removed with the result.
         callbacks: passed to Keras's `fit`; an epoch is `steps_per_epoch` iterations.
         verbose: as in Keras's `fit`.
         **options: fields of `cdfkd_tf.RunConfig`, the command line's flags by name:
@@ -171,27 +188,88 @@ def distill(
         RequestError: (a `ValueError`) what does not fit together, in one sentence.
         RunError: (a `RuntimeError`) a loss that became NaN.
     """
-    models = load_teachers(teachers)
+    models, temporary = load_teachers(teachers), None
+    if workdir is None:
+        temporary = tempfile.TemporaryDirectory(prefix="cdfkd_tf_")
+        workdir = temporary.name
     config = request_of(teachers, models, image_shape, workdir, options)
-    make_deterministic(config.deterministic)
     folder = Workdir(config.workdir)
-    refuse_mixed_runs("distill", config, folder)
-    with folder.unchanged_if_refused("distill", anew=not config.resume):
-        assembly = Assembly(config, folder, models)
-        folder.note("distill", options_behind("distill", config), done=False)
-        networks, _ = run_distillation(assembly, verbose, callbacks)
-    for name, network in networks.items():
-        save_network(network, getattr(folder, name))
-    return Distillation(assembly, networks)
+    with global_state_restored(), folder.locked():
+        run = perform(
+            config,
+            ("distill", "fit_aggregator"),
+            models=models,
+            callbacks=callbacks,
+            verbose=verbose,
+        )
+        return Distillation(run or Run(config, models, verbose=verbose), temporary)
+
+
+def search(
+    teachers: Sequence[Teacher],
+    space: Any = "weights",
+    *,
+    image_shape: tuple[int, int, int] | None = None,
+    workdir: str | pathlib.Path | None = None,
+    **options: Any,
+):
+    """Looks for settings with which several classifiers are distilled best.
+
+    Every trial is a run like `distill`'s. It is judged by accuracy on held-out real
+    samples (`labelled_samples`, with a data set), else by agreement with the teachers
+    on generated images.
+
+    Args:
+        teachers: Keras models, which are saved into the workdir, or their files.
+        space: `weights`, `schedule`, `student`; a file; a table such as
+            `{"student_learning_rate": "0.01..0.2 log", "student_width": [0.25, 0.5]}`;
+            or a `keras_tuner.HyperModel` whose `build(hp)` returns a table of options.
+        image_shape: as in `distill`.
+        workdir: where the search goes on from, if it was interrupted; None: a
+            temporary folder, which stays.
+        **options: as in `distill`; `max_trials=10`, `tuner="random"`, `"bayesian"` or
+            `"hyperband"`.
+
+    Returns:
+        A `cdfkd_tf.tuning.summary.Summary`: the trials, best first; `best["options"]`
+        go into `distill`.
+
+    Raises:
+        RequestError: (a `ValueError`) what does not fit together, in one sentence.
+        RunError: (a `RuntimeError`) no trial finished.
+    """
+    from cdfkd_tf.tuning.run import search as run_search  # Keras Tuner takes seconds
+    from cdfkd_tf.tuning.space import read_space
+
+    if isinstance(space, _FILES):
+        options["search_space"], space = str(space), None
+    models = load_teachers(teachers)
+    workdir = pathlib.Path(workdir or tempfile.mkdtemp(prefix="cdfkd_tf_"))
+    files = []
+    for index, (teacher, model) in enumerate(zip(teachers, models)):
+        file = workdir / "given" / f"teacher_{index}.keras"
+        if not isinstance(teacher, _FILES):
+            file.parent.mkdir(parents=True, exist_ok=True)
+            model.save(file)
+        files.append(str(teacher) if isinstance(teacher, _FILES) else str(file))
+    config = request_of(files, models, image_shape, workdir, options)
+    if isinstance(space, Mapping):
+        space = read_space(space, config, "space")
+    return run_search(config, perform, space)
 
 
 def load_teachers(teachers: Sequence[Teacher]) -> list[keras.Model]:
     """Files loaded, models as they are.
 
     Raises:
-        RequestError: no teacher at all, or an unreadable file.
+        RequestError: not a list, no teacher at all, or an unreadable file.
     """
-    models = [load_classifier(t) if isinstance(t, FILES) else t for t in teachers]
+    if isinstance(teachers, (*_FILES, keras.Model)):
+        raise RequestError(
+            "The teachers are a list of models or files; got one "
+            f"{type(teachers).__name__}. Write [teacher]."
+        )
+    models = [load_classifier(t) if isinstance(t, _FILES) else t for t in teachers]
     if not models:
         raise RequestError("At least one teacher is needed; got none.")
     return models
@@ -201,7 +279,7 @@ def request_of(
     teachers: Sequence[Teacher],
     models: Sequence[keras.Model],
     image_shape: tuple[int, int, int] | None,
-    workdir: str | pathlib.Path | None,
+    workdir: str | pathlib.Path,
     options: dict[str, Any],
 ) -> RunConfig:
     """The run that a call from Python describes.
@@ -210,29 +288,22 @@ def request_of(
         teachers: as given; files keep their names.
         models: the same, loaded.
         image_shape: None: of the first one's images, where no data set tells.
-        workdir: None: a temporary folder.
+        workdir: the run's folder.
         options: fields of `RunConfig` by name.
 
     Raises:
         RequestError: an unknown option, or a value out of range.
     """
-    known = RunConfig.__dataclass_fields__
     options = {"dataset": "none", **options}
-    for name in options:
-        if name not in known:
-            near = difflib.get_close_matches(name, known, 1)
-            hint = f"; did you mean {near[0]!r}?" if near else "."
-            raise RequestError(f"There is no option {name!r}{hint}")
+    check_names(options)
     if image_shape is None and options["dataset"] == "none":
         image_shape = _shape_of(models[0])
-    values = {k: tuple(v) if isinstance(v, list) else v for k, v in options.items()}
-    values["teachers"] = tuple(
-        str(teacher) if isinstance(teacher, FILES) else f"teacher_{index}"
+    names = [
+        str(teacher) if isinstance(teacher, _FILES) else f"teacher_{index}"
         for index, teacher in enumerate(teachers)
-    )
-    values["image_shape"] = tuple(image_shape or ())
-    values["workdir"] = str(workdir or tempfile.mkdtemp(prefix="cdfkd_tf_"))
-    return RunConfig(**values)
+    ]
+    own = {"teachers": names, "image_shape": image_shape or (), "workdir": workdir}
+    return RunConfig(**options | own)
 
 
 def _shape_of(model: keras.Model) -> tuple[int, ...]:
@@ -254,7 +325,7 @@ def _batches(
     if isinstance(x, tf.data.Dataset):
         for element in x.as_numpy_iterator():
             images, labels = element if isinstance(element, tuple) else (element, None)
-            yield _pixels(images, image_shape), labels
+            yield _as_images(images, image_shape), labels
         return
     x = np.asarray(x)
     if y is not None and len(y) != len(x):
@@ -262,10 +333,10 @@ def _batches(
     for start in range(0, len(x), _AT_ONCE):
         part = slice(start, start + _AT_ONCE)
         labels = None if y is None else np.asarray(y)[part]
-        yield _pixels(x[part], image_shape), labels
+        yield _as_images(x[part], image_shape), labels
 
 
-def _pixels(images: np.ndarray, image_shape: tuple[int, ...]) -> np.ndarray:
+def _as_images(images: np.ndarray, image_shape: tuple[int, ...]) -> np.ndarray:
     if images.ndim == 3 and image_shape[-1] == 1:
         images = images[..., None]
     if images.shape[1:] != tuple(image_shape):
@@ -280,13 +351,3 @@ def _pixels(images: np.ndarray, image_shape: tuple[int, ...]) -> np.ndarray:
             f"{images.min():g} to {images.max():g}."
         )
     return images
-
-
-def _history(file: pathlib.Path) -> dict[str, list[float]]:
-    with file.open(newline="") as lines:
-        rows = list(csv.DictReader(lines))
-    return {
-        name: [float(row[name]) for row in rows if row[name]]
-        for name in (rows[0] if rows else ())
-        if name != "epoch"
-    }

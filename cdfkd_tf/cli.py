@@ -1,8 +1,9 @@
-"""The door: a command line in, an exit code out."""
+"""Command-line entry point: flags to a `RunConfig`, errors to exit codes."""
 
 import _thread
 import contextlib
 import functools
+import re
 import signal
 import sys
 import threading
@@ -10,10 +11,36 @@ import traceback
 import warnings
 from collections.abc import Iterator
 
+from absl import app
 from absl import flags as absl_flags
 
-from cdfkd_tf import flags, runs
-from cdfkd_tf.errors import DistillationWarning, of_the_system
+from cdfkd_tf.config import (
+    FIELDS,
+    GROUPS,
+    RENAMED,
+    RunConfig,
+    choices_of,
+    hint_for,
+    names_in,
+    read_value,
+    text_of,
+    value_type,
+)
+from cdfkd_tf.errors import (
+    DistillationWarning,
+    RequestError,
+    file_system_error,
+    one_line,
+)
+from cdfkd_tf.pipeline import run as pipeline
+
+INTRODUCTION = """\
+Several trained image classifiers in, one small network out, without their data.
+
+  python main.py --flagfile=FILE [--flag=value ...]
+
+Put --flagfile first: the last value of a flag wins. Defaults stand in brackets."""
+_SECONDS = 0.1  # until a lost interruption is raised again
 
 
 def main(
@@ -33,24 +60,113 @@ def main(
     argv = sys.argv if argv is None else argv
     debug = "--debug" in argv
     try:
-        flags.define(values)
-        config = flags.parse(argv, values)
+        define(values)
+        config = parse(argv, values)
         debug = config.debug
         with _plain_warnings(), _terminated_as_interrupted():
-            runs.run(config)
+            pipeline.run(config)
     except KeyboardInterrupt:
-        _say("Interrupted. The last checkpoint is kept; the same command continues.")
+        _print("Interrupted. The last checkpoint is kept; the same command continues.")
         return 130
-    except Exception as error:  # the door: users see one line, never a traceback
+    except Exception as error:  # users get one line, never a traceback
         if debug:
             traceback.print_exc()
-        error = of_the_system(error)
-        _say(_one_line(error))
+        error = file_system_error(error)
+        text = one_line(error, limit=10_000)
+        if not hasattr(error, "exit_code"):  # a library's words
+            text = f"{type(error).__name__}: {one_line(error)}"
+            text += " Run again with --debug for the traceback."
+        _print(text)
         return getattr(error, "exit_code", 1)
     return 0
 
 
-_SECONDS = 0.1  # until a lost interruption is raised again
+class _HelpFlag(absl_flags.BooleanFlag):
+    """`--help`: every flag of this project in one line, grouped."""
+
+    def __init__(self):
+        super().__init__("help", False, "Show this page.", short_name="?")
+
+    def parse(self, arg):
+        if self._parse(arg):
+            print(help_page())
+            sys.exit(0)
+
+
+def define(values: absl_flags.FlagValues = absl_flags.FLAGS) -> None:
+    """Defines one flag per option in `values`; call once per process."""
+    absl_flags.DEFINE_flag(_HelpFlag(), values)
+    absl_flags.DEFINE_flag(app.HelpfullFlag(), values)
+    defaults = RunConfig()
+    for name, field in FIELDS.items():
+        default, help = getattr(defaults, name), field.metadata["help"]
+        if value_type(field) is bool:
+            absl_flags.DEFINE_bool(name, default, help, flag_values=values)
+        else:
+            text = text_of(default)
+            absl_flags.DEFINE_string(name, text, help, flag_values=values)
+
+
+def parse(
+    argv: list[str], values: absl_flags.FlagValues = absl_flags.FLAGS
+) -> RunConfig:
+    """The run that the command line describes.
+
+    Args:
+        argv: the program's name, then its arguments.
+
+    Raises:
+        RequestError: unknown flag, bad value, missing flagfile or stray argument.
+    """
+    try:
+        rest = values(argv)[1:]
+    except absl_flags.CantOpenFlagFileError as error:
+        reason = str(error).removeprefix("ERROR:: ")
+        raise RequestError(f"{reason}. Check the path after --flagfile.") from error
+    except absl_flags.Error as error:
+        raise RequestError(_explained(one_line(error))) from error
+    if rest:
+        raise RequestError(f"Unexpected argument {rest[0]!r}. Options start with --.")
+    given = {name: values[name].value for name in FIELDS}
+    return RunConfig(
+        **{
+            name: value if isinstance(value, bool) else read_value(FIELDS[name], value)
+            for name, value in given.items()
+        }
+    )
+
+
+def help_page() -> str:
+    """What `--help` prints."""
+    lines = [INTRODUCTION]
+    defaults = RunConfig()
+    for group in GROUPS:
+        lines.append(f"\n{group}")
+        for name in names_in(group):
+            text = FIELDS[name].metadata["help"]
+            choices = ", ".join(filter(None, choices_of(FIELDS[name])))
+            if choices:
+                text += f" One of: {choices}."
+            shown = text_of(getattr(defaults, name))
+            if isinstance(getattr(defaults, name), dict):
+                shown = "the method's"
+            lines.append(f"  --{name}: {text} [{shown}]")
+    lines.append("\n  --helpfull: also the flags of the libraries underneath.")
+    return "\n".join(lines)
+
+
+def _explained(message: str) -> str:
+    """absl's message about a wrong flag, with what to do."""
+    message = message.rstrip(".")
+    unknown = re.search(r"Unknown command line flag '(?:no)?(\w+)'", message)
+    if unknown and unknown[1] in RENAMED:
+        return f"There is no flag --{unknown[1]}{hint_for(unknown[1])}"
+    boolean = re.fullmatch(r"flag --(\w+)=(.*?): Non-boolean .*", message)
+    if boolean:
+        return f"--{boolean[1]} must be true or false; got {boolean[2]!r}."
+    message = re.sub(r"Did you mean: (\w+) \?", r"Did you mean --\1?", message)
+    message = message if message.endswith("?") else f"{message}."
+    return f"{message} See --help for every flag."
 
 
 @contextlib.contextmanager
@@ -63,17 +179,17 @@ def _terminated_as_interrupted() -> Iterator[None]:
     def interrupt(number, frame):
         raise KeyboardInterrupt
 
-    def insist(lost):
-        """Python drops an exception that meets a finaliser: then once more."""
+    def again_if_lost(lost):
+        """Python drops an exception raised within a finaliser: raise it again."""
         if issubclass(lost.exc_type, KeyboardInterrupt):
-            # Not SIGINT: what runs in the background may have it ignored.
+            # Not SIGINT: a process in the background may have it ignored.
             again = functools.partial(_thread.interrupt_main, signal.SIGTERM)
             threading.Timer(_SECONDS, again).start()
         else:
             others(lost)
 
     before, others = signal.signal(signal.SIGTERM, interrupt), sys.unraisablehook
-    sys.unraisablehook = insist
+    sys.unraisablehook = again_if_lost
     try:
         yield
     finally:
@@ -83,14 +199,14 @@ def _terminated_as_interrupted() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _plain_warnings() -> Iterator[None]:
-    """Our own warnings become one `warning:` line each, without file and line."""
+    """Our own warnings as one line without file and line number."""
     with warnings.catch_warnings():
         warnings.simplefilter("always", DistillationWarning)
         others = warnings.showwarning
 
         def show(message, category, *args, **kwargs):
             if issubclass(category, DistillationWarning):
-                _say(str(message), "warning")
+                _print(str(message), "warning")
             else:
                 others(message, category, *args, **kwargs)
 
@@ -98,14 +214,6 @@ def _plain_warnings() -> Iterator[None]:
         yield
 
 
-def _one_line(error: Exception) -> str:
-    text = " ".join(str(error).split())
-    if hasattr(error, "exit_code"):  # our own words, meant for users
-        return text
-    text = text if len(text) < 300 else text[:300] + " ..."
-    return f"{type(error).__name__}: {text} Run again with --debug for the traceback."
-
-
-def _say(text: str, kind: str = "error") -> None:
+def _print(text: str, kind: str = "error") -> None:
     sys.stdout.flush()
     print(f"{kind}: {text}", file=sys.stderr, flush=True)

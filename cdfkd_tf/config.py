@@ -1,208 +1,684 @@
-"""Every option of a run, once: its name, default, help text and allowed values.
+"""Every option of a run: one row each, and the frozen values of one run.
 
-What is distilled stands in `options.py`, how it is done here. The defaults are the
-published CIFAR-100 recipe; what differs for another data set stands in
-`experiments/<dataset>/base.flags` or the run's own flagfile.
+A row holds type, default, help, choices, range and the step whose result the option
+affects. Flags, checks, `--help`, what a finished step depends on and what a search may
+vary follow from the rows. The defaults are the published CIFAR-100 recipe; what differs
+for another data set stands in a flagfile.
 """
 
 import dataclasses
+import functools
+import importlib
+import math
+import numbers
+import types
+import typing
+from collections.abc import Mapping
 from typing import Any
 
-from cdfkd_tf.limits import EXPORT_FORMATS, check
-from cdfkd_tf.options import Subject, option
+from cdfkd_tf.errors import RequestError
 
-_SHIPPED = ("saved_model", "tflite_float32", "tflite_int8")
+# The steps of a run, in their order.
+STEPS = ("train_teachers", "distill", "fit_aggregator", "evaluate", "export")
+ACTIONS = ("pipeline", *STEPS, "predict", "search", "report")
+# Group of options -> the first step whose result they change; "" for none.
+GROUPS = {
+    "what": "",
+    "data": "train_teachers",
+    "teachers": "train_teachers",
+    "training": "train_teachers",
+    "method": "distill",
+    "schedule": "distill",
+    "aggregator": "fit_aggregator",
+    "running": "",
+    "export": "export",
+    "predict": "",
+    "search": "",
+}
+_SEARCHED = ("teachers", "training", "method", "schedule", "aggregator")
+_LARGEST, _LARGEST_WHOLE, _SMALLEST = 1e30, 10**9, 1e-30  # safely float32 and int32
+
+# Names of version 0.1.0 -> what to write instead.
+RENAMED = {
+    "teacher": "teacher_network",
+    "student_rounds": "student_steps",
+    "student_taps": "student_feature_layers",
+    "low_memory": "recompute_teachers",
+    "real_samples": "labelled_samples",
+    **{
+        f"{role}_{term}_weight": f"{role}_loss={term}=WEIGHT"
+        for role, terms in (
+            ("student", ("header", "feature", "ensemble")),
+            ("generator", ("header", "ensemble", "bn", "balance")),
+        )
+        for term in terms
+    },
+    "generator_confidence_weight": "generator_loss=entropy=WEIGHT",
+}
+
+
+def option(
+    group: str,
+    default: Any,
+    help: str,
+    choices: tuple[str, ...] = (),
+    *,
+    at_least: float | None = None,
+    at_most: float | None = None,
+    positive: bool = False,
+    affects: str | None = None,
+    searched: bool | None = None,
+) -> Any:
+    """One row: a field of `RunConfig` and all that is known of it.
+
+    Args:
+        group: a key of `GROUPS`.
+        default: its value where nothing is said.
+        help: one line for `--help`.
+        choices: allowed values, of each item if the option is a list; `module:TABLE`
+            stands for the keys of that table.
+        at_least: smallest value.
+        at_most: largest value; None: what 32 bits hold.
+        positive: whether only values above 0 are allowed.
+        affects: the first step whose result it changes, "" for none; None: the
+            group's.
+        searched: whether a search may vary it; None: as its group.
+    """
+    row = {
+        "group": group,
+        "help": help,
+        "choices": choices,
+        "at_least": at_least,
+        "at_most": at_most,
+        "positive": positive,
+        "affects": GROUPS[group] if affects is None else affects,
+        "searched": group in _SEARCHED if searched is None else searched,
+    }
+    if isinstance(default, dict):
+        return dataclasses.field(default_factory=lambda: dict(default), metadata=row)
+    return dataclasses.field(default=default, metadata=row)
+
+
+_what = functools.partial(option, "what")
+_data = functools.partial(option, "data")
+_teachers = functools.partial(option, "teachers")
+_training = functools.partial(option, "training")
+_method = functools.partial(option, "method")
+_schedule = functools.partial(option, "schedule")
+_aggregator = functools.partial(option, "aggregator")
+_running = functools.partial(option, "running")
+_export = functools.partial(option, "export")
+_predict = functools.partial(option, "predict")
+_search = functools.partial(option, "search")
+_DTYPE_POLICIES = ("float32", "mixed_bfloat16", "mixed_float16")
+_YES_NO = ("auto", "true", "false")
+_SCHEDULES = ("steps", "cosine", "constant")
 
 
 @dataclasses.dataclass(frozen=True)
-class RunConfig(Subject):
-    """One run, completely. Derive variants with `dataclasses.replace`.
+class RunConfig:
+    """One run, completely. Derive variants with `with_values`.
+
+    Text is read as on the command line; lists become tuples.
 
     Raises:
         RequestError: if a value is outside its range; the message names the flag.
     """
 
-    epochs: int = option("schedule", 300, "Epochs of the distillation.")
-    steps_per_epoch: int = option(
-        "schedule",
+    action: str = _what(
+        "pipeline",
+        "What to do; pipeline does every step that the workdir does not hold yet.",
+        ACTIONS,
+    )
+    workdir: str = _what("runs/default", "Folder of this run.")
+    seed: int = _what(
+        0,
+        "Seed of every random draw.",
+        at_least=0,
+        at_most=4_000_000,  # seeds of teachers are thousands of it, in 32 bits
+        affects="train_teachers",
+    )
+
+    dataset: str = _data(
+        "cifar100", "Data set of the teachers.", ("data.specs:SPECS", "folder", "none")
+    )
+    data_dir: str = _data("", "TFDS folder; empty: the TFDS default.", affects="")
+    image_folder: str = _data(
+        "",
+        "With --dataset=folder: holds train/<class>/* and test/<class>/* (image "
+        "files); either may be missing.",
+    )
+    image_shape: tuple[int, ...] = _data(
+        (),
+        "height,width,channels. Needed with --dataset=none; with folder, images are "
+        "resized to it (empty: as the first one).",
+    )
+    num_classes: int = _data(
+        0, "With --dataset=none; 0: the first teacher's.", at_least=0
+    )
+    evaluation_split: str = _data(
+        "test",
+        "Images to measure on. validation: a fifth of the training images, kept from "
+        "the teachers; use it to choose settings. none: no real image is read; only "
+        "agreement is measured, on generated images.",
+        ("test", "validation", "none"),
+    )
+
+    teachers: tuple[str, ...] = _teachers(
+        (),
+        "Comma list of .keras files or SavedModel folders; empty: WORKDIR/teachers, "
+        "trained if missing.",
+        searched=False,
+    )
+    teacher_input: tuple[str, ...] = _teachers(
+        ("auto",),
+        "Pixel values that given teachers expect: normalised (as the data set), 0..1, "
+        "0..255 or -1..1; one for all or one each. auto: read from the model.",
+        ("auto", "normalised", "0..1", "0..255", "-1..1"),
+    )
+    teacher_output: str = _teachers(
+        "auto",
+        "What given teachers return; auto: found out for each by one call.",
+        ("auto", "logits", "probabilities"),
+    )
+    teacher_features: tuple[str, ...] = _teachers(
+        (),
+        "Layers whose outputs are the features, one for all or one each; empty: what "
+        "enters the last Dense layer.",
+    )
+    calibrate_teachers: bool = _teachers(
+        False, "Bring the teachers' logits to one scale, measured on generated images."
+    )
+    teacher_network: str = _training("resnet34", "Architecture to train.")
+    teacher_width: float = _training(
+        1.0, "Factor on the teacher's channels.", positive=True, at_most=64
+    )
+    num_teachers: int = _training(3, "How many teachers to train.", at_least=1)
+    teacher_epochs: int = _training(200, "Passes over the training images.", at_least=1)
+    teacher_batch_size: int = _training(128, "Images per update.", at_least=1)
+    teacher_learning_rate: float = _training(0.1, "SGD learning rate.", positive=True)
+    teacher_milestones: tuple[int, ...] = _training(
+        (80, 120), "Epochs at which the learning rate drops to a tenth."
+    )
+
+    method: str = _method(
+        "cdfkd_mfs", "Row of the comparison table.", ("distillation.methods:METHODS",)
+    )
+    student: str = _method(
+        "resnet18",
+        "Backbone of the student: a built-in one, a .keras file, or a name of "
+        "keras.applications (MobileNetV3Small ...).",
+    )
+    student_feature_layers: tuple[str, ...] = _method(
+        (),
+        "Layers of such a file or application that the headers read, finest first; "
+        "empty: one at each change of resolution.",
+    )
+    student_headers: str = _method(
+        "",
+        "How the student's headers share layers: single, split or multi_level; empty: "
+        "the method's way.",
+    )
+    student_width: float = _method(
+        1.0, "Factor on the student's channels.", positive=True, at_most=64
+    )
+    generator: str = _method("dafl", "Network that generates images.")
+    generator_width: float = _method(
+        1.0, "Factor on the generator's channels.", positive=True, at_most=64
+    )
+    latent_size: int = _method(256, "Width of the generator's input noise.", at_least=1)
+    student_steps: int = _method(
+        5, "Student steps before each generator step.", at_least=1
+    )
+    student_loss: Mapping[str, float] = _method(
+        {},
+        "Weights of the student's loss terms, as header=1,feature=0.2,ensemble=5; a "
+        "term not named keeps the method's weight.",
+    )
+    generator_loss: Mapping[str, float] = _method(
+        {},
+        "The same for the generator, as header=-1,bn=0.1; a negative weight is "
+        "adversarial.",
+    )
+    project_features: bool = _method(
+        False,
+        "Learn a linear map from the student's features to teachers' of other widths, "
+        "for the feature term; not part of what is kept.",
+    )
+    temperature: float = _method(
+        1.0,
+        "Of the softmaxes in methods that compare them; losses times its square.",
+        positive=True,
+    )
+    teacher_dtype_policy: str = _method(
+        "auto",
+        "Arithmetic of the frozen teachers; auto: as --dtype_policy.",
+        ("auto", *_DTYPE_POLICIES),
+    )
+
+    epochs: int = _schedule(300, "Epochs of the distillation.", at_least=1)
+    steps_per_epoch: int = _schedule(
         50,
-        "Iterations per epoch: student rounds, then one update of the generator; "
-        "with kd: as many student updates.",
+        "Iterations per epoch: student steps, then one generator step; with kd: as "
+        "many student steps.",
+        at_least=1,
     )
-    evaluate_every: int = option(
-        "schedule", 1, "Epochs between accuracies; 0 reads no data set at all."
+    evaluate_every: int = _schedule(
+        1,
+        "Epochs between accuracies; 0 reads no data set at all.",
+        at_least=0,
+        affects="",
+        searched=False,
     )
-    batch_size: int = option("schedule", 256, "Images per update.")
-    student_learning_rate: float = option("schedule", 0.1, "SGD, momentum 0.9.")
-    nesterov: bool = option("schedule", False, "Nesterov momentum for the student.")
-    generator_learning_rate: float = option("schedule", 1e-3, "Adam.")
-    generator_beta1: float = option("schedule", 0.9, "Adam's decay of the gradient.")
-    schedule: str = option(
-        "schedule",
+    batch_size: int = _schedule(
+        256,
+        "Images per update.",
+        at_least=2,  # BatchNorm statistics of one image are no statistics
+    )
+    student_learning_rate: float = _schedule(0.1, "SGD, momentum 0.9.", positive=True)
+    nesterov: bool = _schedule(False, "Nesterov momentum for the student.")
+    generator_learning_rate: float = _schedule(1e-3, "Adam.", positive=True)
+    generator_beta1: float = _schedule(
+        0.9, "Adam's decay of the gradient.", at_least=0, at_most=0.999999
+    )
+    schedule: str = _schedule(
         "steps",
         "Learning rates: a tenth at each milestone, a half cosine to 0, or constant.",
-        ("steps", "cosine", "constant"),
+        _SCHEDULES,
     )
-    generator_schedule: str = option(
-        "schedule",
-        "",
-        "The same for the generator alone; empty: as --schedule.",
-        ("", "steps", "cosine", "constant"),
+    generator_schedule: str = _schedule(
+        "", "The same for the generator alone; empty: as --schedule.", ("", *_SCHEDULES)
     )
-    milestones: tuple[int, ...] = option(
-        "schedule", (100, 200), "Epochs at which the rates drop to a tenth."
+    milestones: tuple[int, ...] = _schedule(
+        (100, 200), "Epochs at which the rates drop to a tenth."
     )
-    clip_gradients: float = option(
-        "schedule",
+    clip_gradients: float = _schedule(
         0.0,
-        "Largest norm of a player's gradient, longer ones are shortened; 0: any.",
+        "Largest norm of a gradient, longer ones are shortened; 0: any.",
+        at_least=0,
     )
-    keep_best: bool = option(
-        "schedule",
+    keep_best: bool = _schedule(
         False,
-        "Keep the student of the epoch that agreed best with the teachers on invented "
+        "Keep the student of the epoch that agreed best with the teachers on generated "
         "images, not the last one.",
     )
 
-    aggregator: str = option(
-        "aggregator",
+    aggregator: str = _aggregator(
         "mean",
-        "How headers become one answer; all but mean are learned.",
-        ("mean", "weights", "attention", "feature_attention"),
+        "How headers become one prediction; all but mean are learned.",
+        ("networks.aggregators:AGGREGATORS",),
     )
-    real_samples: int = option(
-        "aggregator",
+    labelled_samples: int = _aggregator(
         0,
         "Labelled real training images the aggregator may use; 0: it learns from "
-        "invented ones, towards the teachers' mean.",
+        "generated ones, towards the teachers' mean.",
+        at_least=0,
+        searched=False,
     )
-    aggregator_epochs: int = option("aggregator", 100, "Passes over them.")
-    aggregator_learning_rate: float = option("aggregator", 0.01, "Adam.")
+    aggregator_epochs: int = _aggregator(100, "Passes over them.", at_least=1)
+    aggregator_learning_rate: float = _aggregator(0.01, "Adam.", positive=True)
 
-    strategy: str = option(
-        "running",
+    strategy: str = _running(
         "auto",
         "Devices that share a batch; mirrored: all GPUs of this machine (without any, "
         "all logical CPUs); multi_worker: those of all processes in TF_CONFIG; auto: "
         "mirrored where there are several GPUs.",
         ("auto", "one_device", "mirrored", "multi_worker"),
     )
-    worker_timeout: float = option(
-        "running", 300.0, "Seconds that multi_worker waits for the other processes."
+    worker_timeout: float = _running(
+        300.0, "Seconds that multi_worker waits for the other processes.", positive=True
     )
-    dtype_policy: str = option(
-        "running",
+    dtype_policy: str = _running(
         "float32",
         "Arithmetic of the networks; losses, norms and statistics are always float32. "
         "mixed_float16 scales the losses and skips updates that overflow.",
-        ("float32", "mixed_bfloat16", "mixed_float16"),
+        _DTYPE_POLICIES,
+        affects="train_teachers",
+        searched=True,
     )
-    low_memory: bool = option(
-        "running",
+    recompute_teachers: bool = _running(
         False,
-        "Pass teachers one at a time through the generator's update: less memory, one "
-        "more pass through each.",
+        "Recompute teachers one by one in the backward pass of the generator step: "
+        "less memory, one more forward pass.",
     )
-    jit_compile: str = option(
-        "running",
+    fused_kernels: bool = _running(
+        True,
+        "Use TensorFlow's fused kernels where Keras composes many operations; equal "
+        "up to rounding.",
+    )
+    jit_compile: str = _running(
         "auto",
         "Compile each update with XLA; auto: on one GPU, where nothing asks for the "
         "same bits. On CPUs it is slower.",
-        ("auto", "true", "false"),
+        _YES_NO,
     )
-    deterministic: str = option(
-        "running",
-        "auto",
-        "Same seed, same bits; auto: where it is free, on CPUs.",
-        ("auto", "true", "false"),
+    deterministic: str = _running(
+        "auto", "Same seed, same bits; auto: where it is free, on CPUs.", _YES_NO
     )
-    resume: bool = option(
-        "running", True, "Go on where this workdir stopped; --noresume starts again."
+    resume: bool = _running(
+        True, "Go on where this workdir stopped; --noresume starts again."
     )
-    checkpoint_every: int = option(
-        "running", 1, "Epochs between checkpoints; 0 keeps none."
+    checkpoint_every: int = _running(
+        1, "Epochs between checkpoints; 0 keeps none.", at_least=0
     )
-    checkpoint_minutes: float = option(
-        "running",
+    checkpoint_minutes: float = _running(
         10.0,
         "Minutes between checkpoints within an epoch; 0: none but when interrupted.",
+        at_least=0,
     )
-    keep_checkpoints: int = option(
-        "running", 2, "How many of the last checkpoints stay on disk."
+    keep_checkpoints: int = _running(
+        2, "How many of the last checkpoints stay on disk.", at_least=1
     )
-    report: bool = option(
-        "running", True, "Write report.html at the end of the pipeline."
+    report: bool = _running(True, "Write report.html at the end of the pipeline.")
+    profile: bool = _running(
+        False, "Write a TensorBoard profile of three iterations to WORKDIR/logs."
     )
-    profile: bool = option(
-        "running",
-        False,
-        "Write a TensorBoard profile of three iterations to WORKDIR/logs.",
-    )
-    debug: bool = option("running", False, "Show the traceback of an error.")
+    debug: bool = _running(False, "Show the traceback of an error.")
 
-    export_formats: tuple[str, ...] = option(
-        "export",
-        _SHIPPED,
-        f"Comma list of formats to write, of {', '.join(EXPORT_FORMATS)}; empty: none.",
+    export_formats: tuple[str, ...] = _export(
+        ("saved_model", "tflite_float32", "tflite_int8"),
+        "Comma list of formats to write; empty: none.",
+        ("export.format:FORMATS",),
     )
-    int8_finetune_steps: int = option(
-        "export",
+    int8_finetune_steps: int = _export(
         0,
-        "Updates of the int8 file's weights under simulated rounding, on invented "
+        "Updates of the int8 file's weights under simulated rounding, on generated "
         "images; 0: calibration alone.",
+        at_least=0,
     )
 
-    predict_input: str = option("predict", "", "Image file or folder to classify.")
-    predict_model: str = option(
-        "predict",
-        "",
-        "Exported file or folder; empty: the smallest that WORKDIR holds.",
+    predict_input: str = _predict("", "Image file or folder to classify.")
+    predict_model: str = _predict(
+        "", "Exported file or folder; empty: the smallest that WORKDIR holds."
     )
-    predict_output: str = option(
-        "predict", "", "CSV file; empty: WORKDIR/predictions.csv."
-    )
-    show_header_weights: bool = option(
-        "predict", False, "Also how much each header counts for each image."
+    predict_output: str = _predict("", "CSV file; empty: WORKDIR/predictions.csv.")
+    show_header_weights: bool = _predict(
+        False, "Also how much each header counts for each image."
     )
 
-    max_trials: int = option(
-        "search", 10, "Runs to try; 0, with hyperband: as many as it plans."
+    max_trials: int = _search(
+        10, "Runs to try; 0, with hyperband: as many as it plans.", at_least=0
     )
-    tuner: str = option(
-        "search",
+    tuner: str = _search(
         "random",
         "How settings are chosen; hyperband gives few epochs to many and goes on with "
         "the best.",
         ("random", "bayesian", "hyperband"),
     )
-    search_space: str = option(
-        "search",
+    search_space: str = _search(
         "weights",
         "What to vary: weights, schedule, student, or a file of lines such as "
         "`student_learning_rate = 0.01..0.2 log` and `student_width = 0.25 | 0.5`.",
     )
 
     def __post_init__(self):
+        for field in dataclasses.fields(self):
+            value = _read(field, getattr(self, field.name))
+            object.__setattr__(self, field.name, value)
+            _check_value(field, value)
         if self.dataset == "none":  # nothing there to measure on
             object.__setattr__(self, "evaluation_split", "none")
-        check(self)
+        _check_combinations(self)
+
+    def with_values(self, values: Mapping[str, Any]) -> "RunConfig":
+        """A variant with some options replaced.
+
+        Args:
+            values: option -> value; `student_loss.bn` names one entry of a table.
+
+        Raises:
+            RequestError: an unknown option, or a value out of range.
+        """
+        changed: dict[str, Any] = {}
+        for name, value in values.items():
+            name, _, entry = name.partition(".")
+            check_names([name])
+            if entry:
+                value = {**changed.get(name, getattr(self, name)), entry: value}
+            changed[name] = value
+        return dataclasses.replace(self, **changed)
+
+    def difference(self, other: Mapping[str, Any], names: typing.Iterable[str]) -> str:
+        """The first of `names` whose value in `other` is another one; "" for none."""
+        values = self.option_dict()
+        changed = (n for n in names if n in other and other[n] != values[n])
+        return next(changed, "")
+
+    def options_behind(self, step: str) -> dict[str, Any]:
+        """The options that the result of a step depends on, earlier steps' included.
+
+        Args:
+            step: one of `STEPS`.
+        """
+        steps, values = STEPS[: STEPS.index(step) + 1], self.option_dict()
+        if step in STEPS[:2] and values["evaluation_split"] == "none":
+            # The teachers' images are the same whether any are measured on or not.
+            values["evaluation_split"] = "test"
+        return {
+            field.name: values[field.name]
+            for field in dataclasses.fields(self)
+            if field.metadata["affects"] in steps
+        }
 
     def option_dict(self) -> dict[str, Any]:
-        """Field names and values, as JSON can hold them."""
+        """Names and values, as JSON can hold them."""
+        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         return {
             name: list(value) if isinstance(value, tuple) else value
-            for name, value in dataclasses.asdict(self).items()
+            for name, value in values.items()
         }
 
     def flag_lines(self) -> str:
         """The text of a flagfile that repeats this run."""
-        lines = []
-        for name, value in self.option_dict().items():
-            if value is None:
-                continue
-            if isinstance(value, bool):
-                value = str(value).lower()
-            elif isinstance(value, list):
-                value = ",".join(str(item) for item in value)
-            lines.append(f"--{name}={value}\n")
-        return "".join(lines)
+        return "".join(
+            f"--{field.name}={text_of(getattr(self, field.name))}\n"
+            for field in dataclasses.fields(self)
+        )
+
+    def changed_flags(self) -> list[str]:
+        """`--name=value` of each option that differs from its default."""
+        usual = RunConfig()
+        return [
+            f"--{field.name}={text_of(getattr(self, field.name))}"
+            for field in dataclasses.fields(self)
+            if getattr(self, field.name) != getattr(usual, field.name)
+        ]
+
+
+FIELDS = {field.name: field for field in dataclasses.fields(RunConfig)}
+
+
+def names_in(group: str) -> list[str]:
+    """The options of one group, in their order."""
+    return [name for name, f in FIELDS.items() if f.metadata["group"] == group]
+
+
+def check_names(names: typing.Iterable[str]) -> None:
+    """Refuses names that are no options.
+
+    Raises:
+        RequestError: with the new name of a renamed one, or the nearest.
+    """
+    for name in names:
+        if name not in FIELDS:
+            raise RequestError(f"There is no option {name!r}{hint_for(name)}")
+
+
+def hint_for(name: str) -> str:
+    """How to go on after an unknown option: its new name, the nearest, or a stop."""
+    import difflib
+
+    if name in RENAMED:
+        return f": it is called --{RENAMED[name]} since version 0.2.0."
+    near = difflib.get_close_matches(name, FIELDS, 1)
+    return f"; did you mean {near[0]!r}?" if near else "."
+
+
+def value_type(field: dataclasses.Field) -> type:
+    """`tuple` for `tuple[int, ...]`, `dict` for a table, else the type itself."""
+    origin = typing.get_origin(field.type) or field.type
+    return dict if origin is Mapping else origin
+
+
+def choices_of(field: dataclasses.Field) -> tuple[str, ...]:
+    """The allowed values of an option, its tables' keys among them; empty: any."""
+    found: list[str] = []
+    for choice in field.metadata["choices"]:
+        module, colon, table = choice.partition(":")
+        if colon:
+            # By name: tables stand above this module, and take time to import.
+            module = importlib.import_module(f"cdfkd_tf.{module}")
+            found += getattr(module, table)
+        else:
+            found.append(choice)
+    return tuple(found)
+
+
+def text_of(value: Any) -> str:
+    """A value as the command line takes it."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, Mapping):
+        return ",".join(f"{name}={weight:g}" for name, weight in value.items())
+    if isinstance(value, tuple):
+        return ",".join(map(str, value))
+    return str(value)
+
+
+_WORDS = {
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    str: "text",
+    tuple: "a comma list",
+    dict: "a list such as header=1,bn=0.1",
+}
+
+
+def read_value(field: dataclasses.Field, text: str) -> Any:
+    """The value that `text` stands for, in the option's type.
+
+    Raises:
+        RequestError: naming the flag and what it takes.
+    """
+    kind, words = value_type(field), _WORDS[value_type(field)]
+    try:
+        if kind is bool:
+            return {"true": True, "false": False}[text.lower()]
+        if kind is dict:
+            pairs = (item.split("=") for item in text.split(",") if item.strip())
+            return {name.strip(): float(value) for name, value in pairs}
+        if kind is tuple:
+            item_type = typing.get_args(field.type)[0]
+            words += " of whole numbers" if item_type is int else ""
+            return tuple(item_type(item.strip()) for item in text.split(",") if item)
+        return kind(text)
+    except (ValueError, KeyError):
+        raise RequestError(f"--{field.name} must be {words}; got {text!r}.") from None
+
+
+def _read(field: dataclasses.Field, value: Any) -> Any:
+    """A value given from Python, in the option's type."""
+    kind = value_type(field)
+    if isinstance(value, str):
+        return value if kind is str else read_value(field, value)
+    if kind is dict and isinstance(value, Mapping):
+        return {str(name): float(weight) for name, weight in value.items()}
+    if kind is tuple and isinstance(value, (list, tuple)):
+        return tuple(value)
+    if kind is bool and isinstance(value, bool):
+        return value
+    if kind is int and isinstance(value, numbers.Integral) and value is not True:
+        return int(value)
+    if kind is float and isinstance(value, numbers.Real) and value is not True:
+        return float(value)
+    if kind is str and hasattr(value, "__fspath__"):
+        return str(value)
+    got = f"{type(value).__name__} {value!r}"
+    raise RequestError(f"--{field.name} must be {_WORDS[kind]}; got {got}.")
+
+
+def _check_value(field: dataclasses.Field, value: Any) -> None:
+    row, flag = types.SimpleNamespace(**field.metadata), f"--{field.name}"
+    for number in value.values() if isinstance(value, dict) else (value,):
+        if isinstance(number, float) and not math.isfinite(number):
+            raise RequestError(f"{flag} must be a finite number; got {number}.")
+        if isinstance(number, int | float) and not isinstance(number, bool):
+            most = _LARGEST_WHOLE if isinstance(number, int) else _LARGEST
+            most = most if row.at_most is None else row.at_most
+            if abs(number) > most:
+                raise RequestError(f"{flag} must be at most {most:g}; got {number}.")
+    if row.positive and value < _SMALLEST:
+        raise RequestError(f"{flag} must be positive; got {value}.")
+    if row.at_least is not None and value < row.at_least:
+        raise RequestError(f"{flag} must be at least {row.at_least}; got {value}.")
+    if not row.choices or value == field.default:
+        return
+    known = choices_of(field)
+    for item in value if isinstance(value, tuple) else (value,):
+        if item not in known:
+            names = ", ".join(choice for choice in known if choice)
+            raise RequestError(f"{flag} must be one of {names}; got {item!r}.")
+
+
+def _check_combinations(config: RunConfig) -> None:
+    """Refuses options that exclude each other.
+
+    Raises:
+        RequestError: naming the flags.
+    """
+    if config.labelled_samples == 1:
+        raise RequestError(
+            "--labelled_samples=1 cannot be learned from: a part of them is held out. "
+            "Give 0, or at least 2."
+        )
+    endless = not config.max_trials and config.tuner != "hyperband"
+    if config.action == "search" and endless:
+        raise RequestError(
+            f"--max_trials=0 leaves the number to --tuner=hyperband; got --tuner="
+            f"{config.tuner}. Give at least 1."
+        )
+    if config.strategy == "multi_worker" and config.action == "search":
+        raise RequestError(
+            "--action=search shares trials, not batches, between processes: see "
+            "README.md. Leave --strategy=multi_worker out."
+        )
+    if config.strategy == "multi_worker" and not config.resume:
+        raise RequestError(
+            "--noresume cannot be given to several processes: one that is started "
+            "again would delete what all have done. Delete WORKDIR/checkpoints "
+            "yourself."
+        )
+    own = config.dataset in ("folder", "none")
+    if config.image_shape and not own:
+        raise RequestError(
+            f"--image_shape belongs to --dataset=folder or none; --dataset="
+            f"{config.dataset} has its own. Leave it out."
+        )
+    if config.image_folder and config.dataset != "folder":
+        raise RequestError(
+            f"--image_folder belongs to --dataset=folder; got --dataset="
+            f"{config.dataset}."
+        )
+    if config.dataset != "none":
+        if config.num_classes:
+            raise RequestError(
+                f"--num_classes belongs to --dataset=none; --dataset={config.dataset} "
+                "has its own. Leave it out."
+            )
+        return
+    if not config.image_shape:
+        raise RequestError(
+            "--dataset=none needs --image_shape=height,width,channels: the images "
+            "that the student will take."
+        )
+    if not config.teachers:
+        raise RequestError(
+            "--dataset=none has no images to train teachers on. Name them with "
+            "--teachers=a.keras,b.keras."
+        )
+    if config.labelled_samples:
+        raise RequestError(
+            f"--labelled_samples={config.labelled_samples}, but --dataset=none has no "
+            "real images. Use --dataset=folder, or --labelled_samples=0."
+        )

@@ -64,14 +64,20 @@ def reason(error: Exception, length: int = 200) -> str:
     return text if text.endswith((".", "!", "?", "...")) else f"{text}."
 
 
-def of_the_system(error: Exception) -> Exception:
-    """What the disk or the file system refused, as one of our own errors.
+def file_system_error(error: Exception) -> Exception:
+    """Turns what the disk or the file system refused into an error of ours.
 
     Args:
         error: any; others, and refused requests, come back as they are.
     """
     text, known = str(error), getattr(error, "exit_code", None)
     full, closed = _FULL.search(text), _CLOSED.search(text)
+    # Words alone are no proof: any library may write "File exists".
+    libraries = ("tensorflow", "h5py", "keras")
+    of_files = isinstance(error, OSError) or known
+    of_files = of_files or type(error).__module__.partition(".")[0] in libraries
+    if not of_files:
+        return error
     if known == RequestError.exit_code or not (full or closed):
         return error
     if full:

@@ -1,109 +1,205 @@
-"""How good teachers, student and predictor are, on whatever batches are given."""
+"""Predictions and metrics of teachers, student and predictor on batches of images."""
 
 import collections
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
+from numpy.typing import ArrayLike
 
 from cdfkd_tf.data.specs import DatasetSpec
+from cdfkd_tf.errors import RequestError
+from cdfkd_tf.networks.aggregators import header_weights
 from cdfkd_tf.teachers.ensemble import TeacherEnsemble
 
-Answers = dict[Any, np.ndarray]
-Batches = Iterable[tuple[np.ndarray, np.ndarray | None]]
+Predictions = dict[Any, np.ndarray]
+Batches = Iterable[tuple[np.ndarray, ArrayLike | None]]
 
 
-def ask(
-    teachers: TeacherEnsemble,
+def predict_all(
+    ensemble: TeacherEnsemble,
     student: keras.Model,
     predictor: keras.Model,
     spec: DatasetSpec,
     batches: Batches,
-) -> tuple[Answers, np.ndarray | None]:
-    """Everybody's answers on the same images.
+) -> tuple[Predictions, np.ndarray | None]:
+    """Outputs of all networks for the same images, batch by batch.
 
     Args:
-        teachers: frozen.
+        ensemble: frozen teachers, on normalised images.
         student: a stack of headers, on normalised images.
         predictor: images in [0, 1] to probabilities.
         spec: of the images.
-        batches: of images `(B, height, width, channels)` in [0, 1] and labels `(B,)`,
-            or None where there are none.
+        batches: of images `(B, height, width, channels)` in [0, 1] and of labels as
+            `as_labels` takes them, or None.
 
     Returns:
-        `(n, C)` of `("teacher", i)`, `("header", h)`, `ensemble`, `student`,
-        `predictor`; the labels `(n,)` or None.
+        `(n, C)` each: logits of `("teacher", i)`, `("header", h)`, `ensemble` and
+        `student`, probabilities of `predictor`. And the labels `(n,)`, or None.
+
+    Raises:
+        RequestError: no images, or labels that do not fit them.
     """
 
     @tf.function(reduce_retracing=True)
-    def ask_teachers(images):
-        return teachers(images).logits
+    def predict_teachers(normalised):
+        logits = ensemble(normalised).logits
+        return logits, ensemble.mean_logits(logits)
 
-    answers, labels = collections.defaultdict(list), []
-    for pixels, truth in batches:
-        images = np.asarray(spec.normalise(pixels), keras.config.floatx())
-        said = ask_teachers(images).numpy()
-        headers = student.predict_on_batch(images)["logits"]
-        for index in range(said.shape[1]):
-            answers["teacher", index].append(said[:, index])
-        for header in range(headers.shape[1]):
-            answers["header", header].append(headers[:, header])
-        answers["ensemble"].append(said.mean(axis=1))
-        answers["student"].append(headers.mean(axis=1))
-        answers["predictor"].append(predictor.predict_on_batch(pixels))
-        labels.append(truth)
-    joined = {name: np.concatenate(parts) for name, parts in answers.items()}
-    return joined, None if labels[0] is None else np.concatenate(labels)
+    parts, labels = collections.defaultdict(list), []
+    for images, targets in batches:
+        normalised = np.asarray(spec.normalise(images), keras.config.floatx())
+        teachers, mean = (x.numpy() for x in predict_teachers(normalised))
+        headers = student.predict_on_batch(normalised)["logits"]
+        for index in range(teachers.shape[1]):
+            parts["teacher", index].append(teachers[:, index])
+        for index in range(headers.shape[1]):
+            parts["header", index].append(headers[:, index])
+        parts["ensemble"].append(mean)
+        parts["student"].append(headers.mean(axis=1))
+        parts["predictor"].append(predictor.predict_on_batch(images))
+        if targets is not None:
+            labels.append(as_labels(targets, len(images), spec.num_classes))
+    if not parts:
+        raise RequestError("There are no images to evaluate on; give at least one.")
+    outputs = {name: np.concatenate(part) for name, part in parts.items()}
+    if not labels:
+        return outputs, None
+    # Again, of all: some batches may have come without.
+    num_images = len(outputs["predictor"])
+    return outputs, as_labels(np.concatenate(labels), num_images, spec.num_classes)
 
 
-def measure(
-    answers: Answers,
-    truth: np.ndarray | None,
-    teachers: TeacherEnsemble,
-    student: keras.Model,
-) -> dict[str, Any]:
-    """The measured part of results.json: teachers, ensemble, student, aggregator.
+def as_labels(labels: ArrayLike, num_images: int, num_classes: int) -> np.ndarray:
+    """Labels as whole numbers `(n,)`.
 
     Args:
-        answers: from `ask`, as the next one; None: accuracies are None.
-        truth: labels.
-        teachers: whose names and sizes are told.
+        labels: `(n,)` or `(n, 1)`, classes from 0 to `num_classes - 1`.
+        num_images: n.
+        num_classes: C.
+
+    Raises:
+        RequestError: another shape or length, values that are not whole or not
+            classes.
+    """
+    given = np.asarray(labels)
+    flat = given[:, 0] if given.ndim == 2 and given.shape[1] == 1 else given
+    if flat.shape != (num_images,):
+        found = f"shape {given.shape}"
+    elif flat.dtype.kind not in "biuf":
+        found = f"values of type {flat.dtype}"
+    else:
+        whole = flat == np.floor(flat)
+        wrong = flat[~(whole & (flat >= 0) & (flat < num_classes))]
+        if not len(wrong):
+            return flat.astype("int64")
+        found = f"the value {wrong[0]}"
+    raise RequestError(
+        f"Expected one label per image, {num_images} whole numbers from 0 to "
+        f"{num_classes - 1}; got {found}."
+    )
+
+
+def compute_metrics(
+    outputs: Predictions,
+    labels: np.ndarray | None,
+    ensemble: TeacherEnsemble,
+    student: keras.Model,
+) -> dict[str, Any]:
+    """The measured part of results.json.
+
+    Args:
+        outputs: from `predict_all`.
+        labels: likewise; None: accuracies are None.
+        ensemble: whose teachers' names and sizes are reported.
         student: likewise.
+
+    Returns:
+        `teachers`, `teacher_ensemble`, `student`, `aggregator`; accuracies and
+        agreement in [0, 1], parameters counted.
     """
 
-    def share(name, against=truth):
-        if against is None:
+    def accuracy(name, targets=labels):
+        if targets is None:
             return None
-        return float(np.mean(answers[name].argmax(-1) == against))
+        return float(np.mean(outputs[name].argmax(-1) == targets))
 
-    entries = [
+    teachers = [
         {
             "file": teacher.name,
             "parameters": parameter_count(teacher.model),
-            "accuracy": share(("teacher", index)),
+            "accuracy": accuracy(("teacher", index)),
         }
-        for index, teacher in enumerate(teachers.teachers)
+        for index, teacher in enumerate(ensemble.teachers)
     ]
     num_headers = student.output["logits"].shape[1]
-    headers = [share(("header", header)) for header in range(num_headers)]
     return {
-        "teachers": entries,
+        "teachers": teachers,
         "teacher_ensemble": {
-            "parameters": sum(entry["parameters"] for entry in entries),
-            "accuracy": share("ensemble"),
+            "parameters": sum(entry["parameters"] for entry in teachers),
+            "accuracy": accuracy("ensemble"),
         },
         "student": {
             "parameters": parameter_count(student),
-            "accuracy": share("student"),
-            "header_accuracy": headers,
-            "agreement": share("student", answers["ensemble"].argmax(-1)),
+            "accuracy": accuracy("student"),
+            "header_accuracy": [accuracy(("header", h)) for h in range(num_headers)],
+            "agreement": accuracy("student", outputs["ensemble"].argmax(-1)),
         },
         "aggregator": {
-            "accuracy": share("predictor"),
-            "mean_accuracy": share("student"),
+            "accuracy": accuracy("predictor"),
+            "mean_accuracy": accuracy("student"),
         },
+    }
+
+
+def observe(
+    predictor: keras.Model,
+    outputs: Predictions,
+    labels: np.ndarray | None,
+    class_names: Sequence[str],
+    batches: Batches,
+    generated: np.ndarray | None = None,
+) -> dict[str, Any]:
+    """What observations.json holds: what the report shows beyond results.json.
+
+    Args:
+        predictor: from `build_predictor`.
+        outputs: from `predict_all`, of `batches`.
+        labels: likewise; None: the ensemble's classes stand for them.
+        class_names: C names.
+        batches: the same as there, gone through once more.
+        generated: images `(m, height, width, channels)` in [0, 1]; None: none.
+
+    Returns:
+        `classes`; `confusion` `(C, C)` counts, rows as `confusion_rows` says, columns
+        the predictor's; `header_weights` `(H,)`, and `(C, H)` by class with None for
+        classes without images; `invented_classes`: how many generated images the
+        predictor puts into each class, or None.
+    """
+    num_classes = len(class_names)
+    rows = outputs["ensemble"].argmax(-1) if labels is None else labels
+    confusion = np.zeros((num_classes, num_classes), int)
+    np.add.at(confusion, (rows, outputs["predictor"].argmax(-1)), 1)
+    weights = np.concatenate([header_weights(predictor, x) for x, _ in batches])
+    by_class = [
+        weights[rows == label].mean(axis=0).round(4).tolist()
+        if (rows == label).any()
+        else None
+        for label in range(num_classes)
+    ]
+    counts = None
+    if generated is not None:
+        classes = predictor.predict(generated, batch_size=256, verbose=0).argmax(-1)
+        counts = np.bincount(classes, minlength=num_classes).tolist()
+    return {
+        "classes": list(class_names),
+        "confusion_rows": "teachers" if labels is None else "labels",
+        "confusion": confusion.tolist(),
+        "header_weights": weights.mean(axis=0).round(4).tolist(),
+        "header_weights_by_class": by_class,
+        "invented_classes": counts,
     }
 
 

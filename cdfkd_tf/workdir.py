@@ -1,17 +1,26 @@
-"""The layout of one run's folder, and what it remembers of finished steps.
+"""One run's folder: its paths, its lock, its journal of steps, results.json.
 
 Names in this folder are public: other people's scripts read them.
 """
 
 import contextlib
+import csv
 import json
+import os
 import pathlib
 import shutil
-from collections.abc import Iterator
+import socket
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-from cdfkd_tf.errors import RequestError, of_the_system
+import filelock
+
+from cdfkd_tf.errors import RequestError, file_system_error
 from cdfkd_tf.runtime.files import replacing
+
+FORMAT = 2  # of results.json
+# Costly step -> the folder that holds what it could go on with.
+_WORK = {"train_teachers": "teachers", "distill": "checkpoints"}
 
 
 class Workdir:
@@ -21,13 +30,13 @@ class Workdir:
         path: created when something is first written.
     """
 
-    def __init__(self, path: str):
+    def __init__(self, path: str | pathlib.Path):
         self.path = pathlib.Path(path)
         self.teachers = self.path / "teachers"
         self.checkpoints = self.path / "checkpoints"
+        self.earlier_images = self.checkpoints / "earlier_images.npz"
         self.student = self.path / "student.keras"
         self.generator = self.path / "generator.keras"
-        self.aggregator = self.path / "aggregator.keras"
         self.predictor = self.path / "predictor.keras"
         self.export = self.path / "export"
         self.logs = self.path / "logs"
@@ -48,6 +57,32 @@ class Workdir:
     def teacher_checkpoints(self, index: int) -> pathlib.Path:
         """Folder that is there while this teacher is in training."""
         return self.teachers / f"checkpoints_{index}"
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keeps other processes out of this folder while the block runs.
+
+        The operating system frees the lock when its process ends, however it ends.
+
+        Raises:
+            RequestError: if another process works there.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        lock, note = filelock.FileLock(self.path / ".lock"), self.path / ".lock.holder"
+        try:
+            lock.acquire(timeout=0)
+        except filelock.Timeout:
+            holder = note.read_text().strip() if note.exists() else "another process"
+            raise RequestError(
+                f"{self.path} is in use by {holder}. Wait for it, or give another "
+                "--workdir."
+            ) from None
+        try:
+            note.write_text(f"process {os.getpid()} on {socket.gethostname()}\n")
+            yield
+        finally:
+            note.unlink(missing_ok=True)
+            lock.release()
 
     def record_of(self, step: str) -> dict[str, Any]:
         """`{"options": ..., "done": ...}` of a step that was begun, else empty."""
@@ -75,43 +110,32 @@ class Workdir:
         """
         files = (self.config, self.flags, self.results, self._progress)
         before = {file: file.read_bytes() if file.exists() else None for file in files}
-        aside = self._put_aside(step) if anew else {}
+        work = self.path / _WORK[step] if step in _WORK else None
+        aside = work.with_name(f".{work.name}.before") if work else None
+        if anew and work and work.is_dir():
+            shutil.rmtree(aside, ignore_errors=True)
+            work.rename(aside)
         try:
             yield
         except Exception as error:
             # What the file system refuses in the middle of a costly step keeps what
             # there is of it.
-            costly = self._work_of(step) and not isinstance(error, RequestError)
-            if getattr(of_the_system(error), "exit_code", 1) == 2 and not costly:
+            costly = work is not None and not isinstance(error, RequestError)
+            if getattr(file_system_error(error), "exit_code", 1) == 2 and not costly:
                 for file, content in before.items():
                     _put_back(file, content)
-                for folder, kept in aside.items():
-                    shutil.rmtree(folder, ignore_errors=True)
-                    kept.rename(folder)
+                if anew and work and aside.is_dir():
+                    shutil.rmtree(work, ignore_errors=True)
+                    aside.rename(work)
             raise
         finally:
-            for kept in aside.values():
-                shutil.rmtree(kept, ignore_errors=True)
-
-    def _put_aside(self, step: str) -> dict[pathlib.Path, pathlib.Path]:
-        """Folder -> where its content waits, for those that exist."""
-        aside = {}
-        for folder in self._work_of(step):
-            if folder.is_dir():
-                aside[folder] = folder.with_name(f".{folder.name}.before")
-                shutil.rmtree(aside[folder], ignore_errors=True)
-                folder.rename(aside[folder])
-        return aside
+            if aside:
+                shutil.rmtree(aside, ignore_errors=True)
 
     def holds(self, step: str) -> bool:
         """Whether `step` left anything that it could go on with."""
-        return any(
-            folder.is_dir() and any(folder.iterdir()) for folder in self._work_of(step)
-        )
-
-    def _work_of(self, step: str) -> list[pathlib.Path]:
-        work = {"train_teachers": [self.teachers], "distill": [self.checkpoints]}
-        return work.get(step, [])
+        folder = self.path / _WORK[step] if step in _WORK else None
+        return bool(folder and folder.is_dir() and any(folder.iterdir()))
 
 
 def _put_back(file: pathlib.Path, content: bytes | None) -> None:
@@ -155,4 +179,180 @@ def write_json(path: pathlib.Path, table: dict[str, Any]) -> None:
 def write_text(path: pathlib.Path, text: str) -> None:
     """Writes `text` whole or not at all: under another name, then renamed."""
     with replacing(path) as temporary:
-        temporary.write_text(text)
+        temporary.write_text(text, encoding="utf-8")
+
+
+def read_history(file: pathlib.Path) -> dict[str, list[float | None]]:
+    """The columns of history.csv but the epoch; empty if there is no file.
+
+    Returns:
+        Name -> one value per epoch, None where it was not measured.
+    """
+    if not file.exists():
+        return {}
+    with file.open(newline="") as lines:
+        rows = list(csv.DictReader(lines))
+    return {
+        name: [float(row[name]) if row[name] else None for row in rows]
+        for name in (rows[0] if rows else ())
+        if name != "epoch"
+    }
+
+
+_MEASURED = (
+    "teachers",
+    "teacher_ensemble",
+    "student",
+    "aggregator",
+    "exports",
+    "teacher_costs",
+)
+# Step -> the values that are stale once it runs again.
+_STALE = {
+    "train_teachers": _MEASURED,
+    "distill": _MEASURED,
+    "fit_aggregator": ("aggregator", "exports", "teacher_costs"),
+    "evaluate": ("teachers", "teacher_ensemble", "student"),
+    "export": ("exports", "teacher_costs"),
+}
+
+
+class Results:
+    """The measured values of one run, written at once.
+
+    A value that was not measured is null, never absent.
+
+    Args:
+        file: results.json; created with the first value.
+        about: `dataset`, `method`, `seed` and `versions` of the run.
+        aggregator: `kind` and `labelled_samples` as asked for.
+    """
+
+    def __init__(
+        self,
+        file: pathlib.Path,
+        about: Mapping[str, Any],
+        aggregator: Mapping[str, Any],
+    ):
+        self.file, self._about, self._aggregator = file, about, aggregator
+
+    def record(self, key: str, value: dict | list) -> None:
+        """Puts a value under `key`; a table is merged with what is there."""
+        results = self._read()
+        if isinstance(value, dict):
+            value = {**results[key], **value}
+        results[key] = value
+        write_json(self.file, results)
+
+    def begin(self, step: str) -> None:
+        """Sets to null what `step` will make anew, or makes stale."""
+        blank = self._blank()
+        stale = {key: blank[key] for key in _STALE[step]}
+        write_json(self.file, {**self._read(), **stale})
+
+    def _read(self) -> dict[str, Any]:
+        known = read_results(self.file)
+        kept = {key: known[key] for key in (*_MEASURED, "seconds") if key in known}
+        return {**self._blank(), **kept}
+
+    def _blank(self) -> dict[str, Any]:
+        unmeasured = {"parameters": None, "accuracy": None}
+        steps = ("train_teachers", "distill", "fit_aggregator", "export")
+        return {
+            "format": FORMAT,
+            **self._about,
+            "teachers": [],
+            "teacher_ensemble": dict(unmeasured),
+            "student": {**unmeasured, "header_accuracy": None, "agreement": None},
+            "aggregator": {**self._aggregator, "accuracy": None, "mean_accuracy": None},
+            "exports": [],
+            "teacher_costs": [],
+            "seconds": dict.fromkeys(steps),
+        }
+
+
+# What readers count on: the least that each part holds.
+_PARTS = {
+    "teachers": [{"parameters", "accuracy"}],
+    "teacher_ensemble": {"parameters", "accuracy"},
+    "student": {"parameters", "accuracy", "header_accuracy", "agreement"},
+    "aggregator": {"kind", "labelled_samples", "accuracy", "mean_accuracy"},
+    "exports": [{"format", "bytes", "accuracy", "agreement", "latency_ms"}],
+    "seconds": set(),
+}
+
+
+def read_results(file: pathlib.Path) -> dict[str, Any]:
+    """What results.json holds, empty if there is none.
+
+    Raises:
+        RequestError: if it was changed into something else, or an older version
+            wrote it.
+    """
+    known = read_json(file)
+    if not known:
+        return known
+    if known.get("format", FORMAT) != FORMAT:
+        raise broken_record(
+            file, f"its format is {known['format']}, this version writes {FORMAT}"
+        )
+    for name in ("dataset", "method", "seed"):
+        if name not in known:
+            raise broken_record(file, f"{name!r} is missing")
+    for name, form in _PARTS.items():
+        several = isinstance(form, list)
+        keys = form[0] if several else form
+        entries = known.get(name)
+        if not isinstance(entries, list if several else dict):
+            raise broken_record(file, f"{name!r} is missing or of another form")
+        for entry in entries if several else [entries]:
+            if not isinstance(entry, dict) or keys - entry.keys():
+                raise broken_record(file, f"{name!r} lacks some of {sorted(keys)}")
+    return known
+
+
+def summary(results: dict[str, Any], workdir: str) -> str:
+    """The results as a small table for people; what was not measured is left out."""
+    teachers, ensemble = results["teachers"], results["teacher_ensemble"]
+    student, aggregator = results["student"], results["aggregator"]
+    rows = [
+        (f"teacher {index}", _size(teacher), teacher["accuracy"], "")
+        for index, teacher in enumerate(teachers)
+    ]
+    cost = sum(entry["latency_ms"] or 0 for entry in results.get("teacher_costs", []))
+    note = f"{cost:.2f} ms per image, all of them as TFLite float32" if cost else ""
+    rows.append(("teachers' mean", _size(ensemble), ensemble["accuracy"], note))
+    note = f"agrees with the teachers on {_percent(student['agreement'])}"
+    rows.append(("student, mean of headers", _size(student), student["accuracy"], note))
+    if aggregator["kind"] != "mean" and aggregator["accuracy"] is not None:
+        samples = aggregator["labelled_samples"]
+        source = f"{samples} labelled images" if samples else "generated images alone"
+        note = f"learned from {source}"
+        if not aggregator.get("learned"):
+            note = "no gain on held-out samples: the mean is kept"
+        name = f"student, {aggregator['kind']}"
+        rows.append((name, " ", aggregator["accuracy"], note))
+    for entry in results["exports"]:
+        note = (
+            f"agrees with Keras on {_percent(entry['agreement'])}, "
+            f"{entry['latency_ms']:.2f} ms per image"
+        )
+        rows.append((entry["format"], f"{entry['bytes']:,} B", entry["accuracy"], note))
+    lines = [
+        f"{name:25}{size:>16}{_percent(accuracy):>10}  {note}".rstrip()
+        for name, size, accuracy, note in rows
+        if size
+    ]
+    if not lines:
+        return f"The results so far are in {workdir}"
+    title = f"{results['dataset']}, {results['method']}, seed {results['seed']}"
+    head = f"{title:25}{'size':>16}{'accuracy':>10}"
+    return "\n".join(["", head, *lines, f"All of it is in {workdir}"])
+
+
+def _size(entry: dict[str, Any]) -> str:
+    return f"{entry['parameters']:,} weights" if entry["parameters"] else ""
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2%}"

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from absl import flags as absl_flags
+from cdfkd_tf.distillation.adversarial import AdversarialDistiller
 from sklearn.datasets import load_digits
 from sklearn.utils import Bunch
 
 from cdfkd_tf import cli
 from cdfkd_tf.data.prepare import prepared_builder
 from cdfkd_tf.data.specs import spec_of
-from cdfkd_tf.distillation.adversarial import AdversarialDistiller
 from cdfkd_tf.distillation.methods import METHODS, with_overrides
 from cdfkd_tf.distillation.optimizers import CoupledSGD, PaperAdam
 from cdfkd_tf.networks.classifiers import build_classifier
@@ -56,7 +56,7 @@ LONGEST_FIRST = (
     "test_rivals",
     "test_strangers",
     "test_strangers_learn",
-    "test_export",
+    "export/test_format",
     "distillation/test_parity",
     "test_checkpoints",
     "test_adversarial",
@@ -64,7 +64,7 @@ LONGEST_FIRST = (
     "test_runs",
     "test_methods",
     "test_cli",
-    "test_export_failures",
+    "export/test_run",
 )
 
 

@@ -2,9 +2,9 @@
 
 import keras
 import numpy as np
+from cdfkd_tf.distillation.adversarial import AdversarialDistiller
 from keras import layers, ops
 
-from cdfkd_tf.distillation.adversarial import AdversarialDistiller
 from cdfkd_tf.distillation.distiller import Distiller
 from cdfkd_tf.distillation.methods import METHODS, with_overrides
 from cdfkd_tf.distillation.optimizers import CoupledSGD, PaperAdam

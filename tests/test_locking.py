@@ -7,9 +7,9 @@ import subprocess
 import sys
 
 import pytest
+from cdfkd_tf.locking import NAME, only_one
 
 from cdfkd_tf.errors import RequestError
-from cdfkd_tf.locking import NAME, only_one
 
 
 def test_the_second_is_refused_and_told_who_is_there(tmp_path):

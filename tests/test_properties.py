@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 from absl import flags as absl_flags
+from cdfkd_tf.options import value_type
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -14,7 +15,6 @@ from cdfkd_tf import flags
 from cdfkd_tf.config import RunConfig
 from cdfkd_tf.errors import RequestError
 from cdfkd_tf.export.predict import read_image
-from cdfkd_tf.options import value_type
 from cdfkd_tf.tuning.space import read_space
 
 FIELDS = {field.name: field for field in dataclasses.fields(RunConfig)}

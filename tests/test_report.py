@@ -8,12 +8,17 @@ import subprocess
 
 import numpy as np
 import pytest
+from cdfkd_tf.distillation.callbacks import tile
+from cdfkd_tf.results import Results
 
 from cdfkd_tf.config import RunConfig
-from cdfkd_tf.distillation.callbacks import tile
-from cdfkd_tf.report.page import write_report
-from cdfkd_tf.results import Results
-from cdfkd_tf.workdir import Workdir, write_json
+from cdfkd_tf.errors import RequestError
+from cdfkd_tf.report import charts
+from cdfkd_tf.report.page import Section, render, write_report
+from cdfkd_tf.report.tables import Table
+from cdfkd_tf.tuning.report import write_search_report
+from cdfkd_tf.tuning.summary import summarise
+from cdfkd_tf.workdir import Workdir, read_history, write_json
 from tests.conftest import run_main
 
 BROWSER = next(
@@ -116,7 +121,7 @@ def read(path):
     return reader
 
 
-def test_the_page_has_every_part(page):
+def test_report_has_every_part(page):
     reader = read(page)
     text = " ".join(reader.text)
     assert reader.tags.count("table") == 3  # comparison, exports, seconds
@@ -136,7 +141,7 @@ def test_the_page_has_every_part(page):
         assert words in text, words
 
 
-def test_the_page_needs_nothing_from_elsewhere(page):
+def test_report_needs_nothing_from_elsewhere(page):
     reader = read(page)
     for name, value in reader.attributes:
         if name in ("src", "href", "xlink:href"):
@@ -150,18 +155,18 @@ def test_the_page_needs_nothing_from_elsewhere(page):
     assert page.stat().st_size < 500_000
 
 
-def test_the_same_run_gives_the_same_page(page):
+def test_report_of_the_same_run_is_the_same(page):
     before = page.read_bytes()
     assert write_report(Workdir(str(page.parent))).read_bytes() == before
 
 
-def test_without_data_the_page_says_so(tmp_path):
+def test_report_without_data_says_so(tmp_path):
     text = write_report(fill(tmp_path, measured=False, classes=101)).read_text()
     assert "No real image was there to measure on" in text
     assert "Accuracies were not measured" in text and "None" not in text
 
 
-def test_what_is_not_there_is_left_out(tmp_path):
+def test_report_leaves_out_what_is_not_there(tmp_path):
     workdir = Workdir(str(tmp_path))
     config = RunConfig(dataset="digits", method="kd")
     Results(workdir.results, config, {"keras": "3"}).record("seconds", {"distill": 1})
@@ -170,7 +175,92 @@ def test_what_is_not_there_is_left_out(tmp_path):
     assert "table" not in reader.tags
 
 
-def test_report_as_an_action(page, tmp_path, capsys):
+def test_report_compares_sizes_of_networks_and_costs_of_files(page):
+    text = re.sub(r"<[^>]*>", " ", page.read_text())
+    rows = [line.split() for line in text.splitlines()]
+    costs = ["1,000,000", "200,000", "0.05"]
+    assert ["student", "90.00%", "52,000", *costs] in rows
+    assert ["student,", "int8", "90.00%", "52,000", *costs] in rows
+    total = ["90.00%", "510,000", "18,000,000", "2,100,000", "0.45"]
+    assert ["teachers'", "mean", *total] in [
+        [cell.replace("&#39;", "'") for cell in row] for row in rows
+    ]
+
+
+def arguments_of(path):
+    """What a shell would give to main.py of the page's command."""
+    found = re.search(r"<pre><code>(.*?)</code></pre>", path.read_text(), re.DOTALL)
+    command = html.unescape(found[1])
+    assert command.startswith("python main.py ")
+    echo = command.replace("python main.py", "printf '%s\\n'", 1)
+    answer = subprocess.run(["sh", "-c", echo], capture_output=True, text=True)
+    return answer.stdout.splitlines()
+
+
+def test_report_quotes_the_command_for_a_shell(tmp_path):
+    folder = tmp_path / "my runs; $(echo 'it' & \"more\")"
+    folder.mkdir()
+    flags = [f"--workdir={folder}", "--dataset=digits", "--epochs=7"]
+    assert arguments_of(write_report(fill(folder))) == flags
+
+
+def test_search_report_quotes_the_command_for_a_shell(tmp_path):
+    config = RunConfig(dataset="digits", workdir="/my runs/it's")
+    trial = {"trial": "0", "status": "finished", "objective": 0.9, "epochs": 1,
+             "test_accuracy": 0.8, "seconds": 1.0, "values": {"batch_size": 8},
+             "options": {"batch_size": 8}, "reason": ""}  # fmt: skip
+    page = tmp_path / "report.html"
+    write_search_report(summarise(config, [trial]), page)
+    assert arguments_of(page) == ["--flagfile=/my runs/it's/search/best.flags"]
+    reader = read(page)
+    assert reader.tags.count("svg") == 2 and reader.tags.count("table") == 1
+    assert "<b>0.9000</b>, test 80.00%" in page.read_text()
+
+
+def test_render_escapes_all_text(tmp_path):
+    table = Table("<1>", ("<2>", "<3>"), [("<4>", "<5>"), ("*<6>", "<7>")])
+    chart = charts.points([("<8>", 1)], "<9>", "<a>", "<b>")
+    section = Section("<c>", "<d>", [chart], {"<e>": "data:,"}, "<f>", ["<g>"], table)
+    page = tmp_path / "page.html"
+    page.write_text(
+        render("<h>", [section, Section("empty")], kicker="<i>", question="<j>",
+               lead="<k> *<l>*")
+    )  # fmt: skip
+    reader = read(page)
+    seen = " ".join([*reader.text, *(value for _, value in reader.attributes if value)])
+    for name in "123456789abcdefghijkl":
+        assert f"<{name}>" in seen, name
+    assert "empty" not in seen and reader.tags.count("figure") == 2
+
+
+@pytest.mark.parametrize("teachers, headers", [(1, 1), (3, 2), (9, 4)])
+@pytest.mark.parametrize("has_generator", [True, False])
+def test_render_draws_up_to_four_of_a_kind(teachers, headers, has_generator):
+    drawing = (teachers, headers, has_generator)
+    page = render("", [], kicker="", question="", lead="", drawing=drawing)
+    boxes = min(4, teachers) + min(4, headers) + 1 + (not has_generator)
+    assert page.count("<rect") == boxes
+    assert f"student, {headers} header{'s' * (headers > 1)}<" in page
+    assert (">generator<" in page) is has_generator is (">images<" not in page)
+
+
+def test_read_history_gives_columns_with_gaps(tmp_path):
+    history = read_history(fill(tmp_path).history)
+    assert next(iter(history)) == "student_header" and "epoch" not in history
+    assert history["generator_bn"] == [20, 10, 9]
+    assert history["val_accuracy"] == [0.5, None, 0.8]
+    assert read_history(tmp_path / "none.csv") == {}
+
+
+@pytest.mark.parametrize("text", ["epoch,loss\n1,low\n", "epoch,loss\n1\n", "a\n\xe4"])
+def test_read_history_refuses_what_was_changed_by_hand(tmp_path, text):
+    file = tmp_path / "history.csv"
+    file.write_text(text, encoding="latin-1")
+    with pytest.raises(RequestError, match="is not as this package wrote it"):
+        read_history(file)
+
+
+def test_report_is_an_action(page, tmp_path, capsys):
     page.unlink()
     assert run_main("--action=report", f"--workdir={page.parent}") == 0
     assert page.exists()
@@ -181,7 +271,7 @@ def test_report_as_an_action(page, tmp_path, capsys):
 
 @pytest.mark.skipif(not BROWSER, reason=NO_BROWSER)
 @pytest.mark.parametrize("width", [390, 1200])
-def test_a_browser_shows_it_without_complaint(page, tmp_path, width):
+def test_report_is_shown_by_a_browser_without_complaint(page, tmp_path, width):
     """A copy that also tells what the browser made of it."""
     write_report(Workdir(str(page.parent)))
     probe = """<script>

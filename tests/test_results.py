@@ -3,9 +3,9 @@
 import json
 
 import pytest
+from cdfkd_tf.results import Results, summary
 
 from cdfkd_tf.config import RunConfig
-from cdfkd_tf.results import Results, summary
 
 
 @pytest.fixture

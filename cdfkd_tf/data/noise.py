@@ -1,5 +1,6 @@
 """Noise: the data of data-free distillation."""
 
+import numpy as np
 import tensorflow as tf
 
 
@@ -34,3 +35,19 @@ def latent_dataset(
 
     steps = tf.data.Dataset.counter(first_step)
     return steps.map(draw).prefetch(2)
+
+
+def watching_noise(count: int, latent_size: int, seeds: list[int]) -> np.ndarray:
+    """Noise for looking, not for learning: no training step ever draws it.
+
+    Args:
+        count: how many.
+        latent_size: Z.
+        seeds: of the run and of the purpose.
+
+    Returns:
+        `(count, Z)`, float32, standard normal.
+    """
+    # The stream of training noise counts from 0 on; this one stands apart.
+    rng = np.random.default_rng([2**32 - 1, *seeds])
+    return rng.standard_normal((count, latent_size)).astype("float32")

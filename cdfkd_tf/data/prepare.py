@@ -1,21 +1,66 @@
-"""Prepared TFDS data sets: found, made from what is there, or asked for in one line."""
+"""Prepared TFDS data sets: found, made from the files at hand, or refused."""
 
 import contextlib
 import io
 import pathlib
 import socket
+from urllib.parse import urlsplit
 
+import tensorflow as tf
 import tensorflow_datasets as tfds
+from tensorflow_datasets.core.download.resource import get_dl_fname
 
 # Importing a builder registers it.
 from cdfkd_tf.data.builders import caltech101, digits, mini_imagenet  # noqa: F401
-from cdfkd_tf.data.builders.image_folder import FolderOfImages
+from cdfkd_tf.data.builders.image_folder import FolderExamples
 from cdfkd_tf.data.specs import DatasetSpec
 from cdfkd_tf.errors import RequestError, reason
 
 
+class TfdsExamples:
+    """The examples of a prepared TFDS data set; an image is decoded on demand."""
+
+    def __init__(self, builder: tfds.core.DatasetBuilder):
+        self._builder = builder
+        self.class_names = builder.info.features["label"].names
+
+    def count(self, split: str) -> int:
+        """How many examples `split` has."""
+        return self._builder.info.splits[split].num_examples
+
+    def read(self, split: str) -> tf.data.Dataset:
+        """Elements `{"image": encoded bytes, "label": int64, ...}`, in order."""
+        return self._builder.as_dataset(
+            split=split,
+            decoders={"image": tfds.decode.SkipDecoding()},
+            read_config=tfds.ReadConfig(add_tfds_id=True),
+        )
+
+    def decode(self, encoded: tf.Tensor) -> tf.Tensor:
+        """The image of one example, uint8 `(height, width, channels)`."""
+        return self._builder.info.features["image"].decode_example(encoded)
+
+    def name(self, example: dict) -> str:
+        """What an element of `read`, as NumPy values, is called.
+
+        The original file where the data set tells it, else the place in TFDS's files.
+        """
+        return example.get("file_name", example["tfds_id"]).decode()
+
+
+def open_examples(spec: DatasetSpec, data_dir: str) -> TfdsExamples | FolderExamples:
+    """The examples of a data set, prepared first if need be.
+
+    Raises:
+        RequestError: as `prepared_builder`.
+    """
+    if spec.folder:
+        return FolderExamples(spec.folder, spec.image_shape[-1])
+    return TfdsExamples(prepared_builder(spec, data_dir))
+
+
 def prepared_builder(spec: DatasetSpec, data_dir: str) -> tfds.core.DatasetBuilder:
-    """The data set's builder, its examples on disk.
+    """The TFDS builder of a data set, its examples on disk.
 
     Args:
         spec: the data set.
@@ -25,19 +70,23 @@ def prepared_builder(spec: DatasetSpec, data_dir: str) -> tfds.core.DatasetBuild
         RequestError: the data set is not prepared and its files cannot be had, or are
             broken; the message says what to do and names the file.
     """
-    if spec.folder:
-        return FolderOfImages(spec.folder, spec.image_shape[-1])
-    builder = tfds.builder(spec.tfds_name, data_dir=data_dir or None)
+    builder = tfds.builder(spec.tfds_name or spec.name, data_dir=data_dir or None)
     if builder.is_prepared():
         return builder
     downloads = pathlib.Path(builder.data_dir_root) / "downloads"
-    if not _is_at_hand(spec, downloads) and not _resolves(spec.download_host):
-        raise RequestError(
-            f"Data set {spec.name} is not prepared in {builder.data_dir}, and "
-            f"{spec.download_host} cannot be reached. On a machine with network run: "
-            f"{command(spec, data_dir)} and copy that folder here. Given teachers are "
-            "distilled without it by --evaluation_split=none."
-        )
+    for url, file in (builder.url_infos or {}).items():
+        host = urlsplit(url).hostname
+        names = get_dl_fname(url, file.checksum), f"manual/{file.filename}"
+        at_hand = any((downloads / name).exists() for name in names)
+        if not at_hand and not _resolves(host):
+            where = f" --data_dir={data_dir}" if data_dir else ""
+            raise RequestError(
+                f"Data set {spec.name} is not prepared in {builder.data_dir}, and "
+                f"{host} cannot be reached. On a machine with network run: python -m "
+                f"cdfkd_tf.tools.prepare_data --dataset={spec.name}{where} and copy "
+                "that folder here. Given teachers are distilled without it by "
+                "--evaluation_split=none."
+            )
     print(f"Preparing {spec.name} in {builder.data_dir}", flush=True)
     tfds.disable_progress_bar()
     try:
@@ -57,17 +106,6 @@ def prepared_builder(spec: DatasetSpec, data_dir: str) -> tfds.core.DatasetBuild
             "fetch it again."
         ) from error
     return builder
-
-
-def command(spec: DatasetSpec, data_dir: str) -> str:
-    """The shell command that prepares the data set on a machine with network."""
-    where = f" --data_dir={data_dir}" if data_dir else ""
-    return f"python -m cdfkd_tf.tools.prepare_data --dataset={spec.name}{where}"
-
-
-def _is_at_hand(spec: DatasetSpec, downloads: pathlib.Path) -> bool:
-    """Whether nothing needs to be fetched."""
-    return not spec.download_host or any(downloads.glob(f"*{spec.archive}*"))
 
 
 def _resolves(host: str) -> bool:

@@ -1,9 +1,22 @@
-"""What networks and pipelines must know about each data set."""
+"""What networks and pipelines must know about each data set. Without TensorFlow."""
 
 import dataclasses
 from typing import Any
 
-from cdfkd_tf.errors import RequestError
+from cdfkd_tf.errors import RequestError, lookup
+
+
+@dataclasses.dataclass(frozen=True)
+class Augmentation:
+    """What is done at random to training images, before they are normalised.
+
+    Attributes:
+        crop_padding: pixels of zeros around the image, which is then cropped back.
+        horizontal_flip: whether half of the images are mirrored.
+    """
+
+    crop_padding: int = 0
+    horizontal_flip: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -12,19 +25,15 @@ class DatasetSpec:
 
     Attributes:
         name: what users type after `--dataset=`.
-        tfds_name: its name in TensorFlow Datasets.
         num_classes: C.
         image_shape: `(height, width, channels)` that the networks take.
         mean: per channel, of images in [0, 1].
         std: likewise.
-        crop_padding: training images are padded by this and cropped back; pixels.
         shorter_side: images are scaled to this shorter side and then cropped, at
             random to learn from, in the centre to measure on; 0: scaled to
             `image_shape` as they are.
-        flip: whether training images are mirrored at random.
-        download_host: where TFDS fetches it from; empty: nothing is fetched.
-        archive: part of the name that TFDS gives the fetched files, by which they are
-            recognised where there is no network.
+        augmentation: of training images.
+        tfds_name: its name in TensorFlow Datasets; empty: as `name`.
         class_names: in the order of the labels; empty: as TFDS knows them.
         folder: of the user's own images; empty: TFDS has the data set.
         foreign_values: what a network from elsewhere expects if nothing inside it
@@ -32,16 +41,13 @@ class DatasetSpec:
     """
 
     name: str
-    tfds_name: str
     num_classes: int
     image_shape: tuple[int, int, int]
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    crop_padding: int = 0
     shorter_side: int = 0
-    flip: bool = False
-    download_host: str = ""
-    archive: str = ""
+    augmentation: Augmentation = Augmentation()
+    tfds_name: str = ""
     class_names: tuple[str, ...] = ()
     folder: str = ""
     foreign_values: str = "normalised"
@@ -65,46 +71,34 @@ SPECS = {
     for spec in (
         DatasetSpec(
             name="digits",
-            tfds_name="digits",
             num_classes=10,
             image_shape=(16, 16, 1),
             mean=(0.3051,),
             std=(0.3182,),
-            crop_padding=1,
+            augmentation=Augmentation(crop_padding=1),
         ),
         DatasetSpec(
             name="mnist",
-            tfds_name="mnist",
             num_classes=10,
             image_shape=(32, 32, 1),
             mean=(0.1307,),
             std=(0.3081,),
-            download_host="storage.googleapis.com",
-            archive="cvdf-datasets_mnist",
         ),
         DatasetSpec(
             name="cifar10",
-            tfds_name="cifar10",
             num_classes=10,
             image_shape=(32, 32, 3),
             mean=(0.4914, 0.4822, 0.4465),
             std=(0.2470, 0.2435, 0.2616),
-            crop_padding=4,
-            flip=True,
-            download_host="www.cs.toronto.edu",
-            archive="cifar-10-binary",
+            augmentation=Augmentation(crop_padding=4, horizontal_flip=True),
         ),
         DatasetSpec(
             name="cifar100",
-            tfds_name="cifar100",
             num_classes=100,
             image_shape=(32, 32, 3),
             mean=(0.5071, 0.4865, 0.4409),
             std=(0.2673, 0.2564, 0.2762),
-            crop_padding=4,
-            flip=True,
-            download_host="www.cs.toronto.edu",
-            archive="cifar-100-binary",
+            augmentation=Augmentation(crop_padding=4, horizontal_flip=True),
         ),
         DatasetSpec(
             name="caltech101",
@@ -114,19 +108,16 @@ SPECS = {
             mean=(0.5, 0.5, 0.5),
             std=(0.5, 0.5, 0.5),
             shorter_side=128,
-            flip=True,
-            download_host="data.caltech.edu",
-            archive="data.calt.edu",
+            augmentation=Augmentation(horizontal_flip=True),
         ),
         DatasetSpec(
             name="mini_imagenet",
-            tfds_name="mini_imagenet",
             num_classes=100,
             image_shape=(224, 224, 3),
             mean=(0.485, 0.456, 0.406),
             std=(0.229, 0.224, 0.225),
             shorter_side=256,
-            flip=True,
+            augmentation=Augmentation(horizontal_flip=True),
         ),
     )
 }
@@ -141,7 +132,7 @@ def plain_spec(
         name: of the data set.
         image_shape: `(height, width, channels)`, channels 1 or 3.
         num_classes: C, at least 2.
-        **more: further fields.
+        **more: further fields of `DatasetSpec`.
 
     Raises:
         RequestError: if shape or classes cannot be.
@@ -156,7 +147,6 @@ def plain_spec(
     half = (0.5,) * image_shape[2]
     return DatasetSpec(
         name=name,
-        tfds_name="",
         num_classes=num_classes,
         image_shape=tuple(image_shape),
         mean=half,
@@ -172,8 +162,4 @@ def spec_of(name: str) -> DatasetSpec:
     Raises:
         RequestError: if there is none; the message lists the known names.
     """
-    if name not in SPECS:
-        raise RequestError(
-            f"Unknown data set {name!r}. Known: {', '.join(sorted(SPECS))}."
-        )
-    return SPECS[name]
+    return lookup(SPECS, name, "data set")

@@ -1,95 +1,197 @@
-"""The engine of one run: what learns, on which devices, and what of it is kept."""
+"""From the options of a run to its distiller: names become objects here, once."""
+
+import dataclasses
+import warnings
+from collections.abc import Collection, Mapping
 
 import keras
 import tensorflow as tf
 
-from cdfkd_tf.assembly import Assembly
 from cdfkd_tf.config import RunConfig
-from cdfkd_tf.distillation.adversarial import AdversarialDistiller
+from cdfkd_tf.data.images import RealImages
+from cdfkd_tf.data.specs import DatasetSpec
 from cdfkd_tf.distillation.distiller import Distiller
+from cdfkd_tf.distillation.image_source import (
+    DatasetImages,
+    GeneratedImages,
+    ImageSource,
+)
+from cdfkd_tf.distillation.losses import TERMS, Objective
+from cdfkd_tf.distillation.methods import METHODS, Method
 from cdfkd_tf.distillation.optimizers import CoupledSGD, PaperAdam
-from cdfkd_tf.distillation.suiting import build_projection, suit_method
+from cdfkd_tf.distillation.recompute import RecomputedTeachers
+from cdfkd_tf.errors import DistillationWarning, RequestError
+from cdfkd_tf.networks import generators, students
+from cdfkd_tf.networks.external_backbones import find_backbone
+from cdfkd_tf.runtime import fused_batchnorm
 from cdfkd_tf.runtime.devices import (
     check_shares,
     choose_strategy,
     choose_xla,
     synchronise,
 )
-from cdfkd_tf.runtime.fused_batchnorm import fuse_layers
 from cdfkd_tf.runtime.keras_internals import leaf_layers
 from cdfkd_tf.runtime.precision import dtype_policy
+from cdfkd_tf.teachers.ensemble import TeacherEnsemble
+
+
+def build_method(config: RunConfig) -> Method:
+    """The method's row with the weights of the request.
+
+    Raises:
+        RequestError: an unknown term, a weight for a generator that the method does
+            not have, a student without any term, a temperature without softmaxes.
+    """
+    method = METHODS[config.method]
+    weights = {}
+    for role, given in _given_weights(config).items():
+        for term, weight in given.items():
+            if term not in TERMS:
+                raise RequestError(
+                    f"--{role}_loss knows {', '.join(TERMS)}; got {term!r}."
+                )
+            if weight and not method.weights(role):
+                raise RequestError(
+                    f"--{role}_loss={term}={weight:g}, but --method={config.method} "
+                    f"has no {role}. Leave the flag out, or choose another --method."
+                )
+        known = method.weights(role)
+        weights[role] = {**known, **given} if known else {}
+    if not any(weights["student"].values()):
+        raise RequestError(
+            "The student has nothing to learn: all its weights are 0. Give one of "
+            "--student_loss=header=1, --student_loss=ensemble=1."
+        )
+    if config.temperature != 1 and method.divergence != "kl":
+        raise RequestError(
+            f"--temperature={config.temperature} softens softmaxes, and "
+            f"--method={config.method} compares logits. Leave it out."
+        )
+    return dataclasses.replace(method, **weights, temperature=config.temperature)
+
+
+def build_student(
+    config: RunConfig, spec: DatasetSpec, num_teachers: int
+) -> keras.Model:
+    """A fresh student, its headers shared as method and request say.
+
+    Args:
+        config: names backbone, width and sharing.
+        spec: of its images.
+        num_teachers: T; a student that shares layers has as many headers.
+    """
+    sharing = config.student_headers or METHODS[config.method].sharing
+    return students.build_student(
+        find_backbone(config.student, spec, config.student_feature_layers),
+        spec.image_shape,
+        spec.num_classes,
+        1 if sharing == "single" else num_teachers,
+        sharing=sharing,
+        width=config.student_width,
+    )
+
+
+def build_generator(config: RunConfig, spec: DatasetSpec) -> keras.Model:
+    """A fresh generator of the data set's images."""
+    return generators.build_generator(
+        config.generator,
+        spec.image_shape,
+        config.latent_size,
+        standardised=spec.standardised,
+        width=config.generator_width,
+    )
 
 
 def build_distiller(
-    assembly: Assembly, strategy: tf.distribute.Strategy | None = None
+    config: RunConfig,
+    spec: DatasetSpec,
+    teachers: TeacherEnsemble,
+    real_images: RealImages,
+    strategy: tf.distribute.Strategy | None = None,
 ) -> Distiller:
-    """Fresh student, and generator if any, with their optimisers.
+    """Fresh student and image source with their optimisers.
 
     Args:
-        assembly: what the run is made of.
+        config: the request.
+        spec: of the images.
+        teachers: frozen; loaded by now, for they belong to no replica.
+        real_images: of the data set, for methods that learn from them.
         strategy: devices that train together; None: as the request says.
 
     Raises:
-        RequestError: what does not fit together, see `suit_method` and
-            `choose_strategy`.
+        RequestError: what does not fit together.
     """
-    config = assembly.config
     if strategy is None:
         strategy = choose_strategy(config.strategy, config.batch_size)
     check_shares(config.batch_size, strategy.num_replicas_in_sync)
-    _ = assembly.teachers  # loaded by now: they never change, and belong to no replica
     with strategy.scope():
-        distiller = _build(assembly)
+        distiller = _build(config, spec, teachers, real_images)
     if strategy.num_replicas_in_sync > 1:
-        for network in _networks_of(distiller).values():
+        for network in networks_of(distiller).values():
             synchronise(network)
     return distiller
 
 
-def _build(assembly: Assembly) -> Distiller:
-    config, teachers, method = assembly.config, assembly.teachers, assembly.method
+def _build(config, spec, teachers, real_images) -> Distiller:
+    method = build_method(config)
     keras.utils.set_random_seed(config.seed)
     with dtype_policy(config.dtype_policy):
-        student = assembly.build_student()
-        generator = assembly.build_generator() if method.generator else None
-    method = suit_method(
-        method,
-        teachers,
-        student,
-        asked=assembly.asked_terms,
-        project=config.project_features,
-    )
+        student = build_student(config, spec, len(teachers))
+        generator = build_generator(config, spec) if method.generator else None
+    fused_batchnorm.use(config.fused_kernels)
+    for network in filter(None, (student, generator)):
+        fused_batchnorm.fuse_layers(leaf_layers(network))
+    missing = unavailable(teachers, student, project=config.project_features)
+    method = drop_unavailable_terms(method, missing, _given_weights(config))
     projection = None
     if config.project_features and method.student.get("feature"):
         projection = build_projection(student, teachers, config.seed)
-    sgd = _scaled(
-        CoupledSGD(config.student_learning_rate, nesterov=config.nesterov), config
-    )
-    wishes = {
-        "clip_gradients": config.clip_gradients,
-        "xla": choose_xla(
+    teachers.optimise_for_inference(_teacher_policy(config))
+    source = SOURCES[method.images](config, method, teachers, generator, real_images)
+    distiller = Distiller(student, teachers, method, source, projection=projection)
+    optimizer = CoupledSGD(config.student_learning_rate, nesterov=config.nesterov)
+    distiller.compile(
+        _scaled(optimizer, config),
+        clip_gradients=config.clip_gradients,
+        xla=choose_xla(
             config.jit_compile,
             config.deterministic == "true",
             tf.distribute.get_strategy(),
         ),
-    }
-    for network in filter(None, (student, generator)):
-        fuse_layers(leaf_layers(network))
-    more = {"projection": projection, "teacher_policy": _teacher_policy(config)}
-    if not generator:
-        distiller = Distiller(student, teachers, method, **more)
-        distiller.compile(sgd, **wishes)
-        return distiller
-    distiller = AdversarialDistiller(
-        student, teachers, method, generator, low_memory=config.low_memory, **more
     )
-    adam = PaperAdam(config.generator_learning_rate, beta_1=config.generator_beta1)
-    distiller.compile(sgd, _scaled(adam, config), **wishes)
     return distiller
 
 
+def _generated(config, method, teachers, generator, real_images) -> ImageSource:
+    adam = PaperAdam(config.generator_learning_rate, beta_1=config.generator_beta1)
+    return GeneratedImages(
+        generator,
+        teachers,
+        Objective("generator", method),
+        _scaled(adam, config),
+        student_steps=config.student_steps,
+        batch_size=config.batch_size,
+        seed=config.seed,
+        clip_gradients=config.clip_gradients,
+        outputs_of=RecomputedTeachers(teachers) if config.recompute_teachers else None,
+    )
+
+
+def _real(config, method, teachers, generator, real_images) -> ImageSource:
+    return DatasetImages(real_images, config.batch_size, config.seed)
+
+
+# Where images come from: name in a method's row -> builder.
+SOURCES = {"generated": _generated, "real": _real}
+
+
+def _given_weights(config: RunConfig) -> dict[str, Mapping[str, float]]:
+    """Role -> the weights that the request names."""
+    return {"student": config.student_loss, "generator": config.generator_loss}
+
+
 def _teacher_policy(config: RunConfig) -> str | None:
-    """What teachers compute in; None: as their files say, which is float32."""
+    """Dtype policy of the teachers; None: as their files say, which is float32."""
     policy = config.teacher_dtype_policy
     policy = config.dtype_policy if policy == "auto" else policy
     return None if policy == "float32" else policy
@@ -104,34 +206,145 @@ def _scaled(
     return keras.optimizers.LossScaleOptimizer(optimizer)
 
 
-def networks_to_keep(
-    assembly: Assembly, distiller: Distiller
-) -> dict[str, keras.Model]:
-    """Student and generator, if any, in float32, whatever they were trained in.
-
-    Devices and converters know no half precision, and one device needs no other.
+def unavailable(
+    teachers: TeacherEnsemble, student: keras.Model, *, project: bool = False
+) -> dict[str, str]:
+    """What terms may need and these teachers and this student do not provide.
 
     Args:
-        assembly: what the run is made of.
+        teachers: frozen.
+        student: a stack of headers.
+        project: whether features of other widths are reached by a learned map.
+
+    Returns:
+        Need -> why it is missing and what helps.
+    """
+    missing = {}
+    num_headers, width = student.output["features"].shape[1:]
+    if num_headers != len(teachers):
+        missing["header_per_teacher"] = (
+            f"the student has {num_headers} headers and there are {len(teachers)} "
+            "teachers. Use --student_headers=multi_level or split."
+        )
+    widths = [teacher.feature_width for teacher in teachers.teachers]
+    if None in widths:
+        name = teachers.teachers[widths.index(None)].name
+        missing["features"] = (
+            f"teacher {name} shows no features (no Dense layer). Name a layer with "
+            "--teacher_features."
+        )
+    elif set(widths) != {width} and not project:
+        missing["features"] = (
+            f"the student's features are {width} wide, the teachers' "
+            f"{sorted(set(widths))}. --project_features learns a map between them."
+        )
+    for need, what in (
+        ("bn_statistics", "no teacher has BatchNormalization (or shows it)"),
+        ("feature_maps", "no teacher shows its feature maps"),
+    ):
+        if not any(need in teacher.provides for teacher in teachers.teachers):
+            missing[need] = f"{what}."
+    return missing
+
+
+def drop_unavailable_terms(
+    method: Method,
+    missing: Mapping[str, str],
+    given: Mapping[str, Collection[str]],
+) -> Method:
+    """Drops loss terms that the given teachers or student cannot provide.
+
+    Warns of each. The only place where a term is dropped.
+
+    Args:
+        method: the row, with the request's weights.
+        missing: from `unavailable`.
+        given: role -> terms whose weights the request names; these are refused, not
+            dropped.
+
+    Raises:
+        RequestError: a term that was asked for, or without which student or generator
+            has nothing to minimise.
+    """
+    kept = {role: dict(method.weights(role)) for role in ("student", "generator")}
+    for role, weights in kept.items():
+        for term in [term for term, weight in weights.items() if weight]:
+            why = [missing[n] for n in sorted(TERMS[term].needs) if n in missing]
+            if not why:
+                continue
+            weights[term] = 0.0
+            if term in given[role] or not any(weights.values()):
+                raise RequestError(
+                    f"The {role}'s {term} term cannot be had: {why[0]} Or use "
+                    f"--{role}_loss={term}=0 and leave another term."
+                )
+            effect = (
+                " Nothing keeps generated images near the training data, so expect a "
+                "worse student. Watch samples/."
+                if term == "bn"
+                else ""
+            )
+            _warn(f"The {role} learns without the {term} term: {why[0]}{effect}")
+    return dataclasses.replace(method, **kept)
+
+
+def _warn(text: str) -> None:
+    warnings.warn(text, DistillationWarning, stacklevel=3)
+
+
+def build_projection(
+    student: keras.Model, teachers: TeacherEnsemble, seed: int
+) -> keras.Model:
+    """Linear maps from each header's features to its teacher's width.
+
+    Args:
+        student: a stack of headers.
+        teachers: one per header.
+        seed: of the initial weights.
+
+    Returns:
+        A model from `(B, H, W)` to a list of H tensors `(B, W_i)`.
+    """
+    features = keras.Input(student.output["features"].shape[1:], name="features")
+    maps = [
+        keras.layers.Dense(
+            teacher.feature_width,
+            use_bias=False,
+            kernel_initializer=keras.initializers.GlorotUniform(seed + header),
+            name=f"header{header}_projection",
+        )(features[:, header])
+        for header, teacher in enumerate(teachers.teachers)
+    ]
+    return keras.Model(features, maps, name="projection")
+
+
+def networks_of(distiller: Distiller) -> dict[str, keras.Model]:
+    """The networks that a run leaves: `student`, and `generator` if there is one."""
+    generator = distiller.source.state.get("generator")
+    found = {"student": distiller.student, "generator": generator}
+    return {name: network for name, network in found.items() if network is not None}
+
+
+def networks_to_keep(
+    config: RunConfig, spec: DatasetSpec, distiller: Distiller
+) -> dict[str, keras.Model]:
+    """Student and generator, if any, as plain float32 networks of one device.
+
+    Devices and converters know no half precision; fused kernels and replicas leave
+    traces in the networks that trained.
+
+    Args:
+        config: the request.
+        spec: of the images.
         distiller: trained.
     """
-    trained = _networks_of(distiller)
+    num_teachers = len(distiller.teachers)
     builders = {
-        "student": assembly.build_student,
-        "generator": assembly.build_generator,
+        "student": lambda: build_student(config, spec, num_teachers),
+        "generator": lambda: build_generator(config, spec),
     }
-    alone = distiller.num_replicas == 1
-    if assembly.config.dtype_policy == "float32" and alone:
-        return trained
-    kept = {name: builders[name]() for name in trained}
-    for name, copy in kept.items():
-        copy.set_weights(trained[name].get_weights())
+    kept = {}
+    for name, trained in networks_of(distiller).items():
+        kept[name] = builders[name]()
+        kept[name].set_weights(trained.get_weights())
     return kept
-
-
-def _networks_of(distiller: Distiller) -> dict[str, keras.Model]:
-    return {
-        name: network
-        for name, network in distiller.state.items()
-        if name in ("student", "generator")
-    }

@@ -1,22 +1,26 @@
 """Training state on disk: saved whole, pruned, found again after any interruption."""
 
+import contextlib
 import json
+import os
 import pathlib
 import shutil
+import signal
+import threading
 import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-from cdfkd_tf.distillation.interruptions import Interruption
 from cdfkd_tf.errors import DistillationWarning, RunError, reason
+from cdfkd_tf.runtime import keras_internals
 from cdfkd_tf.runtime.files import replacing, synced
 
-_SAVE, _STOP = 1, 1000  # what one process may wish at the end of a step; they add up
+_SAVE, _STOP = 1, 1000  # requests of one process after a step; they add up
 
 
 def seed_states(network: keras.Model) -> dict[str, tf.Variable]:
@@ -24,12 +28,55 @@ def seed_states(network: keras.Model) -> dict[str, tf.Variable]:
 
     Keras leaves them out of what `tf.train.Checkpoint` sees of a network.
     """
-    layers = network._flatten_layers()
+    layers = keras_internals.all_layers(network)
     drawing = [layer for layer in layers if getattr(layer, "seed_generator", None)]
     return {
         f"{number}": layer.seed_generator.state.value
         for number, layer in enumerate(drawing)
     }
+
+
+_NOTE = b"\nSaving at the end of this step; once more stops at once.\n"
+_NOTE_UNSAVED = b"\nStopping at the end of this step; once more stops at once.\n"
+
+
+class Interruption:
+    """Holds SIGTERM and Ctrl-C back until a step is finished and saved.
+
+    The first signal is a request, the second an interruption.
+
+    Args:
+        saves: whether the state is saved before the run ends.
+
+    Attributes:
+        asked: whether a signal came.
+    """
+
+    def __init__(self, saves: bool):
+        self.asked, self._note = False, _NOTE if saves else _NOTE_UNSAVED
+
+    @contextlib.contextmanager
+    def postponed(self) -> Iterator[None]:
+        """Within the block SIGTERM and SIGINT set `asked`.
+
+        Elsewhere than in the main thread nothing happens: signals belong to it.
+        """
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        numbers = (signal.SIGTERM, signal.SIGINT)
+        before = {number: signal.signal(number, self._ask) for number in numbers}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _ask(self, number, frame):
+        if self.asked:
+            raise KeyboardInterrupt
+        self.asked = True
+        os.write(1, self._note)  # print may be interrupted within itself
 
 
 class TrainingState(keras.callbacks.Callback):
@@ -49,7 +96,7 @@ class TrainingState(keras.callbacks.Callback):
         every: epochs between checkpoints; 0 saves none at all.
         minutes: between checkpoints within an epoch; 0: only when interrupted.
         keep: how many of the last stay.
-        agree: a whole number of this process to the sum over all processes of the run.
+        all_reduce: a whole number of this process to the sum over all processes.
         writes: whether this process is the one that writes.
 
     Attributes:
@@ -68,7 +115,7 @@ class TrainingState(keras.callbacks.Callback):
         every: int = 1,
         minutes: float = 0,
         keep: int = 2,
-        agree: Callable[[int], int] = int,
+        all_reduce: Callable[[int], int] = int,
         writes: bool = True,
     ):
         super().__init__()
@@ -77,8 +124,8 @@ class TrainingState(keras.callbacks.Callback):
         self._checkpoint = tf.train.Checkpoint(**parts)
         self._directory, self._metrics = pathlib.Path(directory), dict(metrics or {})
         self._every, self._minutes, self._keep = every, minutes, keep
-        self._agree, self._writes = agree, writes
-        self._interruption = Interruption()
+        self._all_reduce, self._writes = all_reduce, writes
+        self._interruption = Interruption(saves=every > 0)
         self._running: dict[str, list] = {}  # values of metrics at `step`
 
     @property
@@ -144,7 +191,7 @@ class TrainingState(keras.callbacks.Callback):
                     shuffle=False,
                     **kwargs,
                 )
-                if model.stop_training:  # a callback's wish
+                if model.stop_training:  # a callback asked for it
                     break
 
     def _stretches(self, epochs: int):
@@ -166,26 +213,24 @@ class TrainingState(keras.callbacks.Callback):
 
     def on_train_batch_end(self, batch, logs=None):
         self.step = self._skipped + batch + 1
-        if not self._every or self.step == self.steps_per_epoch:
+        if self.step == self.steps_per_epoch:
             return  # at the end of an epoch there is more to wait for
         waited = time.monotonic() - self._saved
-        due = self._minutes and waited >= 60 * self._minutes
-        wish = _STOP if self._interruption.asked else _SAVE if due else 0
-        self._obey(self._agree(wish))
+        self._save_or_stop(bool(self._minutes) and waited >= 60 * self._minutes)
 
     def on_epoch_end(self, epoch, logs=None):
         self.epoch, self.step = epoch + 1, 0
-        if not self._every:
-            return
-        due = self.epoch % self._every == 0
-        wish = _STOP if self._interruption.asked else _SAVE if due else 0
-        self._obey(self._agree(wish))
+        self._save_or_stop(self._every > 0 and self.epoch % self._every == 0)
 
-    def _obey(self, wishes: int) -> None:
-        if wishes:
+    def _save_or_stop(self, due: bool) -> None:
+        """Saves if this or another process has to, ends the run if one was asked to."""
+        request = _STOP if self._interruption.asked else _SAVE if due else 0
+        requests = self._all_reduce(request)
+        if requests and self._every:
             self._save()
-        if wishes >= _STOP:
-            print(f"Saved after {self.epoch} epochs and {self.step} steps.", flush=True)
+        if requests >= _STOP:
+            done = f"after {self.epoch} epochs and {self.step} steps."
+            print("Saved" if self._every else "Stopped", done, flush=True)
             raise KeyboardInterrupt
 
     def _save(self) -> None:

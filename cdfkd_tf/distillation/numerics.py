@@ -1,4 +1,4 @@
-"""Numbers that stay numbers: finite losses and weights, clipped and scaled gradients.
+"""Finite checks, gradient clipping, loss scaling.
 
 The checks are operations of the step's graph and end it with an error that names what
 went wrong. XLA leaves such operations out without a word: what it compiles must be
@@ -14,7 +14,7 @@ import tensorflow as tf
 from keras import KerasTensor
 
 NOT_FINITE = "not finite: "  # before a name, in the error of the very step
-_LEAST_SCALE = 2.0**-20  # a gradient that overflows even so is no number at all
+_LEAST_SCALE = 2.0**-20  # a gradient that overflows even so is not finite
 
 
 def checked_term(value: KerasTensor, name: str) -> KerasTensor:
@@ -23,7 +23,7 @@ def checked_term(value: KerasTensor, name: str) -> KerasTensor:
 
 
 def check_finite(parts: dict[str, keras.Model | keras.optimizers.Optimizer]) -> None:
-    """Ends the step with an error where networks or loss scales left the numbers.
+    """Ends the step with an error where a network or a gradient is not finite.
 
     Reads every weight once, moving statistics included.
 
@@ -33,11 +33,11 @@ def check_finite(parts: dict[str, keras.Model | keras.optimizers.Optimizer]) -> 
     for name, part in parts.items():
         if isinstance(part, keras.Model):
             norm = tf.linalg.global_norm([weight.value for weight in part.weights])
-            _insist(tf.math.is_finite(norm), f"{name}_weights")
+            _require(tf.math.is_finite(norm), f"{name}_weights")
         elif is_scaled(part):
             scale = tf.convert_to_tensor(part.dynamic_scale)
             player = name.removesuffix("_optimizer")
-            _insist(scale >= _LEAST_SCALE, f"{player}_gradient")
+            _require(scale >= _LEAST_SCALE, f"{player}_gradient")
 
 
 def is_scaled(optimizer: keras.optimizers.Optimizer) -> bool:
@@ -109,7 +109,7 @@ def _joined(gradients: Sequence[KerasTensor | None]) -> list[KerasTensor | None]
     return [None if gradient is None else next(means) for gradient in gradients]
 
 
-def _insist(condition: tf.Tensor, name: str) -> None:
+def _require(condition: tf.Tensor, name: str) -> None:
     tf.debugging.Assert(condition, [f"{NOT_FINITE}{name}"])
 
 

@@ -1,10 +1,13 @@
 """Optimisers with the arithmetic of the published runs, and their schedules."""
 
 import math
+from collections.abc import Mapping
 
 import keras
 import tensorflow as tf
 from keras import ops
+
+from cdfkd_tf.runtime import keras_internals
 
 
 class CoupledSGD(keras.optimizers.SGD):
@@ -39,7 +42,7 @@ class CoupledSGD(keras.optimizers.SGD):
         # Keras calls this with gradients that are already summed over replicas. One
         # operation after the decay, where the formula in words would be twenty.
         dtype = variable.dtype
-        buffer = self.momentums[self._get_variable_index(variable)]
+        buffer = self.momentums[keras_internals.variable_index(self, variable)]
         tf.raw_ops.ResourceApplyMomentum(
             var=_handle(variable),
             accum=_handle(buffer),
@@ -69,8 +72,7 @@ class PaperAdam(keras.optimizers.Adam):
     def update_step(self, gradient, variable, learning_rate):
         dtype = variable.dtype
         gradient = ops.cast(gradient, dtype)
-        index = self._get_variable_index(variable)
-        m, v = self._momentums[index], self._velocities[index]
+        m, v = keras_internals.adam_slots(self, variable)
         self.assign_add(m, (gradient - m) * (1 - self.beta_1))
         self.assign_add(v, (ops.square(gradient) - v) * (1 - self.beta_2))
         step = ops.cast(learning_rate, dtype) / self._correction(self.beta_1, dtype)
@@ -113,25 +115,24 @@ class LearningRates(keras.callbacks.Callback):
     """Sets the learning rates at the start of each epoch, from the epoch alone.
 
     Args:
-        optimizers: an optimiser, its rate before any drop, and its schedule, see
-            `learning_rate_factor`; any number of such triples.
+        optimizers: name -> an optimiser, its rate before any drop, and its schedule,
+            see `learning_rate_factor`.
         epochs: length of the run.
         milestones: epochs.
     """
 
     def __init__(
         self,
-        optimizers: list[tuple[keras.optimizers.Optimizer, float, str]],
-        *,
+        optimizers: Mapping[str, tuple[keras.optimizers.Optimizer, float, str]],
         epochs: int,
         milestones: tuple[int, ...] = (),
     ):
         super().__init__()
-        self.optimizers = optimizers
+        self.optimizers = dict(optimizers)
         self.epochs, self.milestones = epochs, milestones
 
     def on_epoch_begin(self, epoch, logs=None):
-        for optimizer, rate, schedule in self.optimizers:
+        for optimizer, rate, schedule in self.optimizers.values():
             factor = learning_rate_factor(
                 epoch,
                 schedule=schedule,

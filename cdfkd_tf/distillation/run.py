@@ -1,91 +1,93 @@
 """One distillation from its first epoch, or the one it stopped at, to its networks."""
 
 import contextlib
-import functools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import keras
 import tensorflow as tf
 
-from cdfkd_tf.assembly import HELD_OUT_SEED, SAMPLE_SEED, Assembly
 from cdfkd_tf.config import RunConfig
-from cdfkd_tf.data.noise import latent_dataset
-from cdfkd_tf.distillation.agreement import HeldOutAgreement, KeepBest
-from cdfkd_tf.distillation.build import build_distiller, networks_to_keep
-from cdfkd_tf.distillation.callbacks import (
-    Curves,
-    FirstStep,
-    HistoryTable,
-    InventedImages,
-    Inventor,
-    Profile,
-    StopOnNaN,
-)
+from cdfkd_tf.data.specs import DatasetSpec
+from cdfkd_tf.distillation.build import networks_to_keep
 from cdfkd_tf.distillation.checkpoints import TrainingState, seed_states
 from cdfkd_tf.distillation.distiller import Distiller
+from cdfkd_tf.distillation.monitoring import (
+    BEST_SIGNAL,
+    CollapseWarnings,
+    FirstStep,
+    GeneratedImagesMonitor,
+    HistoryTable,
+    KeepBest,
+    TrainingFigures,
+)
 from cdfkd_tf.distillation.numerics import SkippedUpdates, is_scaled, what_failed
 from cdfkd_tf.distillation.optimizers import LearningRates
-from cdfkd_tf.distillation.trouble import TroubleWatch
 from cdfkd_tf.errors import RunError
-from cdfkd_tf.runtime.multi_worker import Hosts
+from cdfkd_tf.runtime.multi_worker import WorkerGroup
 from cdfkd_tf.runtime.precision import memory_advice
+from cdfkd_tf.workdir import Workdir
 
-# Agreement through earlier generators: it follows true accuracy best, see
-# experiments/README.md.
-BEST_SIGNAL = "agreement_earlier"
-_LOOKED_AT = 256  # invented images behind each histogram and each agreement
+_PROFILED = (3, 5)  # iterations, after those that trace and warm up
 
 
 def distill(
-    assembly: Assembly,
-    verbose: int | str,
-    more_callbacks: Sequence[keras.callbacks.Callback] = (),
-    hosts: Hosts | None = None,
+    distiller: Distiller,
+    config: RunConfig,
+    spec: DatasetSpec,
+    workdir: Workdir,
+    *,
+    evaluation: tf.data.Dataset | None = None,
+    verbose: int | str = "auto",
+    callbacks: Sequence[keras.callbacks.Callback] = (),
+    workers: WorkerGroup | None = None,
 ) -> tuple[dict[str, keras.Model], dict[str, float]]:
     """Trains the student, and the generator if the method has one.
 
     Args:
-        assembly: what the run is made of.
+        distiller: fresh; an interrupted run's state is put into it.
+        config: the request.
+        spec: of the images.
+        workdir: where checkpoints, curves and pictures go.
+        evaluation: normalised `(images, labels)` for accuracies; None: no accuracies.
         verbose: as in `keras.Model.fit`.
-        more_callbacks: called after our own, before the checkpoint.
-        hosts: that train together, this one among them; only the chief writes.
+        callbacks: called after our own, before the checkpoint.
+        workers: that train together, this one among them; only the chief writes.
 
     Returns:
         The networks to keep, `student` and perhaps `generator`; seconds: `distill`,
         earlier processes included, and `first_step`, from here to its end.
+
+    Raises:
+        RunError: a loss or a weight that is not finite, too little memory, a worker
+            that is gone.
     """
-    config, first_step = assembly.config, FirstStep()
-    writes = hosts is None or hosts.cluster.is_chief
-    distiller = build_distiller(assembly, hosts and hosts.strategy)
-    state = _training_state(assembly, distiller, hosts)
+    first_step, writes = FirstStep(), workers is None or workers.cluster.is_chief
+    state = _training_state(distiller, config, workdir, workers)
     state.restore()
     within = f" and {state.step} steps" if state.step else ""
-    if hosts:
-        hosts.check_same("checkpoint", f"after epoch {state.epoch}{within}")
+    if workers:
+        workers.check_same("checkpoint", f"after epoch {state.epoch}{within}")
     if state.steps_done:
         print(f"Going on after epoch {state.epoch}{within} of {config.epochs}.")
-    watched = assembly.can_measure and config.evaluate_every
-    callbacks = [first_step, StopOnNaN(), _learning_rates(assembly, distiller)]
-    best = None
+    ours, best = [first_step, _learning_rates(distiller, config)], None
     if writes:
-        callbacks += [Profile(assembly.workdir.logs)] if config.profile else []
-        watching, best = _watch(assembly, distiller, state.epoch)
-        callbacks += [*watching, *more_callbacks]
-    failures = hosts.named_failures() if hosts else contextlib.nullcontext()
+        watching, best = _watch(distiller, config, spec, workdir, state.epoch)
+        ours += [*watching, *callbacks]
+    failures = workers.named_failures() if workers else contextlib.nullcontext()
     advice = memory_advice(
         f"a smaller --batch_size (now {config.batch_size})",
-        *([] if config.low_memory else ["--low_memory"]),
+        *([] if config.recompute_teachers else ["--recompute_teachers"]),
         "--dtype_policy=mixed_bfloat16",
     )
     with advice, failures, named_failures(distiller):
         state.fit(
             distiller,
-            functools.partial(_lessons, assembly),
+            lambda step: _shared_by_batch(distiller.source.dataset(step)),
             epochs=config.epochs,
-            validation_data=assembly.images.evaluation() if watched else None,
+            validation_data=evaluation if config.evaluate_every else None,
             validation_freq=max(config.evaluate_every, 1),
-            callbacks=callbacks,
+            callbacks=ours,
             verbose=verbose,
         )
     if not writes:
@@ -96,12 +98,12 @@ def distill(
     seconds = {"distill": round(state.seconds, 2)}
     if first_step.seconds is not None:
         seconds["first_step"] = round(first_step.seconds, 2)
-    return networks_to_keep(assembly, distiller), seconds
+    return networks_to_keep(config, spec, distiller), seconds
 
 
 @contextlib.contextmanager
 def named_failures(distiller: Distiller) -> Iterator[None]:
-    """A loss or a weight that is no number ends the run at its step.
+    """Ends a run whose loss or weight is not finite with the reason.
 
     Raises:
         RunError: naming the term, or the weight, and the update.
@@ -132,105 +134,99 @@ def saving_options(config: RunConfig) -> dict[str, Any]:
     }
 
 
-def _training_state(
-    assembly: Assembly, distiller: Distiller, hosts: Hosts | None
-) -> TrainingState:
-    config, steps = assembly.config, assembly.config.steps_per_epoch
-    if not assembly.method.generator:
-        # As many student updates as a method with a generator makes.
-        steps *= config.student_rounds
+def _steps_per_epoch(distiller: Distiller, config: RunConfig) -> int:
+    """Iterations per epoch: as many student steps whatever one iteration makes."""
+    per_iteration = distiller.source.student_steps
+    return config.steps_per_epoch * max(1, config.student_steps // per_iteration)
+
+
+def _training_state(distiller, config, workdir, workers) -> TrainingState:
     return TrainingState(
         {**distiller.state, "seeds": seed_states(distiller.student)},
-        assembly.workdir.checkpoints,
-        steps,
+        workdir.checkpoints,
+        _steps_per_epoch(distiller, config),
         metrics=distiller.trackers,
         **saving_options(config),
-        agree=hosts.agree if hosts else int,
-        writes=hosts is None or hosts.cluster.is_chief,
+        all_reduce=workers.all_reduce_sum if workers else int,
+        writes=workers is None or workers.cluster.is_chief,
     )
 
 
-def _lessons(assembly: Assembly, first_step: int) -> tf.data.Dataset:
-    """What the engine iterates over, from a step of the run on.
-
-    Of each element, which holds a whole batch, every host takes its own part.
-    """
-    config, options = assembly.config, tf.data.Options()
-    sharing = tf.data.experimental.AutoShardPolicy.DATA
+def _shared_by_batch(dataset: tf.data.Dataset) -> tf.data.Dataset:
+    """Of each element, which holds whole batches, every host takes its own part."""
+    options, sharing = tf.data.Options(), tf.data.experimental.AutoShardPolicy.DATA
     options.experimental_distribute.auto_shard_policy = sharing
-    if assembly.method.generator:
-        lessons = latent_dataset(
-            config.batch_size,
-            assembly.rounds,
-            config.latent_size,
-            seed=config.seed,
-            first_step=first_step,
-        )
-    else:
-        lessons, _ = assembly.images.training(
-            config.batch_size, config.seed, first_batch=first_step
-        )
-    return lessons.with_options(options)
+    return dataset.with_options(options)
 
 
-def _learning_rates(assembly: Assembly, distiller: Distiller) -> LearningRates:
-    config = assembly.config
-    rates = [(distiller.optimizer, config.student_learning_rate, config.schedule)]
-    if assembly.method.generator:
-        schedule = config.generator_schedule or config.schedule
-        opponent = distiller.generator_optimizer
-        rates.append((opponent, config.generator_learning_rate, schedule))
-    return LearningRates(rates, epochs=config.epochs, milestones=config.milestones)
+def _learning_rates(distiller: Distiller, config: RunConfig) -> LearningRates:
+    generator_schedule = config.generator_schedule or config.schedule
+    rates = {
+        "student_optimizer": (config.student_learning_rate, config.schedule),
+        "generator_optimizer": (config.generator_learning_rate, generator_schedule),
+    }
+    optimizers = {
+        name: (distiller.state[name], *rates[name])
+        for name in rates
+        if name in distiller.state
+    }
+    return LearningRates(optimizers, config.epochs, config.milestones)
 
 
 def _watch(
-    assembly: Assembly, distiller: Distiller, first_epoch: int
+    distiller: Distiller,
+    config: RunConfig,
+    spec: DatasetSpec,
+    workdir: Workdir,
+    first_epoch: int,
 ) -> tuple[list[keras.callbacks.Callback], KeepBest | None]:
-    """What writes something down at each epoch; and the keeper of the best, if any."""
-    config, workdir = assembly.config, assembly.workdir
+    """What writes something at each epoch; and the keeper of the best, if any."""
     callbacks, best = [], None
     # In this order: agreement puts numbers into the logs that the others read.
-    if assembly.method.generator:
-        agreement, invented = _watch_generator(assembly, distiller, first_epoch)
+    if distiller.method.generator:
+        callbacks.append(
+            _generated_images(distiller, config, spec, workdir, first_epoch)
+        )
         if config.keep_best:
             folder = workdir.checkpoints / "best"
             best = KeepBest(distiller.student, BEST_SIGNAL, folder, first_epoch)
-        callbacks += [agreement, *([best] if best else []), invented]
-    optimizers = {
-        name: it for name, it in distiller.state.items() if "optimizer" in name
-    }
-    rounds = assembly.rounds if assembly.method.generator else 1
+            callbacks.append(best)
+    steps = _steps_per_epoch(distiller, config)
     updates = {
-        "student_optimizer": config.steps_per_epoch * config.student_rounds,
-        "generator_optimizer": config.steps_per_epoch,
+        "student_optimizer": steps * distiller.source.student_steps,
+        "generator_optimizer": steps,
     }
     callbacks += [
         SkippedUpdates(distiller.state, updates),
         HistoryTable(workdir.history, first_epoch),
-        Curves(workdir.logs, optimizers, config.batch_size * rounds),
+        TrainingFigures(
+            config.batch_size * distiller.source.student_steps,
+            {n: part for n, part in distiller.state.items() if n in updates},
+        ),
+        keras.callbacks.TensorBoard(
+            str(workdir.logs),
+            write_graph=False,
+            profile_batch=_PROFILED if config.profile else 0,
+        ),
     ]
     return callbacks, best
 
 
-def _watch_generator(assembly: Assembly, distiller, first_epoch: int):
-    config, workdir = assembly.config, assembly.workdir
-    invent = Inventor(
-        distiller.generator, lambda images: assembly.teachers(images).logits
-    )
-    agreement = HeldOutAgreement(
-        distiller.student,
-        invent,
-        assembly.noise(_LOOKED_AT, HELD_OUT_SEED),
+def _generated_images(
+    distiller, config, spec, workdir, first_epoch
+) -> GeneratedImagesMonitor:
+    teachers = distiller.teachers
+    return GeneratedImagesMonitor(
+        distiller.source.observe,
+        lambda images: distiller.student(images, training=False)["logits"],
+        lambda images: teachers(images).logits,
+        teachers.mean_logits,
+        denormalise=spec.denormalise,
         epochs=config.epochs,
-        file=workdir.checkpoints / "earlier_images.npz",
+        earlier_images=workdir.earlier_images,
+        samples=workdir.samples,
+        logs=workdir.logs,
+        batch_size=config.batch_size,
+        warnings=CollapseWarnings([teacher.name for teacher in teachers.teachers]),
         first_epoch=first_epoch,
     )
-    invented = InventedImages(
-        invent,
-        assembly.noise(_LOOKED_AT, SAMPLE_SEED),
-        assembly.spec.denormalise,
-        workdir.samples,
-        workdir.logs,
-        TroubleWatch([teacher.name for teacher in assembly.teachers.teachers]),
-    )
-    return agreement, invented

@@ -1,4 +1,4 @@
-"""Training one plain classifier on real images: how our own teachers are made."""
+"""Trains one plain classifier on real images: how our own teachers are made."""
 
 import math
 import pathlib
@@ -15,7 +15,7 @@ from cdfkd_tf.errors import RunError
 
 
 class _StopOnNaN(keras.callbacks.Callback):
-    """Ends the training at the step whose loss, or last weights, are no numbers."""
+    """Ends the training at the step whose loss, or last weights, are not finite."""
 
     def on_epoch_begin(self, epoch, logs=None):
         self.epoch = epoch + 1
@@ -25,7 +25,7 @@ class _StopOnNaN(keras.callbacks.Callback):
         if not math.isfinite(loss):
             self._stop(f"loss became {loss}", f" in step {batch + 1}")
 
-    def on_epoch_end(self, epoch, logs=None):  # no loss has seen what the last step did
+    def on_epoch_end(self, epoch, logs=None):  # no loss shows what the last step did
         if not all(np.isfinite(values).all() for values in self.model.get_weights()):
             self._stop("weights became NaN or infinite", "")
 
@@ -47,7 +47,6 @@ def train_classifier(
     milestones: tuple[int, ...],
     checkpoints: pathlib.Path,
     saving: dict[str, Any],
-    schedule: str = "steps",
     verbose: int | str = "auto",
 ) -> None:
     """Fits `model` in place with the published teachers' recipe.
@@ -65,11 +64,10 @@ def train_classifier(
         milestones: epochs at which it drops to a tenth.
         checkpoints: folder of this training's state.
         saving: how often and how many, see `TrainingState`.
-        schedule: `steps`, or `cosine` to 0.
         verbose: as in `keras.Model.fit`.
 
     Raises:
-        RunError: at the first step whose loss is no number.
+        RunError: at the first step whose loss is not finite.
     """
     optimizer = CoupledSGD(learning_rate)
     model.compile(
@@ -78,9 +76,7 @@ def train_classifier(
         metrics=["accuracy"],
     )
     rates = LearningRates(
-        [(optimizer, learning_rate, schedule)],
-        epochs=epochs,
-        milestones=milestones,
+        {"optimizer": (optimizer, learning_rate, "steps")}, epochs, milestones
     )
     optimizer.build(model.trainable_variables)
     parts = {"model": model, "optimizer": optimizer, "seeds": seed_states(model)}

@@ -1,26 +1,22 @@
 """What the teachers would cost on the device that gets the student."""
 
 import contextlib
-import pathlib
-import tempfile
 from collections.abc import Sequence
 from typing import Any
 
 import keras
+import numpy as np
 
-from cdfkd_tf.export.checking import size_of
-from cdfkd_tf.export.formats import tflite, write_saved_model
-from cdfkd_tf.export.runners import TfliteRunner
+from cdfkd_tf.errors import one_line
+from cdfkd_tf.export.tflite import TfliteRunner, convert
 from cdfkd_tf.networks.introspection import multiply_adds
 from cdfkd_tf.teachers.teacher import Teacher
 
 
-def teacher_costs(
-    teachers: Sequence[Teacher],
-) -> list[dict[str, Any]]:
-    """Each teacher as a float32 TFLite file, measured and forgotten.
+def teacher_costs(teachers: Sequence[Teacher]) -> list[dict[str, Any]]:
+    """Each teacher as a float32 TFLite file in memory, measured.
 
-    Teachers of equal layers are measured once.
+    Teachers of equal layers and image size are measured once.
 
     Args:
         teachers: each at the size of image that it takes.
@@ -32,40 +28,32 @@ def teacher_costs(
     known: dict[str, dict[str, Any]] = {}
     costs = []
     for teacher in teachers:
-        key = _architecture(teacher.model)
+        key = _architecture(teacher)
         if key not in known:
             known[key] = _cost(teacher)
         costs.append(dict(known[key]))
     return costs
 
 
-def _architecture(teacher: keras.Model) -> str:
-    kinds = [type(layer).__name__ for layer in teacher.layers]
-    shapes = [tuple(weight.shape) for weight in teacher.weights]
-    return f"{kinds} {shapes}"
+def _architecture(teacher: Teacher) -> str:
+    kinds = [type(layer).__name__ for layer in teacher.model.layers]
+    shapes = [tuple(weight.shape) for weight in teacher.model.weights]
+    return f"{teacher.image_shape} {kinds or id(teacher)} {shapes}"
 
 
 def _cost(teacher: Teacher) -> dict[str, Any]:
     cost: dict[str, Any] = dict.fromkeys(("multiply_adds", "bytes", "latency_ms"))
-    shape = teacher.image_shape
-    # A foreign layer may not know its shapes.
+    # Layers of another package may not know their shapes.
     with contextlib.suppress(AttributeError, TypeError, ValueError):
         cost["multiply_adds"] = multiply_adds(teacher.model) or None
     try:
-        image = keras.Input(shape, name="image")
-        model = keras.Model(image, teacher.model(image))
-        with tempfile.TemporaryDirectory() as scratch:
-            source = pathlib.Path(scratch) / "source"
-            write_saved_model(model, source)
-            file = pathlib.Path(scratch) / "teacher.tflite"
-            file.write_bytes(tflite(source, "tflite_float32"))
-            cost["bytes"] = size_of(file)
-            cost["latency_ms"] = TfliteRunner(file).latency(_black(shape))
+        image = keras.Input(teacher.image_shape, name="image")
+        content = convert(keras.Model(image, teacher.model(image)), quantised=False)
+        black = np.zeros((1, *teacher.image_shape), "float32")
+        cost["latency_ms"] = TfliteRunner(content).latency(black)
+        cost["bytes"] = len(content)
     except Exception as error:  # converters raise many kinds for what they lack
-        reason = " ".join(str(error).split())[:150]
-        print(f"{teacher.name} has no TFLite file to compare with: {reason}")
+        print(
+            f"{teacher.name} has no TFLite file to compare with: {one_line(error, 150)}"
+        )
     return cost
-
-
-def _black(image_shape):
-    return keras.ops.convert_to_numpy(keras.ops.zeros((1, *image_shape)))

@@ -1,12 +1,11 @@
-"""Fine-tuning under simulated eight-bit arithmetic, on invented images alone.
+"""Fine-tuning under simulated eight-bit arithmetic, without real images.
 
-The network learns to say what it said in float32 while weights and activations are
+The network learns to keep its float32 probabilities while weights and activations are
 rounded as the int8 file rounds them; gradients pass the rounding as if it were not
 there (Jacob et al., CVPR 2018). The result is still a float network: the converter
-quantises it as any other.
+quantises it like any other.
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -14,11 +13,17 @@ import numpy as np
 import tensorflow as tf
 from keras import layers, ops
 
-from cdfkd_tf.export.lean import walk
-
 _WEIGHTED = (layers.Conv2D, layers.DepthwiseConv2D, layers.Dense)
 # Their output has their input's scale in a TFLite file; softmax has a fixed one.
-_SAME_SCALE = (layers.ZeroPadding2D, layers.MaxPooling2D, layers.Flatten)
+_NOT_ROUNDED = (
+    layers.ZeroPadding2D,
+    layers.MaxPooling2D,
+    layers.AveragePooling2D,
+    layers.Flatten,
+    layers.Reshape,
+    layers.Softmax,
+    keras.Model,  # its own layers are
+)
 _BATCH = 64
 _LEARNING_RATE = 1e-5
 _HELD_OUT = 0.25  # of the images: they decide whether the result is kept
@@ -27,31 +32,31 @@ _HELD_OUT = 0.25  # of the images: they decide whether the result is kept
 def finetune_int8(
     model: keras.Model,
     images: np.ndarray,
-    ranges_from: np.ndarray,
+    calibration: np.ndarray,
     *,
     steps: int,
     seed: int,
 ) -> tuple[float, float]:
-    """Moves `model`'s weights so that its int8 file keeps more of its answers.
+    """Moves `model`'s weights so that its int8 file keeps more of its predictions.
 
-    The weights stay as they were unless answers to held-out images get closer.
+    The weights stay as they were unless predictions of held-out images get closer.
 
     Args:
-        model: from `lean_predictor`; changed in place.
+        model: from `inference_graph`; changed in place.
         images: `(n, height, width, channels)` in [0, 1], to learn and to decide on.
-        ranges_from: the images that will calibrate the int8 file.
+        calibration: the images that will fix the value ranges of the int8 file.
         steps: updates of 64 images.
         seed: of their order.
 
     Returns:
-        Kullback-Leibler divergence from the float network's answers on held-out
-        images, in nats: before, and of what is kept.
+        Kullback-Leibler divergence from the float network's probabilities on held-out
+        images, in nats: before, and of what is kept. Also printed.
     """
-    truth = model.predict(images, batch_size=256, verbose=0)
-    simulated = _simulation(model, ranges_from)
+    targets = model.predict(images, batch_size=256, verbose=0)
+    simulated = _simulation(model, calibration)
     num_held_out = max(1, int(len(images) * _HELD_OUT))
-    held_out = images[:num_held_out], truth[:num_held_out]
-    learned = images[num_held_out:], truth[num_held_out:]
+    held_out = images[:num_held_out], targets[:num_held_out]
+    learned = images[num_held_out:], targets[num_held_out:]
     optimizer = keras.optimizers.Adam(
         keras.optimizers.schedules.CosineDecay(_LEARNING_RATE, steps)
     )
@@ -59,102 +64,105 @@ def finetune_int8(
     optimizer.build(variables)
 
     @tf.function(reduce_retracing=True)
-    def divergence(pixels, answers):
-        said = ops.clip(simulated(pixels), 1e-7, 1.0)
-        told = ops.clip(answers, 1e-7, 1.0)
-        return ops.mean(ops.sum(told * (ops.log(told) - ops.log(said)), axis=-1))
+    def divergence(images, targets):
+        # The input has 256 steps from 0 to 1, as grey values have.
+        images = tf.quantization.fake_quant_with_min_max_args(images, 0, 1, num_bits=8)
+        outputs = simulated(images, training=False)
+        return ops.mean(keras.losses.kl_divergence(targets, outputs))
 
     @tf.function(reduce_retracing=True)
-    def update(pixels, answers):
+    def update(images, targets):
         with tf.GradientTape() as tape:
-            loss = divergence(pixels, answers)
+            loss = divergence(images, targets)
         optimizer.apply(tape.gradient(loss, variables), variables)
 
-    def measured():
-        return float(divergence(*held_out))
-
-    first = best = measured()
+    first = best = float(divergence(*held_out))
     kept = model.get_weights()
     rng = np.random.default_rng(seed)
     for step in range(1, steps + 1):
         chosen = rng.integers(len(learned[0]), size=min(_BATCH, len(learned[0])))
         update(*(tf.constant(array[chosen]) for array in learned))
         if step % 25 == 0 or step == steps:
-            now = measured()
+            now = float(divergence(*held_out))
             if now < best:
                 best, kept = now, model.get_weights()
     model.set_weights(kept)
+    print(
+        f"int8 fine-tuning: divergence from float32 on held-out images {first:.4f} "
+        f"before, {best:.4f} after."
+        + ("" if best < first else " No gain: the weights stay.")
+    )
     return first, best
 
 
-def _simulation(model: keras.Model, images: np.ndarray) -> Callable[[Any], Any]:
-    """`model` as a function of images, with the int8 file's rounding."""
-    ranges = _ranges(model, images)
-    fused = _fused_with_relu(model)
+def _simulation(model: keras.Model, calibration: np.ndarray) -> keras.Model:
+    """`model` with the int8 file's rounding, sharing its variables."""
+    roundings: list[_Rounding] = []
+    unrounded: dict[int, tuple[Any, Any]] = {}  # id of a tensor -> it, its origin
 
-    def apply(layer, inputs):
-        rounded = isinstance(layer, _WEIGHTED)
-        answer = _with_rounded_kernel(layer, inputs) if rounded else layer(inputs)
-        if layer in fused or isinstance(layer, (*_SAME_SCALE, layers.Softmax)):
-            return answer
-        return tf.quantization.fake_quant_with_min_max_args(
-            answer, *ranges[layer.name], num_bits=8
-        )
+    def call(layer: layers.Layer, *args: Any, **kwargs: Any) -> Any:
+        if isinstance(layer, layers.ReLU):  # one operation with the layer before
+            args = [unrounded.get(id(tensor), (tensor, tensor))[1] for tensor in args]
+        if isinstance(layer, _WEIGHTED):
+            output = _RoundedWeights(layer)(args[0])
+        else:
+            output = layer(*args, **kwargs)
+        if isinstance(layer, _NOT_ROUNDED):
+            return output
+        roundings.append(_Rounding())
+        rounded = roundings[-1](output)
+        unrounded[id(rounded)] = rounded, output
+        return rounded
 
-    def simulated(pixels):
-        # The input has 256 steps from 0 to 1, as grey values have.
-        pixels = tf.quantization.fake_quant_with_min_max_args(pixels, 0, 1, num_bits=8)
-        return walk(model, pixels, apply)[id(model.output)]
-
+    simulated = keras.models.clone_model(
+        model, clone_function=lambda layer: layer, call_function=call, recursive=True
+    )
+    for rounding in roundings:
+        rounding.observes = True
+    for start in range(0, len(calibration), _BATCH):
+        simulated(calibration[start : start + _BATCH], training=False)
+    for rounding in roundings:
+        rounding.observes = False
     return simulated
 
 
-def _ranges(model, images) -> dict[str, tuple[float, float]]:
-    """Layer name -> smallest and largest output over `images`, 0 included."""
-    watched = [x for x in model.layers if not isinstance(x, layers.InputLayer)]
-    probe = keras.Model(model.input, [layer.output for layer in watched])
-    ranges = {layer.name: (0.0, 1e-6) for layer in watched}
-    for start in range(0, len(images), 64):
-        outputs = probe.predict_on_batch(images[start : start + 64])
-        for layer, output in zip(watched, outputs):
-            low, high = ranges[layer.name]
-            ranges[layer.name] = (
-                min(low, float(output.min())),
-                max(high, float(output.max())),
-            )
-    return ranges
+class _Rounding(layers.Layer):
+    """Rounds to 256 levels from the smallest to the largest value observed, and 0."""
+
+    def __init__(self):
+        super().__init__()
+        self.low, self.high, self.observes = 0.0, 1e-6, False
+
+    def call(self, inputs):
+        if self.observes:
+            self.low = min(self.low, float(ops.min(inputs)))
+            self.high = max(self.high, float(ops.max(inputs)))
+            return inputs
+        return tf.quantization.fake_quant_with_min_max_args(
+            inputs, self.low, self.high, num_bits=8
+        )
 
 
-def _fused_with_relu(model) -> list[layers.Layer]:
-    """Layers whose only reader is a rectifier: one operation in the file."""
-    readers: dict[int, list] = {}
-    for layer in model.layers:
-        if not isinstance(layer, layers.InputLayer):
-            for tensor in keras.tree.flatten(layer.input):
-                readers.setdefault(id(tensor), []).append(layer)
-    return [
-        layer
-        for layer in model.layers
-        if [type(reader) for reader in readers.get(id(layer.output), [])]
-        == [layers.ReLU]
-    ]
+class _RoundedWeights(layers.Layer):
+    """A layer whose kernel has eight bits, one scale per output channel."""
 
+    def __init__(self, layer: layers.Layer):
+        super().__init__()
+        self.layer = layer
 
-def _with_rounded_kernel(layer, inputs):
-    """The layer's answer with an eight-bit kernel, one scale per output channel."""
-    is_depthwise = isinstance(layer, layers.DepthwiseConv2D)
-    kernel = layer.kernel.value
-    shape = kernel.shape
-    # Depthwise kernels have their channels third: (height, width, channels, 1).
-    flat = tf.reshape(kernel, (-1, shape[2] if is_depthwise else shape[-1]))
-    limit = tf.stop_gradient(tf.reduce_max(tf.abs(flat), axis=0))
-    limit = tf.maximum(limit, 1e-6)
-    flat = tf.quantization.fake_quant_with_min_max_vars_per_channel(
-        flat, -limit, limit, num_bits=8, narrow_range=True
-    )
-    kernel = tf.reshape(flat, shape)
-    bias = layer.bias if layer.use_bias else 0.0
-    if isinstance(layer, layers.Dense):
-        return ops.matmul(inputs, kernel) + bias
-    convolve = ops.depthwise_conv if is_depthwise else ops.conv
-    return bias + convolve(inputs, kernel, strides=layer.strides, padding=layer.padding)
+    def call(self, inputs):
+        variables = self.layer.trainable_variables
+        kernel = self.layer.kernel
+        values = [self._rounded(v) if v is kernel else v.value for v in variables]
+        return self.layer.stateless_call(values, [], inputs)[0]
+
+    def _rounded(self, kernel):
+        # Depthwise kernels have their channels third: (height, width, channels, 1).
+        is_depthwise = isinstance(self.layer, layers.DepthwiseConv2D)
+        flat = tf.reshape(kernel.value, (-1, kernel.shape[2 if is_depthwise else -1]))
+        limit = tf.stop_gradient(tf.reduce_max(tf.abs(flat), axis=0))
+        limit = tf.maximum(limit, 1e-6)
+        flat = tf.quantization.fake_quant_with_min_max_vars_per_channel(
+            flat, -limit, limit, num_bits=8, narrow_range=True
+        )
+        return tf.reshape(flat, kernel.shape)

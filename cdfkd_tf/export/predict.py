@@ -1,70 +1,68 @@
-"""Image files to classes, with an exported model: `--action=predict`.
+"""Classifies image files with an exported model: `--action=predict`.
 
-A TFLite file is run without TensorFlow.
+A TFLite or ONNX file is run without TensorFlow.
 """
 
 import csv
 import io
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from cdfkd_tf.config import RunConfig
 from cdfkd_tf.errors import RequestError, RunError, reason
-from cdfkd_tf.export import metadata
-from cdfkd_tf.export.runners import load_runner
+from cdfkd_tf.export.format import FORMATS, format_of
+from cdfkd_tf.export.runner import Runner
 from cdfkd_tf.runtime.silence_stderr import quiet_tensorflow
-from cdfkd_tf.workdir import Workdir, write_text
+from cdfkd_tf.workdir import write_text
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm")
-# What --predict_model is by default: the first of these that the workdir holds.
-_PREFERRED = (
-    "student_int8.tflite",
-    "student_dynamic.tflite",
-    "student_float16.tflite",
-    "student_float32.tflite",
-    "saved_model",
-)
 _SHOWN = 40  # rows of the printed table; the CSV file holds all
 
 
-def predict(config: RunConfig, workdir: Workdir) -> None:
+def predict(
+    images: str,
+    *,
+    model: str,
+    directory: pathlib.Path,
+    output: pathlib.Path,
+    predictor: pathlib.Path | None = None,
+) -> None:
     """Prints a table of classes and writes it as a CSV file.
 
+    Args:
+        images: an image file, or a folder that is searched for them.
+        model: an exported file or folder; empty: the smallest in `directory`.
+        directory: of exported files.
+        output: the CSV file.
+        predictor: Keras file of the predictor, to show how much each header counts for
+            each image; None: not shown.
+
     Raises:
-        RequestError: no model, no readable image, or no header weights to show.
+        RequestError: no model, no readable image, or no predictor.
         RunError: some images could not be read; the others' rows are written.
     """
-    files = _image_files(config.predict_input)
-    path = _model_path(config.predict_model, workdir)
-    if path.is_dir() or config.show_header_weights:
-        quiet_tensorflow()
-    try:
-        run = load_runner(path)
-        about = metadata.read(path)
-    except Exception as error:  # readers raise many kinds for a bad file
-        raise RequestError(
-            f"Cannot read the model {path}: expected an exported .tflite file or "
-            f"SavedModel folder. {reason(error)}"
-        ) from error
-    weigh = _header_weights(workdir) if config.show_header_weights else None
-    given = about.get("input", {})
+    files = _image_files(images)
+    path = _model_path(model, directory)
+    run = _load(path)
+    weigh = _header_weights(predictor) if predictor else None
+    shorter_side = run.description.get("input", {}).get("shorter_side", 0)
     rows, unreadable = [], []
     for file in files:
         try:
-            pixels = read_image(file, run.image_shape, given.get("shorter_side", 0))
+            image = read_image(file, run.image_shape, shorter_side)[None]
         except (OSError, ValueError) as error:
             why = "no image" if "identify" in str(error) else str(error)
             unreadable.append(f"{file} ({why})")
             continue
-        probabilities = run(pixels[None])[0]
-        names = about.get("classes") or [str(i) for i in range(len(probabilities))]
-        rows.append(_row(file, probabilities, names, weigh and weigh(pixels[None])))
+        probabilities = run(image)[0]
+        names = run.description.get("classes") or list(
+            map(str, range(len(probabilities)))
+        )
+        rows.append(_row(file, probabilities, names, weigh(image)[0] if weigh else ()))
     if rows:
-        output = pathlib.Path(config.predict_output or workdir.path / "predictions.csv")
         write_text(output, _as_csv(rows))
         print(_as_table(rows))
         print(f"{len(rows)} images, by {path}; all of it is in {output}")
@@ -136,33 +134,47 @@ def _image_files(given: str) -> list[pathlib.Path]:
     return files
 
 
-def _model_path(given: str, workdir: Workdir) -> pathlib.Path:
+def _model_path(given: str, directory: pathlib.Path) -> pathlib.Path:
     if given:
         if not pathlib.Path(given).exists():
             raise RequestError(f"There is no model {given}. Check --predict_model.")
         return pathlib.Path(given)
-    for name in _PREFERRED:
-        if (workdir.export / name).exists():
-            return workdir.export / name
+    for row in reversed(FORMATS.values()):
+        if (directory / row.file).exists():
+            return directory / row.file
     raise RequestError(
-        f"{workdir.export} holds no exported model. Run --action=export first, check "
+        f"{directory} holds no exported model. Run --action=export first, check "
         "--workdir, or name a file with --predict_model."
     )
 
 
-def _header_weights(workdir: Workdir):
-    """`(1, ...)` pixels to the weights of the headers, by the Keras predictor."""
+def _load(path: pathlib.Path) -> Runner:
+    row = format_of(path)
+    try:
+        return row.load(path)
+    except Exception as error:  # readers raise many kinds for a bad file
+        if isinstance(error, ImportError):
+            row.check_installed()
+        raise RequestError(
+            f"Cannot read the model {path}: expected an exported .tflite or .onnx file "
+            f"or SavedModel folder. {reason(error)}"
+        ) from error
+
+
+def _header_weights(predictor: pathlib.Path) -> Callable[[np.ndarray], np.ndarray]:
+    """`(B, ...)` images to the weights of the headers `(B, H)`."""
+    if not predictor.is_file():
+        raise RequestError(
+            f"--show_header_weights reads {predictor}, which does not exist. Check "
+            "--workdir."
+        )
+    quiet_tensorflow()
     from keras.saving import load_model
 
     from cdfkd_tf.networks.aggregators import header_weights
 
-    if not workdir.predictor.is_file():
-        raise RequestError(
-            f"--show_header_weights asks {workdir.predictor}, which does not exist. "
-            "Check --workdir."
-        )
-    predictor = load_model(workdir.predictor, compile=False, safe_mode=True)
-    return lambda pixels: header_weights(predictor, pixels)[0]
+    model = load_model(predictor, compile=False, safe_mode=True)
+    return lambda images: header_weights(model, images)
 
 
 def _row(file, probabilities, names, weights) -> dict[str, Any]:
@@ -170,12 +182,12 @@ def _row(file, probabilities, names, weights) -> dict[str, Any]:
     row = {
         "file": str(file),
         "class": int(first),
-        "name": names[first],
+        "name": str(names[first]),
         "probability": f"{probabilities[first]:.4f}",
-        "second": names[others[0]] if others else "",
+        "second": str(names[others[0]]) if others else "",
         "second_probability": f"{probabilities[others[0]]:.4f}" if others else "",
     }
-    for header, weight in enumerate(() if weights is None else weights):
+    for header, weight in enumerate(weights):
         row[f"header_{header}"] = f"{weight:.3f}"
     return row
 

@@ -1,30 +1,74 @@
-"""The page: question, drawing, tables, charts, pictures, command; nothing fetched."""
+"""report.html: words and numbers of a run's page; its HTML is in page.html.j2."""
 
 import base64
-import csv
-import html
 import io
 import pathlib
-from collections.abc import Sequence
-from typing import Any
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
+import jinja2
 from PIL import Image
 
 from cdfkd_tf.config import RunConfig
 from cdfkd_tf.errors import RequestError
 from cdfkd_tf.report import charts, tables
-from cdfkd_tf.report.drawing import idea
-from cdfkd_tf.results import read_results
-from cdfkd_tf.workdir import Workdir, read_json, write_text
+from cdfkd_tf.report.charts import Chart
+from cdfkd_tf.report.tables import Table, written
+from cdfkd_tf.workdir import Workdir, read_history, read_json, read_results, write_text
 
-_STYLE = pathlib.Path(__file__).with_name("page.css")
-# Columns of history.csv and what they are called.
+# Columns of history.csv that are shares, and what the chart calls them.
 _SHARES = {
     "val_accuracy": "accuracy",
     "agreement": "agreement, newest images",
     "agreement_earlier": "agreement, earlier images",
 }
-_PICTURES, _PICTURE_PIXELS = 6, 264
+_PICTURES, _PICTURE_PIXELS = 6, 528  # twice their size on the page, for sharp screens
+
+
+class Section(NamedTuple):
+    """A headed part of a page; only `title` and `note`: it is left out.
+
+    Attributes:
+        title: its heading.
+        note: a sentence or two under it.
+        charts: side by side.
+        pictures: caption -> `data:` address of a square picture; side by side.
+        command: to copy into a shell.
+        facts: short words in one line.
+        table: at the end.
+    """
+
+    title: str
+    note: str = ""
+    charts: Sequence[Chart] = ()
+    pictures: Mapping[str, str] = {}
+    command: str = ""
+    facts: Sequence[str] = ()
+    table: Table | None = None
+
+
+def render(title: str, sections: Sequence[Section], **opening: Any) -> str:
+    """A whole HTML page that fetches nothing; all text in it is escaped.
+
+    Args:
+        title: of the browser's window.
+        sections: in order.
+        **opening: `kicker`, the small line above the heading; `question`, the
+            heading; `lead`, the answer in a sentence or two, bold between asterisks;
+            `drawing`, if there is to be one: the numbers of teachers and of headers,
+            and whether there is a generator.
+    """
+    loader = jinja2.FileSystemLoader(pathlib.Path(__file__).parent)
+    how = {"autoescape": True, "trim_blocks": True, "lstrip_blocks": True}
+    template = jinja2.Environment(loader=loader, **how).get_template("page.html.j2")
+    return template.render(title=title, sections=sections, **opening)
+
+
+def shell_command(arguments: Sequence[str]) -> str:
+    """`python main.py` with these arguments, quoted for a shell, several on lines."""
+    between = " \\\n    " if len(arguments) > 1 else " "
+    return between.join(["python main.py", *map(shlex.quote, arguments)])
 
 
 def write_report(workdir: Workdir) -> pathlib.Path:
@@ -36,7 +80,7 @@ def write_report(workdir: Workdir) -> pathlib.Path:
         The page's path.
 
     Raises:
-        RequestError: if the folder holds no results.
+        RequestError: if the folder holds no results, or a file of another form.
     """
     results = read_results(workdir.results)
     if not results:
@@ -44,248 +88,158 @@ def write_report(workdir: Workdir) -> pathlib.Path:
             f"{workdir.path} holds no results.json to report on. Run --action=pipeline "
             "first, or check --workdir."
         )
-    config = read_json(workdir.config)
-    seen = read_json(workdir.observations)
-    history = _history(workdir.history)
+    teachers, has_generator = len(results["teachers"]), results["method"] != "kd"
+    headers = len(results["student"]["header_accuracy"] or [None])
+    names = ("its teachers", "one teacher", "two teachers", "three teachers")
+    who = names[teachers] if teachers < len(names) else f"{teachers} teachers"
+    source = "without a single one of their" if has_generator else "from their"
+    run = [results["dataset"], results["method"], f"seed {results['seed']}"]
     sections = [
-        _opening(results, config),
-        section(
+        Section(
             "Teachers and student",
             _costs_note(results),
-            tables.comparison(results) if results["teachers"] else "",
+            table=tables.comparison(results) if results["teachers"] else None,
         ),
-        section("How it learned", "", _curves(history)),
-        section(
-            "Invented images over time",
+        Section("How it learned", charts=_curves(read_history(workdir.history))),
+        Section(
+            "Generated images over time",
             "What the generator drew, from the same noise, as training went on.",
-            _pictures(workdir.samples),
+            pictures=_pictures(workdir.samples),
         ),
-        section("What it answers", _confusion_note(seen), _answers(seen)),
-        section(
+        _answers(read_json(workdir.observations)),
+        Section(
             "Files for devices",
             "Each was loaded again and compared with the Keras model on the same "
             "images. Latency: median of one image, one thread, warm (the SavedModel "
             "as TensorFlow runs it).",
-            tables.exports(results) if results["exports"] else "",
+            table=tables.exports(results) if results["exports"] else None,
         ),
-        section("Do it again", "", _command(config, results)),
+        _again(read_json(workdir.config), results),
     ]
-    title = f"{results['dataset']}, {results['method']}, seed {results['seed']}"
-    write_text(workdir.report, page(title, sections))
+    text = render(
+        ", ".join(run),
+        sections,
+        kicker=" · ".join(run),
+        question=f"Can one small network learn what {who} know, {source} images?",
+        lead=" ".join(_lead(results)),
+        drawing=(teachers or 1, headers, has_generator),
+    )
+    write_text(workdir.report, text)
     return workdir.report
 
 
-def page(title: str, sections: Sequence[str]) -> str:
-    """A whole page in the report's dress; nothing is fetched."""
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        '<link rel="icon" href="data:,">'
-        f"<title>{html.escape(title)}</title><style>{_STYLE.read_text()}</style>"
-        f"</head><body><main>{''.join(sections)}</main></body></html>\n"
-    )
-
-
-def _opening(results: dict[str, Any], config: dict[str, Any]) -> str:
-    teachers, student = len(results["teachers"]), results["student"]
-    headers = len(student["header_accuracy"] or [None])
-    has_generator = results["method"] != "kd"
-    accuracy = results["aggregator"]["accuracy"]
-    ensemble = results["teacher_ensemble"]
-    images = (
-        "without a single one of their images" if has_generator else "from their images"
-    )
-    question = f"Can one small network learn what {_spelled(teachers)} know, {images}?"
-    facts = []
-    if accuracy is not None:
-        facts.append(
-            f"The student is right on <b>{tables.share(accuracy)}</b> of the test "
-            f"images, its teachers together on {tables.share(ensemble['accuracy'])}."
+def _lead(results: Mapping[str, Any]) -> Iterator[str]:
+    student, ensemble = results["student"], results["teacher_ensemble"]
+    aggregator = results["aggregator"]
+    if aggregator["accuracy"] is not None:
+        yield (
+            f"The student is right on *{written(aggregator['accuracy'])}* of the test "
+            f"images, its teachers together on {written(ensemble['accuracy'])}."
         )
     elif student["agreement"] is not None:
-        facts.append(
-            f"No real image was there to measure on. On invented ones the student "
-            f"agrees with its teachers on <b>{tables.share(student['agreement'])}</b>."
+        yield (
+            "No real image was there to measure on. On generated ones the student "
+            f"agrees with its teachers on *{written(student['agreement'])}*."
         )
     if student["parameters"] and ensemble["parameters"]:
-        factor = ensemble["parameters"] / student["parameters"]
-        facts.append(
+        yield (
             f"It has {student['parameters']:,} parameters, they have "
-            f"{ensemble['parameters']:,}: {factor:.1f} times as many."
+            f"{ensemble['parameters']:,}: "
+            f"{ensemble['parameters'] / student['parameters']:.1f} times as many."
         )
-    aggregator = results["aggregator"]
-    if aggregator.get("learned") and aggregator["real_samples"]:
-        facts.append(
-            f"How much each header counts was learned from "
-            f"{aggregator['real_samples']} labelled real images, all else from "
-            f"invented ones."
+    if aggregator.get("learned") and aggregator["labelled_samples"]:
+        yield (
+            "How much each header counts was learned from "
+            f"{aggregator['labelled_samples']} labelled real images, all else from "
+            "generated ones."
         )
-    return (
-        f"<header><p class=kicker>{html.escape(results['dataset'])} · "
-        f"{html.escape(results['method'])} · seed {results['seed']}</p>"
-        f"<h1>{question}</h1><p class=lead>{' '.join(facts)}</p></header>"
-        f"<figure>{idea(teachers or 1, headers, has_generator)}</figure>"
-    )
 
 
-def _spelled(teachers: int) -> str:
-    words = ("its teachers", "one teacher", "two teachers", "three teachers")
-    return words[teachers] if teachers < len(words) else f"{teachers} teachers"
-
-
-def _costs_note(results: dict[str, Any]) -> str:
+def _costs_note(results: Mapping[str, Any]) -> str:
     cost = tables.total(results.get("teacher_costs") or [], "latency_ms")
-    by_name = {entry["format"]: entry for entry in results["exports"]}
-    parts = []
+    int8 = [e["latency_ms"] for e in results["exports"] if e["format"] == "tflite_int8"]
+    note = ""
     if results["aggregator"]["accuracy"] is None:
-        parts.append("Accuracies were not measured: the run had no labelled images.")
-    if cost and "tflite_int8" in by_name:
-        factor = cost / by_name["tflite_int8"]["latency_ms"]
-        parts.append(
-            f"On one thread of the machine that exported it, the int8 student answers "
-            f"{factor:.1f} times as fast as the teachers together."
+        note += "Accuracies were not measured: the run had no labelled images. "
+    if cost and int8:
+        note += (
+            "On one thread of the machine that exported it, the int8 student answers "
+            f"{cost / int8[0]:.1f} times as fast as the teachers together. "
         )
     if cost:
-        parts.append(
-            "Bytes and latency are those of TFLite files, float32 unless said."
-        )
-    return " ".join(parts)
+        note += "Bytes and latency are those of TFLite files, float32 unless said."
+    return note
 
 
-def section(title: str, note: str, content: str) -> str:
-    """A headed part of the page; empty without content."""
-    if not content:
-        return ""
-    note = f"<p>{html.escape(note)}</p>" if note else ""
-    return f"<section><h2>{title}</h2>{note}{content}</section>"
-
-
-def _history(file: pathlib.Path) -> dict[str, list[float | None]]:
-    """Column -> a value per epoch."""
-    if not file.exists():
-        return {}
-    with file.open(newline="") as lines:
-        rows = list(csv.DictReader(lines))
-    return {
-        name: [float(row[name]) if row[name] else None for row in rows]
-        for name in (rows[0] if rows else ())
-    }
-
-
-def _curves(history: dict[str, list[float | None]]) -> str:
+def _curves(history: Mapping[str, Sequence[float | None]]) -> list[Chart]:
+    known = {name: values for name, values in history.items() if set(values) != {None}}
+    shares = {_SHARES[name]: known[name] for name in _SHARES if name in known}
     found = []
-    shares = {
-        shown: history[name]
-        for name, shown in _SHARES.items()
-        if any(value is not None for value in history.get(name, ()))
-    }
     if shares:
-        label = "Accuracy; agreement with the teachers on invented images"
-        found.append(chart(charts.curves(shares, label, percent=True), label))
-    for player, title in (("student", "Student"), ("generator", "Generator")):
-        losses = {
-            name.removeprefix(f"{player}_"): values
-            for name, values in history.items()
-            if name.startswith(f"{player}_")
-        }
+        caption = "Accuracy; agreement with the teachers on generated images"
+        found.append(charts.curves(shares, caption, percent=True))
+    for player in ("student", "generator"):
+        names = [name for name in known if name.startswith(f"{player}_")]
+        losses = {name.removeprefix(f"{player}_"): known[name] for name in names}
         if losses:
             positive = all(v is None or v > 0 for x in losses.values() for v in x)
-            label = f"{title}: loss terms, unweighted"
-            svg = charts.curves(losses, label, logarithmic=positive)
-            found.append(chart(svg, label))
-    return f'<div class="charts">{"".join(found)}</div>' if found else ""
+            caption = f"{player.capitalize()}: loss terms, unweighted"
+            found.append(charts.curves(losses, caption, logarithmic=positive))
+    return found
 
 
-def chart(svg: str, caption: str) -> str:
-    """A drawing with its caption."""
-    return f"<figure>{svg}<figcaption>{html.escape(caption)}</figcaption></figure>"
-
-
-def _pictures(folder: pathlib.Path) -> str:
-    files = sorted(folder.glob("epoch_*.png")) if folder.is_dir() else []
-    last = len(files) - 1
-    chosen = sorted({round(last * i / (_PICTURES - 1)) for i in range(_PICTURES)})
-    figures = [
-        f'<figure><img alt="Images invented in {name}" width={_PICTURE_PIXELS} '
-        f'height={_PICTURE_PIXELS} src="data:image/png;base64,{_small_png(file)}">'
-        f"<figcaption>{name}</figcaption></figure>"
-        for file in (files[index] for index in chosen if files)
-        for name in [f"epoch {int(file.stem.split('_')[1])}"]
-    ]
-    return f'<div class="pictures">{"".join(figures)}</div>' if figures else ""
-
-
-def _small_png(file: pathlib.Path) -> str:
-    with Image.open(file) as picture:
-        size = (2 * _PICTURE_PIXELS, 2 * _PICTURE_PIXELS)  # for sharp screens
-        picture.thumbnail(size, Image.Resampling.BILINEAR)
+def _pictures(folder: pathlib.Path) -> dict[str, str]:
+    """Sample grids spread evenly over the epochs, the first and the last among them."""
+    files, pictures = sorted(folder.glob("epoch_*.png")), {}
+    places = {round((len(files) - 1) * i / (_PICTURES - 1)) for i in range(_PICTURES)}
+    for file in [files[place] for place in sorted(places) if files]:
         content = io.BytesIO()
-        picture.save(content, "PNG", optimize=True)
-    return base64.b64encode(content.getvalue()).decode()
+        with Image.open(file) as picture:
+            size = (_PICTURE_PIXELS, _PICTURE_PIXELS)
+            picture.thumbnail(size, Image.Resampling.BILINEAR)
+            picture.save(content, "PNG", optimize=True)
+        text = base64.b64encode(content.getvalue()).decode()
+        epoch = int(file.stem.removeprefix("epoch_"))
+        pictures[f"epoch {epoch}"] = f"data:image/png;base64,{text}"
+    return pictures
 
 
-def _confusion_note(seen: dict[str, Any]) -> str:
-    if seen.get("confusion_rows") != "teachers":
-        return ""
-    return (
-        "Without labels, the teachers' answers to invented images stand for the truth."
-    )
-
-
-def _answers(seen: dict[str, Any]) -> str:
+def _answers(seen: Mapping[str, Any]) -> Section:
     if not seen:
-        return ""
-    names = seen["classes"]
-    truth = "label" if seen["confusion_rows"] == "labels" else "teachers"
-    label = f"Confusion matrix: {truth} against student"
-    found = [
-        chart(
-            charts.matrix(
-                seen["confusion"], names, names, label, axes_names=(truth, "student")
-            ),
-            label,
-        )
-    ]
-    invented = seen["invented_classes"]
-    if invented:
-        label = "Classes of 512 invented images; dashed: all alike"
-        expected = sum(invented) / len(invented)
-        found.append(chart(charts.bars(invented, names, label, expected), label))
-    weights, by_class = seen["header_weights"], seen["header_weights_by_class"]
-    if len(weights) > 1:
-        columns = [f"header {index}" for index in range(len(weights))]
-        label = "Header weights: mean over the images of each class"
-        empty = [None] * len(weights)
-        rows = [row or empty for row in by_class]
-        svg = charts.matrix(
-            rows, names, columns, label,
-            axes_names=("class", ""), form="{:.2f}", square=False,
-        )  # fmt: skip
-        found.append(chart(svg, label))
-    return f'<div class="charts">{"".join(found)}</div>'
+        return Section("What it answers")
+    names, generated = seen["classes"], seen["invented_classes"]
+    axes, note = ("label", "student"), ""
+    if seen["confusion_rows"] == "teachers":
+        axes = ("teachers", "student")
+        note = "Without labels, the teachers' answers to generated images stand for the"
+        note += " truth."
+    caption, rows = f"Confusion matrix: {axes[0]} against student", seen["confusion"]
+    found = [charts.matrix(rows, names, names, caption, axes, counts=True)]
+    if generated:
+        caption = f"Classes of {sum(generated)} generated images; dashed: all alike"
+        found.append(charts.bars(generated, names, caption))
+    headers = [f"header {index}" for index in range(len(seen["header_weights"]))]
+    if len(headers) > 1:
+        caption = "Header weights: mean over the images of each class"
+        axes, empty = ("class", ""), [None] * len(headers)
+        rows = [row or empty for row in seen["header_weights_by_class"]]
+        found.append(charts.matrix(rows, names, headers, caption, axes, counts=False))
+    return Section("What it answers", note, charts=found)
 
 
-def _command(config: dict[str, Any], results: dict[str, Any]) -> str:
+def _again(config: Mapping[str, Any], results: Mapping[str, Any]) -> Section:
     if not config:
-        return ""
-    usual = RunConfig().option_dict()
-    flags = [
-        f"--{name}={','.join(map(str, value)) if isinstance(value, list) else value}"
-        for name, value in config.items()
-        if name != "action" and value is not None and value != usual.get(name)
-    ]
-    command = " \\\n    ".join(["python main.py", *flags])
-    versions = "".join(
-        f"<li>{html.escape(name)} {html.escape(version)}</li>"
-        for name, version in results["versions"].items()
-    )
+        return Section("Do it again")
+    changed = RunConfig(**config).changed_flags()
+    flags = [flag for flag in changed if not flag.startswith("--action=")]
     seconds = [
         (step.replace("_", " "), f"{value:.0f} s")
         for step, value in results["seconds"].items()
         if value is not None
     ]
-    return (
-        f"<pre><code>{html.escape(command)}</code></pre>"
-        f"<ul class=inline>{versions}</ul>"
-        + tables.table(("step", "time"), seconds, "Seconds of each step")
+    return Section(
+        "Do it again",
+        command=shell_command(flags),
+        facts=[f"{name} {version}" for name, version in results["versions"].items()],
+        table=Table("Seconds of each step", ("step", "time"), seconds),
     )

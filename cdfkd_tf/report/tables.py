@@ -1,110 +1,84 @@
-"""The report's tables, and how its numbers are written."""
+"""The report's tables as text, and how its numbers are written."""
 
-import html
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+SHARE, COUNT, TIME = ".2%", ",.0f", ".3g"
+# What a column is called -> its key in results.json, and how it is written.
+_COSTS = {
+    "accuracy": ("accuracy", SHARE),
+    "parameters": ("parameters", COUNT),
+    "multiply-adds": ("multiply_adds", COUNT),
+    "bytes": ("bytes", COUNT),
+    "ms per image": ("latency_ms", TIME),
+}
+_EXPORTS = {
+    "bytes": ("bytes", COUNT),
+    "accuracy": ("accuracy", SHARE),
+    "agrees with Keras": ("agreement", SHARE),
+    "largest difference": ("max_abs_difference", ".2g"),
+    "ms per image": ("latency_ms", TIME),
+    "operators": ("operators", COUNT),
+}
 
 
-def table(head: Sequence[str], rows: Sequence[Sequence[str]], name: str) -> str:
-    """An HTML table; the first column names the row, `*` before a name marks it."""
-    top = "".join(f"<th scope=col>{html.escape(cell)}</th>" for cell in head)
-    lines = []
-    for first, *others in rows:
-        mark = ' class="ours"' if first.startswith("*") else ""
-        cells = "".join(f"<td>{html.escape(cell)}</td>" for cell in others)
-        name_cell = f"<th scope=row>{html.escape(first.lstrip('*'))}</th>"
-        lines.append(f"<tr{mark}>{name_cell}{cells}</tr>")
-    return (
-        f'<div class="wide"><table aria-label="{html.escape(name)}"><thead><tr>{top}'
-        f"</tr></thead><tbody>{''.join(lines)}</tbody></table></div>"
-    )
+class Table(NamedTuple):
+    """A table as text.
+
+    Attributes:
+        name: what it shows, for readers who cannot see it.
+        head: one cell per column.
+        rows: the first cell names the row; `*` before that name marks the row.
+    """
+
+    name: str
+    head: Sequence[str]
+    rows: Sequence[Sequence[str]]
 
 
-def comparison(results: dict[str, Any]) -> str:
-    """Teachers, their mean, and the student in its smallest shipped form."""
-    teachers = results["teachers"]
-    costs = results.get("teacher_costs") or [{} for _ in teachers]
-    rows = [
-        _costs(f"teacher {index}", entry["accuracy"], entry["parameters"], cost)
-        for index, (entry, cost) in enumerate(zip(teachers, costs))
+def comparison(results: Mapping[str, Any]) -> Table:
+    """Teachers, their mean, and the student as TFLite float32 and int8.
+
+    Args:
+        results: of results.json, with at least one teacher.
+    """
+    costs = results.get("teacher_costs") or [{}] * len(results["teachers"])
+    together = {key: total(costs, key) for key, _ in _COSTS.values()}
+    student = {**results["student"], "accuracy": results["aggregator"]["accuracy"]}
+    files = {entry["format"]: entry for entry in results["exports"]}
+    entries = [
+        (f"teacher {index}", {**cost, **teacher})
+        for index, (teacher, cost) in enumerate(zip(results["teachers"], costs))
     ]
-    ensemble = results["teacher_ensemble"]
-    together = {
-        key: total(costs, key) for key in ("multiply_adds", "bytes", "latency_ms")
-    }
-    rows.append(
-        _costs("teachers' mean", ensemble["accuracy"], ensemble["parameters"], together)
-    )
-    student, shipped = results["student"], {e["format"]: e for e in results["exports"]}
-    as_float, as_int8 = shipped.get("tflite_float32"), shipped.get("tflite_int8")
-    rows.append(
-        _costs(
-            "*student",
-            results["aggregator"]["accuracy"],
-            student["parameters"],
-            as_float or {},
+    entries.append(("teachers' mean", {**together, **results["teacher_ensemble"]}))
+    entries.append(("*student", {**files.get("tflite_float32", {}), **student}))
+    if int8 := files.get("tflite_int8"):
+        entries.append(
+            ("*student, int8", {**int8, "parameters": student["parameters"]})
         )
-    )
-    if as_int8:
-        entry = _costs(
-            "*student, int8", as_int8["accuracy"], student["parameters"], as_int8
-        )
-        rows.append(entry)
-    head = ("", "accuracy", "parameters", "multiply-adds", "bytes", "ms per image")
-    return table(head, rows, "Teachers and student")
+    return _table("Teachers and student", "", _COSTS, entries)
 
 
-def exports(results: dict[str, Any]) -> str:
-    """Every exported file and how it was checked."""
-    rows = [
-        (
-            entry["format"],
-            count(entry["bytes"]),
-            share(entry["accuracy"]),
-            share(entry["agreement"]),
-            small(entry["max_abs_difference"]),
-            milliseconds(entry["latency_ms"]),
-            count(entry.get("operators")),
-        )
-        for entry in results["exports"]
-    ]
-    head = ("format", "bytes", "accuracy", "agrees with Keras",
-            "largest difference", "ms per image", "operators")  # fmt: skip
-    return table(head, rows, "Exported files")
+def exports(results: Mapping[str, Any]) -> Table:
+    """Every exported file and how it was checked; `results` of results.json."""
+    entries = [(entry["format"], entry) for entry in results["exports"]]
+    return _table("Exported files", "format", _EXPORTS, entries)
 
 
-def total(entries: Sequence[dict[str, Any]], key: str) -> float | None:
-    """Sum over the entries; None if one has no such value."""
+def total(entries: Sequence[Mapping[str, Any]], key: str) -> float | None:
+    """Sum over the entries; None if there are none or one has no such value."""
     values = [entry.get(key) for entry in entries]
     return None if not values or None in values else sum(values)
 
 
-def share(value: float | None) -> str:
-    """As per cent."""
-    return "-" if value is None else f"{value:.2%}"
+def written(value: float | None, form: str = SHARE) -> str:
+    """A number in one of these forms; `-` for None."""
+    return "-" if value is None else format(value, form)
 
 
-def count(value: float | None) -> str:
-    """As a whole number with separators."""
-    return "-" if value is None else f"{value:,.0f}"
-
-
-def milliseconds(value: float | None) -> str:
-    """With as many digits as a clock is good for."""
-    return "-" if value is None else f"{value:.3g}"
-
-
-def small(value: float | None) -> str:
-    """A small difference."""
-    return "-" if value is None else f"{value:.1e}" if value < 1e-3 else f"{value:.3f}"
-
-
-def _costs(name, accuracy, parameters, cost) -> tuple[str, ...]:
-    return (
-        name,
-        share(accuracy),
-        count(parameters),
-        count(cost.get("multiply_adds")),
-        count(cost.get("bytes")),
-        milliseconds(cost.get("latency_ms")),
-    )
+def _table(name, first, columns, entries) -> Table:
+    rows = [
+        (row, *(written(entry.get(key), form) for key, form in columns.values()))
+        for row, entry in entries
+    ]
+    return Table(name, (first, *columns), rows)

@@ -1,12 +1,11 @@
-"""Which devices train together: chosen in one place.
+"""Which devices train together, chosen in one place.
 
-Replicas with batch b compute what one device computes with their batches joined: the
-engine divides losses by their number, BatchNormalization and every statistic over a
-batch is taken over all replicas, and noise is drawn for the whole batch.
+Replicas with batch b compute what one device computes with their batches joined:
+losses are divided by their number, BatchNormalization and every statistic over a batch
+is taken over all replicas, and noise is drawn for the whole batch.
 """
 
 import functools
-from collections.abc import Callable
 
 import keras
 import tensorflow as tf
@@ -22,12 +21,12 @@ def choose_strategy(name: str, batch_size: int) -> tf.distribute.Strategy:
 
     Args:
         name: `one_device`; `mirrored`: all GPUs of this machine, or all logical CPUs
-            where there is none; `auto`: mirrored on several GPUs.
+            where there is none; `auto`: as many of several GPUs as can share a batch.
         batch_size: B over all replicas.
 
     Raises:
-        RequestError: mirrored on a single device, a batch that cannot be shared, or
-            `multi_worker`, whose strategy must be there before all else (`Hosts`).
+        RequestError: mirrored on a single device, a batch that its devices cannot
+            share, or `multi_worker`, whose strategy is made first (`WorkerGroup`).
     """
     if name == "multi_worker":
         raise RequestError(
@@ -36,7 +35,14 @@ def choose_strategy(name: str, batch_size: int) -> tf.distribute.Strategy:
         )
     devices = tf.config.list_logical_devices("GPU")
     if name == "auto":
-        name = "mirrored" if len(devices) > 1 else "one_device"
+        count = number_that_shares(batch_size, len(devices))
+        if count < len(devices):
+            print(
+                f"--batch_size={batch_size} is shared by {count} of {len(devices)} "
+                f"GPUs. A multiple of {len(devices)} would use all.",
+                flush=True,
+            )
+        name, devices = ("mirrored" if count > 1 else "one_device"), devices[:count]
     if name == "one_device":
         return tf.distribute.get_strategy()
     devices = devices or tf.config.list_logical_devices("CPU")
@@ -55,6 +61,11 @@ def _mirrored(devices: tuple[str, ...]) -> tf.distribute.Strategy:
     return tf.distribute.MirroredStrategy(devices)
 
 
+def number_that_shares(batch_size: int, devices: int) -> int:
+    """The most devices, of so many, that get equal shares of a batch; at least one."""
+    return next(n for n in range(max(devices, 1), 0, -1) if batch_size % n == 0)
+
+
 def check_shares(batch_size: int, replicas: int) -> None:
     """Every replica must get as much of a batch as the others.
 
@@ -68,29 +79,32 @@ def check_shares(batch_size: int, replicas: int) -> None:
         )
 
 
+class _ReplicaSeeds(keras.random.SeedGenerator):
+    """Seeds that differ from replica to replica: plain Keras draws the same on all."""
+
+    def next(self, ordered: bool = True) -> tf.Tensor:
+        """A seed, `(2,)`."""
+        seed = super().next(ordered)
+        replica = tf.distribute.get_replica_context()
+        number = replica.replica_id_in_sync_group if replica else 0
+        return seed + tf.stack([tf.cast(number, seed.dtype) * _APART, 0])
+
+
 def synchronise(network: keras.Model) -> None:
-    """Makes a network's parts on all replicas one network that sees one batch.
+    """Makes a network's copies on all replicas one network that sees one batch.
 
     Every BatchNormalization takes the statistics of all replicas' batches, and what
     draws at random (Dropout) draws other numbers on each replica.
 
     Args:
-        network: changed in place.
+        network: changed in place; a second time changes nothing.
     """
     for layer in leaf_layers(network):
         if isinstance(layer, keras.layers.BatchNormalization):
             layer.synchronized = True
         generator = getattr(layer, "seed_generator", None)
-        if generator is not None:
-            generator.next = functools.partial(_draw_apart, generator.next)
-
-
-def _draw_apart(draw: Callable[..., tf.Tensor], *args, **kwargs) -> tf.Tensor:
-    """A seed, `(2,)`, whose first half differs from replica to replica."""
-    seed = draw(*args, **kwargs)
-    replica = tf.distribute.get_replica_context()
-    number = replica.replica_id_in_sync_group if replica else 0
-    return seed + tf.stack([tf.cast(number, seed.dtype) * _APART, 0])
+        if isinstance(generator, keras.random.SeedGenerator):
+            generator.__class__ = _ReplicaSeeds  # its state stays where it is
 
 
 def choose_xla(wish: str, same_bits: bool, strategy: tf.distribute.Strategy) -> bool:

@@ -1,13 +1,16 @@
 """How a run computes: its arithmetic and whether it repeats bit for bit."""
 
 import contextlib
+import random
 import re
 from collections.abc import Iterator
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from cdfkd_tf.errors import RunError
+from cdfkd_tf.runtime import keras_internals
 
 _MEMORY = re.compile("OOM|out of memory|allocat", re.IGNORECASE)
 
@@ -62,3 +65,16 @@ def make_deterministic(wish: str) -> None:
     has_gpu = bool(tf.config.list_physical_devices("GPU"))
     if wish == "true" or (wish == "auto" and not has_gpu):
         tf.config.experimental.enable_op_determinism()
+
+
+@contextlib.contextmanager
+def global_state_restored() -> Iterator[None]:
+    """Puts random generators, seeds and op determinism back when the block ends."""
+    python, array = random.getstate(), np.random.get_state()
+    restore = keras_internals.random_state()
+    try:
+        yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(array)
+        restore()

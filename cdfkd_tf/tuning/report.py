@@ -1,10 +1,9 @@
 """`search/report.html`: what each option did to the objective, and every trial."""
 
-import html
 import pathlib
 
 from cdfkd_tf.report import charts, tables
-from cdfkd_tf.report.page import chart, page, section
+from cdfkd_tf.report.page import Section, render, shell_command
 from cdfkd_tf.tuning.objective import objective_of
 from cdfkd_tf.tuning.summary import Summary, shown
 from cdfkd_tf.workdir import write_text
@@ -19,8 +18,8 @@ def write_search_report(summary: Summary, path: pathlib.Path) -> None:
     lead = f"{len(finished)} runs finished" + (f", {failed} failed." if failed else ".")
     if summary.best:
         accuracy = summary.best["test_accuracy"]
-        lead += f" The best reached {name} <b>{summary.best['objective']:.4f}</b>"
-        lead += "." if accuracy is None else f", test {tables.share(accuracy)}."
+        lead += f" The best reached {name} *{summary.best['objective']:.4f}*"
+        lead += "." if accuracy is None else f", test {tables.written(accuracy)}."
     figures = []
     for option in summary.names:
         points = [
@@ -29,8 +28,7 @@ def write_search_report(summary: Summary, path: pathlib.Path) -> None:
             if option in o["values"]
         ]
         if points:
-            label = f"{option} and {name}"
-            figures.append(chart(charts.points(points, label, option, name), label))
+            figures.append(charts.points(points, f"{option} and {name}", option, name))
     measured = [
         (o["objective"], o["test_accuracy"])
         for o in finished
@@ -38,8 +36,9 @@ def write_search_report(summary: Summary, path: pathlib.Path) -> None:
     ]
     correlation, note = summary.rank_correlation, ""
     if measured:
-        label = f"{name} and test accuracy"
-        figures.append(chart(charts.points(measured, label, name, "test"), label))
+        figures.append(
+            charts.points(measured, f"{name} and test accuracy", name, "test")
+        )
     if correlation is not None:
         note = (
             f"Rank correlation of {name}, by which the search chose, with test "
@@ -50,7 +49,7 @@ def write_search_report(summary: Summary, path: pathlib.Path) -> None:
         (
             f"{'*' if o is summary.best else ''}{o['trial']}",
             "failed" if o["objective"] is None else f"{o['objective']:.4f}",
-            tables.share(o["test_accuracy"]),
+            tables.written(o["test_accuracy"]),
             str(o["epochs"]),
             *(shown(o["values"].get(option)) for option in summary.names),
             f"{o['seconds']:.0f}",
@@ -58,25 +57,17 @@ def write_search_report(summary: Summary, path: pathlib.Path) -> None:
         )
         for o in summary.outcomes
     ]
-    opening = (
-        f"<header><p class=kicker>{html.escape(config.dataset)} · "
-        f"{html.escape(config.method)} · {config.tuner} search</p>"
-        f"<h1>Which settings are best?</h1><p class=lead>{lead}</p></header>"
-    )
     flagfile = pathlib.Path(config.workdir) / "search" / "best.flags"
-    command = html.escape(f"python main.py --flagfile={flagfile}")
-    content = [
-        opening,
-        section(
-            "What each option did",
-            note,
-            f'<div class="charts">{"".join(figures)}</div>' if figures else "",
-        ),
-        section("Every run", "", tables.table(head, rows, "Trials")),
-        section(
-            "The best one again",
-            "",
-            f"<pre><code>{command}</code></pre>" if summary.best else "",
-        ),
-    ]
-    write_text(path, page(f"{config.dataset}, search", content))
+    command = shell_command([f"--flagfile={flagfile}"]) if summary.best else ""
+    text = render(
+        f"{config.dataset}, search",
+        [
+            Section("What each option did", note, charts=figures),
+            Section("Every run", table=tables.Table("Trials", head, rows)),
+            Section("The best one again", command=command),
+        ],
+        kicker=f"{config.dataset} · {config.method} · {config.tuner} search",
+        question="Which settings are best?",
+        lead=lead,
+    )
+    write_text(path, text)

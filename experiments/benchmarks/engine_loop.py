@@ -21,6 +21,7 @@ from experiments.benchmarks.cases import (
 def assemble(case, **more):
     """The run that `case` describes, its teachers fresh ones in memory."""
     from cdfkd_tf.assembly import Assembly
+
     from cdfkd_tf.config import RunConfig
     from cdfkd_tf.networks.classifiers import build_classifier
     from cdfkd_tf.networks.pixel_ranges import NORMALISED

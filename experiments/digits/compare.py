@@ -176,10 +176,10 @@ def control_row(folder: pathlib.Path, given: list[str], seed: int) -> dict:
     import keras
     import numpy as np
     from absl import flags as absl_flags
+    from cdfkd_tf.assembly import Assembly
     from keras import layers
 
     from cdfkd_tf import flags as project_flags
-    from cdfkd_tf.assembly import Assembly
     from cdfkd_tf.distillation.fit_aggregator import fit_aggregator
     from cdfkd_tf.workdir import Workdir
 

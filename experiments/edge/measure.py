@@ -23,16 +23,16 @@ quiet_tensorflow()
 
 import keras  # noqa: E402
 import numpy as np  # noqa: E402
-
 from cdfkd_tf.assembly import Assembly  # noqa: E402
+from cdfkd_tf.export.checking import Reference  # noqa: E402
+from cdfkd_tf.export.exporting import export_checked  # noqa: E402
+from cdfkd_tf.export.step import calibration_pool  # noqa: E402
+from cdfkd_tf.limits import EXPORT_FORMATS  # noqa: E402
+
 from cdfkd_tf.config import RunConfig  # noqa: E402
 from cdfkd_tf.export import metadata  # noqa: E402
 from cdfkd_tf.export.calibration import calibration_pixels  # noqa: E402
-from cdfkd_tf.export.checking import Reference  # noqa: E402
-from cdfkd_tf.export.exporting import export_checked  # noqa: E402
 from cdfkd_tf.export.finetuning import finetune_int8  # noqa: E402
-from cdfkd_tf.export.step import calibration_pool  # noqa: E402
-from cdfkd_tf.limits import EXPORT_FORMATS  # noqa: E402
 from cdfkd_tf.networks.aggregators import build_aggregator, build_predictor  # noqa: E402
 from cdfkd_tf.networks.students import build_student  # noqa: E402
 from cdfkd_tf.workdir import Workdir, read_json  # noqa: E402

@@ -5,8 +5,8 @@ import pathlib
 import numpy as np
 import pytest
 
-from cdfkd_tf.data.builders.splitting import stratified_split
 from cdfkd_tf.data.images import RealImages
+from cdfkd_tf.data.sampling import stratified_split
 from cdfkd_tf.data.specs import spec_of
 from cdfkd_tf.errors import RequestError
 from tests.conftest import run_main
@@ -78,7 +78,7 @@ def test_caltech101_images_are_scaled_by_the_shorter_side_and_cropped(caltech):
     assert images.shape == (4, 128, 128, 3)
     pixels, _ = next(iter(caltech.evaluation_pixels(4)))
     assert pixels.shape == (4, 128, 128, 3)
-    example = next(iter(caltech._read("test")[0]))[0]
+    example, _ = caltech._decode(next(iter(caltech._read("test")[0])))
     assert min(example.shape[:2]) == 128 and max(example.shape[:2]) == 142  # 36x40
     left = (142 - 128) // 2
     np.testing.assert_array_equal(pixels[0], example[:, left : left + 128])

@@ -1,6 +1,6 @@
 """Real images come through TFDS, seeded and normalised."""
 
-import dataclasses
+import socket
 
 import numpy as np
 import pytest
@@ -14,8 +14,13 @@ from cdfkd_tf.errors import RequestError
 
 
 @pytest.fixture(scope="module")
-def digits(tmp_path_factory):
-    return RealImages(spec_of("digits"), str(tmp_path_factory.mktemp("digits")))
+def digits_dir(tmp_path_factory):
+    return str(tmp_path_factory.mktemp("digits"))
+
+
+@pytest.fixture(scope="module")
+def digits(digits_dir):
+    return RealImages(spec_of("digits"), digits_dir)
 
 
 def test_digits_are_split_stratified_80_to_20(digits):
@@ -34,7 +39,9 @@ def test_enlarging_is_bilinear():
 
 
 def test_declared_statistics_are_those_of_the_training_images(digits):
-    pixels = np.concatenate([p for p, _ in digits._read("train")[0].batch(512)])
+    pixels = np.concatenate(
+        [p for p, _ in digits._read("train")[0].map(digits._decode).batch(512)]
+    )
     np.testing.assert_allclose(pixels.mean(), digits.spec.mean[0], atol=1e-4)
     np.testing.assert_allclose(pixels.std(), digits.spec.std[0], atol=1e-4)
 
@@ -57,9 +64,16 @@ def test_augmentation_differs_from_epoch_to_epoch(digits):
     assert steps == 1 and not np.allclose(*sums)
 
 
-def test_validation_takes_its_images_from_training():
-    validating = RealImages(spec_of("digits"), evaluation_split="validation")
-    assert validating.splits == ("train[:80%]", "train[80%:]")
+def test_validation_takes_its_images_from_training(digits_dir, tmp_path):
+    validating = RealImages(spec_of("digits"), digits_dir, "validation")
+    assert validating.training(1, seed=0)[1] == 1150
+    assert sum(len(labels) for _, labels in validating.evaluation_pixels()) == 287
+    validating.write_splits(tmp_path)
+    train, measured = (
+        set((tmp_path / f"{name}.txt").read_text().splitlines())
+        for name in ("train", "validation")
+    )
+    assert (len(train), len(measured), len(train & measured)) == (1150, 287, 0)
 
 
 @pytest.mark.parametrize("count", [10, 25, 143])
@@ -84,8 +98,15 @@ def test_denormalising_undoes_normalising():
         np.testing.assert_allclose(spec.denormalise(normalised), images, atol=1e-12)
 
 
-def test_a_data_set_that_cannot_be_fetched_says_how_to_get_it(tmp_path):
-    spec = dataclasses.replace(spec_of("cifar100"), download_host="no.host.invalid")
-    cifar = RealImages(spec, str(tmp_path))
-    with pytest.raises(RequestError, match="prepare_data --dataset=cifar100"):
+def offline(*address):
+    raise socket.gaierror
+
+
+def test_a_data_set_that_cannot_be_fetched_says_how_to_get_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(socket, "getaddrinfo", offline)
+    cifar = RealImages(spec_of("cifar100"), str(tmp_path))
+    message = (
+        r"www\.cs\.toronto\.edu cannot be reached.*prepare_data --dataset=cifar100"
+    )
+    with pytest.raises(RequestError, match=message):
         cifar.evaluation()

@@ -6,9 +6,9 @@ import json
 import keras
 import numpy as np
 import pytest
-
 from cdfkd_tf.distillation.agreement import HeldOutAgreement, KeepBest
 from cdfkd_tf.distillation.callbacks import HistoryTable, Inventor
+
 from tests.conftest import latents, moved, tiny_distiller, values_of
 
 

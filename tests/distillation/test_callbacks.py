@@ -5,10 +5,6 @@ import math
 import numpy as np
 import pytest
 import tensorflow as tf
-from PIL import Image
-from tensorboard.backend.event_processing import event_accumulator
-
-from cdfkd_tf.data.noise import latent_dataset
 from cdfkd_tf.distillation.callbacks import (
     Curves,
     InventedImages,
@@ -17,6 +13,10 @@ from cdfkd_tf.distillation.callbacks import (
     StopOnNaN,
     tile,
 )
+from PIL import Image
+from tensorboard.backend.event_processing import event_accumulator
+
+from cdfkd_tf.data.noise import latent_dataset
 from cdfkd_tf.errors import RunError
 from tests.conftest import LATENT, latents, moved, tiny_distiller, values_of
 

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from cdfkd_tf.errors import RequestError, RunError
-from cdfkd_tf.runtime.cluster import Cluster
+from cdfkd_tf.runtime.multi_worker import Cluster
 from tests.conftest import run_main
 from tests.small import small_run
 

@@ -8,8 +8,8 @@ float64, all twelve updates are compared with an independent PyTorch implementat
 import keras
 import numpy as np
 import pytest
-
 from cdfkd_tf.distillation.adversarial import AdversarialDistiller
+
 from cdfkd_tf.distillation.methods import METHODS, with_overrides
 from cdfkd_tf.distillation.optimizers import CoupledSGD, PaperAdam
 from cdfkd_tf.networks.classifiers import build_classifier

@@ -5,11 +5,11 @@ import dataclasses
 import keras
 import numpy as np
 import pytest
+from cdfkd_tf.distillation.suiting import build_projection, suit_method
 from keras import layers
 
 from cdfkd_tf.distillation.distiller import Distiller
 from cdfkd_tf.distillation.methods import METHODS
-from cdfkd_tf.distillation.suiting import build_projection, suit_method
 from cdfkd_tf.errors import DistillationWarning, RequestError
 from cdfkd_tf.networks.classifiers import build_classifier
 from cdfkd_tf.networks.students import build_student

@@ -4,8 +4,8 @@ import warnings
 
 import numpy as np
 import pytest
-
 from cdfkd_tf.distillation.trouble import TroubleWatch, effective_classes
+
 from cdfkd_tf.errors import DistillationWarning
 
 RNG = np.random.default_rng(0)

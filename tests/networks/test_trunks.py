@@ -7,7 +7,7 @@ from keras import layers
 
 from cdfkd_tf.data.specs import plain_spec
 from cdfkd_tf.errors import RequestError
-from cdfkd_tf.export.lean import lean_predictor
+from cdfkd_tf.export.inference_graph import inference_graph
 from cdfkd_tf.networks.aggregators import build_aggregator, build_predictor
 from cdfkd_tf.networks.external_backbones import find_backbone
 from cdfkd_tf.networks.students import build_student
@@ -114,14 +114,14 @@ def test_wrong_students_are_refused(name, kwargs, message):
         maps_of(name, **kwargs)
 
 
-def test_a_student_on_a_file_becomes_an_equal_lean_graph(file):
+def test_inference_graph_of_a_student_on_a_file_is_the_same_function(file):
     student = build_student(find_backbone(file, SPEC), (32, 32, 3), 5, 2)
     student(IMAGES, training=True)  # statistics that are not 0 and 1
     aggregator = build_aggregator("mean", student)
     predictor = build_predictor(student, aggregator, SPEC.mean, SPEC.std)
     pixels = np.clip(IMAGES / 4 + 0.5, 0, 1)
-    lean = lean_predictor(predictor)(pixels)
-    np.testing.assert_allclose(lean, predictor(pixels), atol=1e-5)
+    graph = inference_graph(predictor)(pixels)
+    np.testing.assert_allclose(graph, predictor(pixels), atol=1e-5)
 
 
 def test_width_that_cannot_be_had_is_refused(file):

@@ -9,7 +9,7 @@ import pathlib
 
 import tensorflow_datasets as tfds
 
-from cdfkd_tf.data.builders.splitting import stratified_split
+from cdfkd_tf.data.sampling import stratified_split
 from cdfkd_tf.errors import RequestError
 
 URL = "https://data.caltech.edu/records/mzrjq-6wc02/files/caltech-101.zip?download=1"
@@ -24,8 +24,8 @@ class Caltech101Stratified(tfds.core.GeneratorBasedBuilder):
 
     @property
     def url_infos(self):
-        """The registered size and checksum of TFDS's own builder."""
-        return tfds.builder_cls("caltech101").url_infos
+        """The size and checksum that TFDS's own builder registers."""
+        return {URL: tfds.builder_cls("caltech101").url_infos[URL]}
 
     def _info(self) -> tfds.core.DatasetInfo:
         return self.dataset_info_from_configs(

@@ -8,7 +8,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from cdfkd_tf.data.builders.splitting import stratified_split
+from cdfkd_tf.data.sampling import stratified_split
 
 SIDE = 16
 

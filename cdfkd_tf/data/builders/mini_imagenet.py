@@ -11,7 +11,7 @@ import pathlib
 
 import tensorflow_datasets as tfds
 
-from cdfkd_tf.data.builders.splitting import stratified_split
+from cdfkd_tf.data.sampling import stratified_split
 from cdfkd_tf.errors import RequestError
 
 LISTS = ("train.csv", "val.csv", "test.csv")
@@ -38,7 +38,7 @@ class MiniImagenet(tfds.core.GeneratorBasedBuilder):
 
     def _split_generators(self, dl_manager):
         # Not dl_manager.manual_dir: that raises before the folder can be named.
-        root = pathlib.Path(dl_manager._manual_dir) / "mini_imagenet"
+        root = pathlib.Path(self.data_dir_root) / "downloads/manual/mini_imagenet"
         missing = [name for name in (*LISTS, "images") if not (root / name).exists()]
         if missing:
             raise RequestError(

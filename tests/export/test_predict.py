@@ -10,18 +10,18 @@ import pytest
 from PIL import Image
 
 from cdfkd_tf.export.predict import read_image
-from cdfkd_tf.export.runners import TfliteRunner
+from cdfkd_tf.export.tflite import TfliteRunner
 from tests.conftest import run_main
-from tests.test_export import export, predictor_with
+from tests.export.small import NAMES, export_small, predictor_with
 
 
 @pytest.fixture(scope="module")
 def run_folder(tmp_path_factory):
     """A workdir with a predictor and two exported files, and a folder of pictures."""
     folder = tmp_path_factory.mktemp("run")
-    predictor = predictor_with("attention")
+    predictor = predictor_with("attention", headers=3)
     predictor.save(folder / "predictor.keras")
-    export(predictor, folder / "export", ("saved_model", "tflite_int8"))
+    export_small(predictor, folder / "export", ("saved_model", "onnx", "tflite_int8"))
     pictures = folder / "pictures"
     (pictures / "more").mkdir(parents=True)
     rng = np.random.default_rng(0)
@@ -53,7 +53,7 @@ def test_a_folder_is_classified_with_the_smallest_file(run_folder, capsys):
         probabilities = run(read_image(pathlib.Path(row["file"]), (8, 8, 1))[None])[0]
         best = probabilities.argmax()
         assert row["class"] == str(best)
-        assert row["name"] == ["ant", "bee", "cat", "dög"][best]
+        assert row["name"] == NAMES[best]
         assert float(row["probability"]) == pytest.approx(probabilities[best], abs=1e-4)
 
 
@@ -117,7 +117,8 @@ def test_a_picture_is_cropped_in_the_centre_where_the_data_set_was(tmp_path):
     assert read_image(file, (8, 8, 3)).min() == 0
 
 
-def test_a_tflite_file_is_run_without_tensorflow(run_folder, tmp_path):
+@pytest.mark.parametrize("name", ["student_int8.tflite", "student.onnx"])
+def test_files_for_devices_are_run_without_tensorflow(run_folder, tmp_path, name):
     code = (
         "import sys\n"
         "from cdfkd_tf.cli import main\n"
@@ -126,14 +127,14 @@ def test_a_tflite_file_is_run_without_tensorflow(run_folder, tmp_path):
     )
     arguments = [
         f"--predict_input={run_folder / 'pictures'}",
-        f"--predict_model={run_folder / 'export/student_int8.tflite'}",
+        f"--predict_model={run_folder / 'export' / name}",
         f"--workdir={tmp_path}",
     ]
     subprocess.run([sys.executable, "-c", code, *arguments], check=True, timeout=60)
 
 
 def test_the_device_example_says_the_same(run_folder, tmp_path):
-    root = pathlib.Path(__file__).parent.parent
+    root = pathlib.Path(__file__).parents[2]
     script = root / "experiments/edge/classify.py"
     assert len(script.read_text().splitlines()) < 60
     picture, model = "pictures/a.png", "export/student_int8.tflite"

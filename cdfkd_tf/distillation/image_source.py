@@ -1,0 +1,241 @@
+"""Where the images of a distillation come from.
+
+An image source gives the student its batches, keeps what a checkpoint must hold of it,
+and may learn itself between the student's steps. `build.SOURCES` lists them by name.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import keras
+import numpy as np
+import tensorflow as tf
+from keras import KerasTensor, ops
+
+from cdfkd_tf.data.images import RealImages
+from cdfkd_tf.data.noise import latent_dataset, watching_noise
+from cdfkd_tf.distillation import numerics
+from cdfkd_tf.distillation.losses import Objective, Outputs
+from cdfkd_tf.teachers.ensemble import TeacherEnsemble, TeacherOutputs
+
+HELD_OUT_SEED = 4
+_OBSERVED = 256  # images behind each histogram and each agreement
+
+
+class Batch(NamedTuple):
+    """The batches of one iteration, stacked along a leading axis K.
+
+    Attributes:
+        normalised: images `(K, B, height, width, channels)`, normalised as the data
+            set says.
+        teachers: the teachers' outputs for them, each with the leading axis K; None:
+            they are still to be computed.
+    """
+
+    normalised: KerasTensor
+    teachers: TeacherOutputs | None = None
+
+
+class ImageSource:
+    """What a distiller reads images from.
+
+    Attributes:
+        student_steps: K, batches (and student steps) per iteration.
+        state: name -> network or optimiser that a checkpoint must hold.
+        trackers: name -> metric of what the source itself minimises.
+    """
+
+    student_steps = 1
+
+    def __init__(self):
+        self.state: dict[str, Any] = {}
+        self.trackers: dict[str, keras.metrics.Metric] = {}
+
+    def dataset(self, first_step: int) -> tf.data.Dataset:
+        """What `fit` iterates over: one element per iteration, from a step on.
+
+        An element holds whole batches; replicas and hosts each get a part of it.
+        """
+        raise RuntimeError(f"{type(self).__name__} has no data set.")
+
+    def next_batches(self, element: Any) -> Batch:
+        """The images of one iteration, made of an element of `dataset`."""
+        raise RuntimeError(f"{type(self).__name__} makes no batches.")
+
+    def update(self, element: Any, student: keras.Model) -> None:
+        """The source's own step after the student's; nothing where it does not learn.
+
+        Args:
+            element: the same as in `next_batches`.
+            student: `normalised` to logits and features; it does not move.
+        """
+
+    def observe(self) -> np.ndarray | None:
+        """Images of no training step, to look at and to measure agreement on.
+
+        Returns:
+            `(n, height, width, channels)`, normalised, comparable from call to call;
+            None where there is nothing to see.
+        """
+
+
+class DatasetImages(ImageSource):
+    """Real images of a data set, shuffled and augmented.
+
+    Args:
+        images: the data set.
+        batch_size: B over all replicas.
+        seed: of order and augmentation.
+    """
+
+    def __init__(self, images: RealImages, batch_size: int, seed: int):
+        super().__init__()
+        self._images, self._batch_size, self._seed = images, batch_size, seed
+
+    def dataset(self, first_step: int) -> tf.data.Dataset:
+        """Endless `(images, labels)`: `(B, *image_shape)` normalised and `(B,)`."""
+        return self._images.training(self._batch_size, self._seed, first_step)[0]
+
+    def next_batches(self, element: Any) -> Batch:
+        """The element's images, as the one batch of an iteration."""
+        return Batch(element[0][None])
+
+
+class GeneratedImages(ImageSource):
+    """Images of a generator that learns to find where student and teachers disagree.
+
+    Args:
+        generator: noise `(B, Z)` to normalised images; always in training mode.
+        teachers: frozen.
+        objective: what the generator minimises.
+        optimizer: of the generator.
+        student_steps: K, before each generator step.
+        batch_size: B over all replicas.
+        seed: of all the noise.
+        clip_gradients: largest global norm of the generator's gradient; 0: any.
+        outputs_of: the teachers' forward pass in the generator step; None: the
+            ensemble's own, see `recompute.RecomputedTeachers` for one of less memory.
+        updates_statistics: whether the generator step updates the student's
+            BatchNormalization moving statistics, as the published code does. It only
+            blurs what inference will use, so the default is not to.
+    """
+
+    def __init__(
+        self,
+        generator: keras.Model,
+        teachers: TeacherEnsemble,
+        objective: Objective,
+        optimizer: keras.optimizers.Optimizer,
+        *,
+        student_steps: int,
+        batch_size: int,
+        seed: int,
+        clip_gradients: float = 0.0,
+        outputs_of: Callable[..., TeacherOutputs] | None = None,
+        updates_statistics: bool = False,
+    ):
+        super().__init__()
+        self.generator, self.objective, self.optimizer = generator, objective, optimizer
+        self.student_steps = student_steps
+        self._teachers, self._mask = outputs_of or teachers, teachers.mask
+        self._batch_size, self._seed = batch_size, seed
+        self._clip, self._updates_statistics = clip_gradients, updates_statistics
+        self.state = {"generator": generator, "generator_optimizer": optimizer}
+        self.trackers = objective.trackers
+        optimizer.build(generator.trainable_variables)
+        self._sample = sampler(generator, batch_size)
+
+    def dataset(self, first_step: int) -> tf.data.Dataset:
+        """Endless noise `(B, K + 1, Z)`: the student's K batches, the generator's."""
+        return latent_dataset(
+            self._batch_size,
+            self.student_steps + 1,
+            self.generator.input_shape[-1],
+            seed=self._seed,
+            first_step=first_step,
+        )
+
+    def next_batches(self, element: KerasTensor) -> Batch:
+        """Images for the student's K steps.
+
+        The generator runs batch by batch: its BatchNormalizations use the statistics
+        of one batch.
+        """
+        batches = [
+            self.generator(element[:, step], training=True)
+            for step in range(element.shape[1] - 1)
+        ]
+        return Batch(ops.stop_gradient(ops.stack(batches)))
+
+    def update(self, element: KerasTensor, student: keras.Model) -> None:
+        """Moves the generator alone; student and teachers only pass gradients."""
+        statistics = [] if self._updates_statistics else student.non_trainable_variables
+        with restoring(statistics), tf.GradientTape() as tape:
+            images = self.generator(element[:, -1], training=True)
+            teachers = self._teachers(images, self.objective.needs)
+            # Recomputed teachers return the images, to be read after them.
+            images = getattr(teachers, "images", images)
+            logits = teachers.logits
+            if not self.objective.method.teacher_gradient:
+                logits = ops.stop_gradient(logits)
+            student_outputs = student(images, training=True)
+            loss = self.objective(
+                Outputs(
+                    student_logits=student_outputs["logits"],
+                    student_features=student_outputs["features"],
+                    teacher_logits=logits,
+                    teacher_features=teachers.features,
+                    teacher_bn=teachers.bn,
+                    student_maps=student_outputs.get("maps", ()),
+                    teacher_maps=teachers.maps,
+                    mask=self._mask,
+                )
+            )
+            # Inside the tape: replicas sum gradients, low precision scales them.
+            replicas = tf.distribute.get_strategy().num_replicas_in_sync
+            loss = self.optimizer.scale_loss(loss / replicas)
+        variables = self.generator.trainable_variables
+        gradients = tape.gradient(loss, variables)
+        numerics.apply_gradients(self.optimizer, gradients, variables, clip=self._clip)
+
+    def observe(self) -> np.ndarray:
+        """Images of held-out noise; looking moves nothing."""
+        width, seeds = self.generator.input_shape[-1], [self._seed, HELD_OUT_SEED]
+        return self._sample(watching_noise(_OBSERVED, width, seeds))
+
+
+@contextmanager
+def restoring(variables: Sequence[keras.Variable]) -> Iterator[None]:
+    """Gives variables back the values they had, when the block ends."""
+    before = [tf.identity(variable.value) for variable in variables]
+    yield
+    for variable, value in zip(variables, before):
+        variable.assign(value)
+
+
+def sampler(generator: keras.Model, batch_size: int) -> Callable[..., np.ndarray]:
+    """A function that generates images without moving anything.
+
+    Args:
+        generator: noise to normalised images, in training mode as while it learned.
+        batch_size: images at once, whose statistics normalise.
+
+    Returns:
+        Noise `(n, Z)` to normalised images `(n, height, width, channels)`.
+    """
+    statistics = generator.non_trainable_variables
+
+    @tf.function(reduce_retracing=True)
+    def generate(noise):
+        return generator(noise, training=True)
+
+    def sample(noise: np.ndarray) -> np.ndarray:
+        with restoring(statistics):
+            parts = [
+                generate(tf.constant(noise[start : start + batch_size])).numpy()
+                for start in range(0, len(noise), batch_size)
+            ]
+        return np.concatenate(parts)
+
+    return sample

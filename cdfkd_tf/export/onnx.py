@@ -1,0 +1,72 @@
+"""The export format of other runtimes: ONNX, written by tf2onnx."""
+
+import json
+import pathlib
+from typing import Any
+
+import numpy as np
+
+from cdfkd_tf.export.runner import Runner
+
+_KEY = "metadata.json"
+
+
+def write_onnx(
+    model: Any, path: pathlib.Path, calibration: np.ndarray | None = None
+) -> None:
+    """Writes a file from `image`, float32 in [0, 1], to `probabilities`.
+
+    Args:
+        model: Keras model, images `(B, height, width, channels)` in [0, 1] to
+            probabilities `(B, C)`, without `Normalization` layers; B is any number.
+        path: the file to write.
+        calibration: not used.
+    """
+    import onnx
+    import tf2onnx
+
+    from cdfkd_tf.export.inference_graph import serving_function
+
+    serve = serving_function(model)
+    converted, _ = tf2onnx.convert.from_function(serve, serve.input_signature)
+    for value in (*converted.graph.input, *converted.graph.output):
+        value.type.tensor_type.shape.dim[0].dim_param = "batch"
+    onnx.checker.check_model(converted)
+    onnx.save(converted, str(path))
+
+
+class OnnxRunner(Runner):
+    """An ONNX file in onnxruntime, on one thread of the CPU. Needs no TensorFlow.
+
+    Args:
+        path: the file.
+    """
+
+    def __init__(self, path: pathlib.Path):
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = options.inter_op_num_threads = 1
+        self._session = onnxruntime.InferenceSession(
+            str(path), options, providers=["CPUExecutionProvider"]
+        )
+        (image,) = self._session.get_inputs()
+        self._name, self.image_shape = image.name, tuple(image.shape[1:])
+        attached = self._session.get_modelmeta().custom_metadata_map
+        self.description = json.loads(attached.get(_KEY, "{}"))
+
+    def __call__(self, images: np.ndarray) -> np.ndarray:
+        """See `Runner`."""
+        (output,) = self._session.run(None, {self._name: images.astype("float32")})
+        return output
+
+
+def attach_to_onnx(path: pathlib.Path, description: dict[str, Any]) -> None:
+    """Writes the entry `metadata.json` of the file's own metadata."""
+    import onnx
+
+    model = onnx.load(str(path))
+    onnx.helper.set_model_props(
+        model, {_KEY: json.dumps(description, ensure_ascii=False)}
+    )
+    onnx.save(model, str(path))

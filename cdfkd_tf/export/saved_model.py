@@ -1,0 +1,82 @@
+"""The export format of servers: a TensorFlow SavedModel."""
+
+import json
+import pathlib
+from typing import Any
+
+import numpy as np
+
+from cdfkd_tf.export.runner import Runner
+from cdfkd_tf.networks.saved_model_check import check_saved_model
+from cdfkd_tf.runtime.silence_stderr import quiet_tensorflow
+
+_DESCRIPTION = pathlib.Path("assets.extra", "metadata.json")
+
+
+def write_saved_model(
+    model: Any, path: pathlib.Path, calibration: np.ndarray | None = None
+) -> None:
+    """Writes the signatures `serving_default` and `serve_uint8`.
+
+    Both take `image`, of any batch size, and give `probabilities`: the first takes
+    float32 in [0, 1], the second uint8 in [0, 255].
+
+    Args:
+        model: Keras model, images in [0, 1] to probabilities.
+        path: the folder to write.
+        calibration: not used.
+    """
+    import tensorflow as tf
+
+    from cdfkd_tf.export.inference_graph import serving_function
+
+    serve = serving_function(model)
+    image = tf.TensorSpec((None, *model.input_shape[1:]), tf.uint8, name="image")
+
+    @tf.function(input_signature=[image])
+    def serve_uint8(image):
+        return serve(tf.cast(image, tf.float32) / 255)
+
+    # Not Keras's own export: it stores every variable twice.
+    module = tf.Module()
+    module.weights = [variable.value for variable in model.variables]
+    signatures = {"serving_default": serve, "serve_uint8": serve_uint8}
+    tf.saved_model.save(module, str(path), signatures=signatures)
+
+
+class SavedModelRunner(Runner):
+    """A SavedModel's `serving_default` in TensorFlow.
+
+    Args:
+        path: its folder.
+
+    Raises:
+        RequestError: if it holds operations that could do more than compute.
+    """
+
+    def __init__(self, path: pathlib.Path):
+        quiet_tensorflow()
+        import tensorflow as tf
+
+        check_saved_model(path)
+        self._loaded = tf.saved_model.load(str(path))  # signatures die with it
+        self._serve = self._loaded.signatures["serving_default"]
+        self._constant = tf.constant
+        self.threads = tf.config.threading.get_intra_op_parallelism_threads() or None
+        _, inputs = self._serve.structured_input_signature
+        self.image_shape = tuple(inputs["image"].shape[1:])
+        file = path / _DESCRIPTION
+        text = file.read_text(encoding="utf-8") if file.exists() else "{}"
+        self.description = json.loads(text)
+
+    def __call__(self, images: np.ndarray) -> np.ndarray:
+        """See `Runner`."""
+        return self._serve(image=self._constant(images))["probabilities"].numpy()
+
+
+def attach_to_folder(path: pathlib.Path, description: dict[str, Any]) -> None:
+    """Writes `assets.extra/metadata.json`."""
+    file = path / _DESCRIPTION
+    file.parent.mkdir(exist_ok=True)
+    text = json.dumps(description, indent=1, ensure_ascii=False)
+    file.write_text(text + "\n", encoding="utf-8")

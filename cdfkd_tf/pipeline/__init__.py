@@ -1,0 +1,1 @@
+"""One run: which of its steps are needed, and what each does."""

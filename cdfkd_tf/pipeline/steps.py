@@ -1,0 +1,449 @@
+"""What each step of a run does, and the objects that the steps share."""
+
+import functools
+import os
+import pathlib
+import shutil
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+import cdfkd_tf
+from cdfkd_tf import evaluation
+from cdfkd_tf.config import RunConfig
+from cdfkd_tf.data.images import RealImages
+from cdfkd_tf.data.noise import watching_noise
+from cdfkd_tf.distillation import build
+from cdfkd_tf.distillation.fit_aggregator import fit_aggregator
+from cdfkd_tf.distillation.image_source import sampler
+from cdfkd_tf.distillation.run import distill, saving_options
+from cdfkd_tf.distillation.train_teachers import train_classifier
+from cdfkd_tf.errors import RequestError
+from cdfkd_tf.export import run as export_run
+from cdfkd_tf.export.costs import teacher_costs
+from cdfkd_tf.networks.aggregators import build_aggregator, build_predictor
+from cdfkd_tf.networks.classifiers import build_classifier
+from cdfkd_tf.networks.loading import load_network
+from cdfkd_tf.runtime.files import replacing
+from cdfkd_tf.runtime.multi_worker import WorkerGroup
+from cdfkd_tf.runtime.precision import dtype_policy, make_deterministic, memory_advice
+from cdfkd_tf.teachers.build import build_teachers, find_spec, teacher_files
+from cdfkd_tf.teachers.ensemble import TeacherEnsemble
+from cdfkd_tf.workdir import Results, Workdir, write_json
+
+# Offsets that keep the draws of one run apart.
+_TEACHER_SEEDS = 1000  # per teacher
+_PICTURE_SEED, _EVALUATION_SEED = 1, 3
+_AGGREGATOR_SEED, _SCALE_SEED = 5, 6
+_GENERATED = 512  # images to measure on where there are no real ones
+_MEASURED_AT_ONCE = 256
+
+
+class Run:
+    """The objects of one run in this process, each made once and on demand.
+
+    Args:
+        config: the request.
+        models: the teachers, where they are in memory.
+        callbacks: for the distillation, besides our own.
+        verbose: as in `keras.Model.fit`; None: as the terminal is.
+        workers: that share the distillation; None: this process alone.
+
+    Attributes:
+        workdir: the run's folder.
+        results: what is measured.
+        networks: `student`, `generator`, `predictor` as far as they are made here.
+
+    Raises:
+        RequestError: what can be refused before a step that takes time: a name that
+            no table holds, a generator that cannot make the data set's images, a
+            method without the data it needs.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        models: Sequence[keras.Model] | None = None,
+        callbacks: Sequence[keras.callbacks.Callback] = (),
+        verbose: int | str | None = None,
+        workers: WorkerGroup | None = None,
+    ):
+
+        make_deterministic(config.deterministic)
+        self.config, self.workdir, self.models = config, Workdir(config.workdir), models
+        self.callbacks, self.workers = callbacks, workers
+        self.verbose = (1 if sys.stdout.isatty() else 2) if verbose is None else verbose
+        self.networks: dict[str, keras.Model] = {}
+        self.spec = find_spec(config, models)
+        self.real_images = RealImages(
+            self.spec, config.data_dir, config.evaluation_split
+        )
+        self.method = build.build_method(config)
+        if self.method.images == "real" and config.evaluation_split == "none":
+            raise RequestError(
+                f"--method={config.method} learns from real images, and "
+                "--evaluation_split=none or --dataset=none reads none. Choose a method "
+                "with a generator, or images to read."
+            )
+        if not config.teachers:
+            self.build_teacher(0)
+            build.build_student(config, self.spec, config.num_teachers)
+        if self.method.generator:
+            build.build_generator(config, self.spec)
+        self.results = Results(
+            self.workdir.results,
+            {
+                "dataset": config.dataset,
+                "method": config.method,
+                "seed": config.seed,
+                "versions": _versions(),
+            },
+            {"kind": config.aggregator, "labelled_samples": config.labelled_samples},
+        )
+
+    @functools.cached_property
+    def can_measure(self) -> bool:
+        """Whether there are real labelled images to measure on."""
+        return self.config.evaluation_split != "none" and self.real_images.can_measure
+
+    @functools.cached_property
+    def class_names(self) -> list[str]:
+        """One per class: as the data set has them if it may be read, else numbers."""
+        known = self.spec.class_names
+        if not known and self.can_measure:
+            known = self.real_images.class_names
+        return list(known) or [str(label) for label in range(self.spec.num_classes)]
+
+    @functools.cached_property
+    def teachers(self) -> TeacherEnsemble:
+        """The frozen `TeacherEnsemble`, its logits on one scale if asked to.
+
+        Raises:
+            RequestError: if a file is no teacher for this data set.
+        """
+
+        config = self.config
+        names = config.teachers if self.models else teacher_files(config, self.workdir)
+        teachers = build_teachers(config, self.spec, names, self.models)
+        if config.calibrate_teachers:
+            keras.utils.set_random_seed(config.seed)
+            noise = self.noise(_MEASURED_AT_ONCE, _SCALE_SEED)
+            generator = build.build_generator(config, self.spec)
+            teachers.calibrate(generator(noise, training=True))
+        return teachers
+
+    def network(self, name: str, step: str) -> keras.Model:
+        """`student`, `generator` or `predictor`, from memory or from its file.
+
+        Args:
+            name: of the network.
+            step: that makes it.
+
+        Raises:
+            RequestError: if it is not there or cannot be read.
+        """
+
+        if name not in self.networks:
+            path = getattr(self.workdir, name)
+            if not path.is_file():
+                raise RequestError(f"There is no {path}. Run --action={step} first.")
+            try:
+                self.networks[name] = load_network(path, "network")
+            except RequestError as error:
+                raise RequestError(
+                    f"{error} Remove it and run --action={step} again."
+                ) from error
+        return self.networks[name]
+
+    def keep(self, name: str, network: keras.Model) -> None:
+        """Writes a network whole or not at all, and has it at hand."""
+        self.networks[name] = network
+        save_network(network, getattr(self.workdir, name))
+
+    def noise(self, count: int, seed: int) -> np.ndarray:
+        """`(count, Z)` latents for looking, not for learning."""
+
+        return watching_noise(count, self.config.latent_size, [self.config.seed, seed])
+
+    def unlabelled_images(self, count: int, seed: int) -> np.ndarray:
+        """Images in [0, 1] that need no labels: for calibrating, also for fitting.
+
+        The trained generator's; where the method has none, real training images.
+
+        Args:
+            count: how many.
+            seed: of their noise or their choice; the run's seed counts too.
+        """
+
+        if not self.method.generator:
+            return self.real_images.some_training_pixels(
+                count, [self.config.seed, seed]
+            )
+        if "sample" not in self.__dict__:
+            generator = self.network("generator", "distill")
+            self.sample = sampler(generator, self.config.batch_size)
+        images = self.spec.denormalise(self.sample(self.noise(count, seed)))
+        return np.clip(images, 0, 1).astype("float32")
+
+    def calibration_images(self, count: int, seed: int) -> np.ndarray:
+        """Images in [0, 1] to calibrate integer files on, at least `count`.
+
+        The trained generator's, and earlier generators' if kept; where the method has
+        no generator: real training images.
+        """
+        images = [self.unlabelled_images(count, seed)]
+        if self.method.generator and self.workdir.earlier_images.exists():
+            with np.load(self.workdir.earlier_images, allow_pickle=False) as kept:
+                images.append(self.spec.denormalise(np.concatenate(kept["images"])))
+        return np.clip(np.concatenate(images), 0, 1).astype("float32")
+
+    @functools.cached_property
+    def evaluation_batches(
+        self,
+    ) -> Iterable[tuple[np.ndarray, np.ndarray | None]]:
+        """Batches of images in [0, 1] to measure on, and of their labels.
+
+        Can be iterated many times. Without real images, or with
+        `--evaluation_split=none`, they are generated and the labels are None.
+        """
+        if self.can_measure:
+            return self.real_images.evaluation_pixels(_MEASURED_AT_ONCE)
+        images = self.unlabelled_images(_GENERATED, _EVALUATION_SEED)
+        starts = range(0, _GENERATED, _MEASURED_AT_ONCE)
+        return [(images[start:][:_MEASURED_AT_ONCE], None) for start in starts]
+
+    def aggregator_samples(self) -> tuple[np.ndarray, np.ndarray]:
+        """Normalised images and labels that the aggregator learns from.
+
+        The few real ones; with `--labelled_samples=0` generated ones, labelled with
+        the class of the teachers' mean.
+        """
+
+        config = self.config
+        if config.labelled_samples:
+            return self.real_images.few_shot(config.labelled_samples, config.seed)
+        images = self.unlabelled_images(_GENERATED, _AGGREGATOR_SEED)
+        images = self.spec.normalise(images).astype("float32")
+        parts = np.array_split(images, max(1, len(images) // _MEASURED_AT_ONCE))
+        means = [self.teachers.mean_logits(self.teachers(p).logits) for p in parts]
+        return images, np.concatenate([np.asarray(m) for m in means]).argmax(-1)
+
+    def build_teacher(self, index: int) -> keras.Model:
+        """A fresh teacher, its initial weights drawn from its own seed."""
+
+        keras.utils.set_random_seed(self.teacher_seed(index))
+        with dtype_policy(self.config.dtype_policy):
+            return build_classifier(
+                self.config.teacher_network,
+                self.spec.image_shape,
+                self.spec.num_classes,
+                width=self.config.teacher_width,
+            )
+
+    def teacher_seed(self, index: int) -> int:
+        """Seed of the teacher with this index."""
+        return self.config.seed * _TEACHER_SEEDS + index
+
+
+def _train_teachers(run: Run) -> None:
+    """Trains the teachers that are missing, or links those that were given."""
+
+    config, workdir = run.config, run.workdir
+    if config.teachers:
+        _link_teachers(run)
+        return
+    for index in range(config.num_teachers):
+        file = workdir.teacher(index)
+        if file.exists():
+            continue
+        run.real_images.write_splits(workdir.splits)
+        print(f"Teacher {index + 1} of {config.num_teachers}: {config.teacher_network}")
+        model = run.build_teacher(index)
+        images = functools.partial(
+            run.real_images.training,
+            config.teacher_batch_size,
+            run.teacher_seed(index),
+        )
+        with memory_advice(
+            f"a smaller --teacher_batch_size ({config.teacher_batch_size})"
+        ):
+            train_classifier(
+                model,
+                lambda first_step, images=images: images(first_step)[0],
+                steps_per_epoch=images()[1],
+                epochs=config.teacher_epochs,
+                learning_rate=config.teacher_learning_rate,
+                milestones=config.teacher_milestones,
+                checkpoints=workdir.teacher_checkpoints(index),
+                saving=saving_options(config),
+                verbose=run.verbose,
+            )
+        save_network(model, file)
+        shutil.rmtree(workdir.teacher_checkpoints(index), ignore_errors=True)
+
+
+def _link_teachers(run: Run) -> None:
+
+    for teacher in run.teachers.teachers:  # loads, and so checks, all
+        print(f"Teacher {teacher}")
+    if run.models:
+        return
+    run.workdir.teachers.mkdir(parents=True, exist_ok=True)
+    for index, file in enumerate(teacher_files(run.config, run.workdir)):
+        link = run.workdir.teacher(index).with_suffix(file.suffix)
+        if link.is_symlink():
+            link.unlink()
+        if not link.exists():
+            os.symlink(file.resolve(), link)
+
+
+def _distill(run: Run) -> None:
+    """Trains student and generator against the teachers, without any image."""
+
+    config, workers = run.config, run.workers
+    strategy = workers.strategy if workers else None
+    distiller = build.build_distiller(
+        config, run.spec, run.teachers, run.real_images, strategy
+    )
+    watched = run.can_measure and config.evaluate_every
+    networks, seconds = distill(
+        distiller,
+        config,
+        run.spec,
+        run.workdir,
+        evaluation=run.real_images.evaluation() if watched else None,
+        verbose=run.verbose,
+        callbacks=run.callbacks,
+        workers=workers,
+    )
+    if workers and not workers.cluster.is_chief:
+        return
+    for name, network in networks.items():
+        run.keep(name, network)
+    run.results.record("seconds", seconds)
+
+
+def _fit_aggregator(run: Run) -> None:
+    """Learns how to weigh the headers, if asked to, and builds the predictor."""
+
+    config, spec, student = run.config, run.spec, run.network("student", "distill")
+    keras.utils.set_random_seed(config.seed)
+    # One header leaves nothing to weigh.
+    several = student.output["logits"].shape[1] > 1
+    kind = config.aggregator if several else "mean"
+    aggregator = build_aggregator(kind, student)
+    entry = {"kind": kind, "labelled_samples": 0, "learned": False}
+    if kind != "mean":
+        if config.labelled_samples:
+            run.real_images.write_few_shot(
+                run.workdir.splits, config.labelled_samples, config.seed
+            )
+        fit = fit_aggregator(
+            aggregator,
+            student,
+            *run.aggregator_samples(),
+            epochs=config.aggregator_epochs,
+            learning_rate=config.aggregator_learning_rate,
+            seed=config.seed,
+        )
+        entry.update(labelled_samples=config.labelled_samples, learned=fit.learned)
+        print(
+            f"Aggregator {kind}: {fit.accuracy:.1%} of "
+            f"{fit.held_out} held-out samples, the mean {fit.mean_accuracy:.1%}; "
+            + (f"epoch {fit.epoch} chosen." if fit.learned else "the mean stays.")
+        )
+    run.keep("predictor", build_predictor(student, aggregator, spec.mean, spec.std))
+    run.results.record("aggregator", entry)
+
+
+def _evaluate(run: Run) -> None:
+    """Measures teachers, student and predictor on the evaluation split."""
+
+    student = run.network("student", "distill")
+    predictor = run.network("predictor", "fit_aggregator")
+    if run.can_measure:
+        run.real_images.write_splits(run.workdir.splits)
+    outputs, labels = evaluation.predict_all(
+        run.teachers, student, predictor, run.spec, run.evaluation_batches
+    )
+    measured = evaluation.compute_metrics(outputs, labels, run.teachers, student)
+    for key, value in measured.items():
+        run.results.record(key, value)
+    generated = None
+    if run.method.generator:
+        generated = run.unlabelled_images(_GENERATED, _PICTURE_SEED)
+    observed = evaluation.observe(
+        predictor,
+        outputs,
+        labels,
+        class_names=run.class_names,
+        batches=run.evaluation_batches,
+        generated=generated,
+    )
+    write_json(run.workdir.observations, observed)
+
+
+def _export(run: Run) -> None:
+    """Writes the predictor in every format asked for, and checks each file."""
+
+    config, predictor = run.config, run.network("predictor", "fit_aggregator")
+    entries = export_run.export(
+        predictor,
+        config.export_formats,
+        run.workdir.export,
+        batches=run.evaluation_batches,
+        unlabelled_images=run.calibration_images,
+        description=description_of(run),
+        int8_finetune_steps=config.int8_finetune_steps,
+        seed=config.seed,
+    )
+    run.results.record("exports", entries)
+    costs = []
+    if entries:
+        try:
+            costs = teacher_costs(run.teachers.teachers)
+        except RequestError:  # exported elsewhere, without the teachers
+            costs = []
+    run.results.record("teacher_costs", costs)
+
+
+def description_of(run: Run) -> dict[str, Any]:
+    """What every exported file of a run carries about itself."""
+
+    config, spec = run.config, run.spec
+    return export_run.describe(
+        dataset=spec.name,
+        method=config.method,
+        student=config.student,
+        class_names=run.class_names,
+        image_shape=spec.image_shape,
+        shorter_side=spec.shorter_side,
+    )
+
+
+DO: dict[str, Callable[[Run], None]] = {
+    "train_teachers": _train_teachers,
+    "distill": _distill,
+    "fit_aggregator": _fit_aggregator,
+    "evaluate": _evaluate,
+    "export": _export,
+}
+
+
+def save_network(model: keras.Model, path: pathlib.Path) -> None:
+    """Writes a network whole or not at all."""
+    with replacing(path) as temporary:
+        model.save(temporary)
+
+
+def _versions() -> dict[str, str]:
+
+    return {
+        "cdfkd_tf": cdfkd_tf.__version__,
+        "tensorflow": tf.__version__,
+        "keras": keras.version(),
+    }

@@ -1,0 +1,65 @@
+"""The graph that is exported: equal to the predictor, also after fine-tuning, and how
+its int8 form is calibrated."""
+
+import keras
+import numpy as np
+import pytest
+
+from cdfkd_tf.export.calibration import calibration_images
+from cdfkd_tf.export.finetuning import finetune_int8
+from cdfkd_tf.export.inference_graph import inference_graph
+from tests.export.small import IMAGES, predictor_with
+
+
+@pytest.mark.parametrize(
+    "kind, backbone, headers, sharing, mask",
+    [
+        ("mean", "wrn10_1", 3, "multi_level", None),
+        ("attention", "resnet18", 2, "split", None),
+        ("weights", "lenet", 2, "multi_level", None),
+        ("feature_attention", "wrn10_1", 2, "split", None),
+        ("attention", "lenet", 1, "single", None),
+        ("mean", "lenet", 2, "multi_level", [[1, 1, 1, 0], [1, 0, 1, 1]]),
+    ],
+)
+def test_inference_graph_is_the_same_function(kind, backbone, headers, sharing, mask):
+    side = 16 if backbone == "lenet" else 8
+    predictor = predictor_with(kind, backbone, headers, sharing, side, mask)
+    images = np.random.default_rng(2).uniform(size=(6, side, side, 1))
+    images = images.astype("float32")
+    graph = inference_graph(predictor)
+    np.testing.assert_allclose(graph(images), predictor(images), atol=2e-5)
+    kinds = {type(layer) for layer in graph._flatten_layers()}
+    assert keras.layers.BatchNormalization not in kinds
+    assert graph.count_params() <= predictor.count_params()
+
+
+def test_inference_graph_of_a_predictor_from_disk_is_the_same(tmp_path):
+    predictor = predictor_with("attention", headers=2)
+    predictor.save(tmp_path / "predictor.keras")
+    loaded = keras.saving.load_model(tmp_path / "predictor.keras")
+    graph = inference_graph(loaded)
+    np.testing.assert_allclose(graph(IMAGES), predictor(IMAGES), atol=2e-5)
+    graph.set_weights([weight + 1 for weight in graph.get_weights()])  # copies
+    np.testing.assert_allclose(loaded(IMAGES), predictor(IMAGES), atol=1e-6)
+
+
+def test_finetuning_brings_rounded_predictions_closer():
+    model = inference_graph(predictor_with("attention", headers=2))
+    before = model.get_weights()
+    images = np.random.default_rng(3).uniform(size=(96, 8, 8, 1)).astype("float32")
+    first, last = finetune_int8(model, images, images, steps=50, seed=0)
+    assert 0 < last < first
+    moved = [not np.array_equal(a, b) for a, b in zip(before, model.get_weights())]
+    assert any(moved)
+
+
+def test_calibration_covers_all_classes_and_black_to_white():
+    predictor = predictor_with()
+    images = calibration_images(IMAGES, predictor, 8, seed=0)
+    assert images.shape == (9, 8, 8, 1) and images.dtype == np.float32
+    assert images[-1].min() == 0 and images[-1].max() == 1
+    available = np.bincount(predictor(IMAGES).numpy().argmax(-1), minlength=4)
+    chosen = np.bincount(predictor(images[:-1]).numpy().argmax(-1), minlength=4)
+    rare = available <= 8 / np.count_nonzero(available)
+    np.testing.assert_array_equal(chosen[rare], available[rare])

@@ -1,0 +1,177 @@
+"""What an export leaves in its folder: whole, checked files, and what stood there."""
+
+import pathlib
+import signal
+import subprocess
+import sys
+import textwrap
+import weakref
+
+import numpy as np
+import pytest
+
+from cdfkd_tf.errors import DistillationWarning, RequestError, RunError
+from cdfkd_tf.export.format import FORMATS
+from cdfkd_tf.export.tflite import TfliteRunner
+from cdfkd_tf.export.verify import verify, warn_of_disagreement
+from tests.export.small import IMAGES, export_small, predictor_with
+
+FLOAT32 = FORMATS["tflite_float32"]
+
+
+@pytest.fixture(scope="module")
+def predictor():
+    return predictor_with()
+
+
+@pytest.fixture(scope="module")
+def file(predictor, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("export")
+    export_small(predictor, folder, ("tflite_float32",))
+    return folder / FLOAT32.file
+
+
+def content_of(folder):
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+
+@pytest.mark.parametrize("shape", [(20,), (20, 1)])
+def test_export_measures_accuracy_on_labels(predictor, tmp_path, shape):
+    labels = predictor.predict(IMAGES, verbose=0).argmax(-1)
+    labels[:5] = (labels[:5] + 1) % 4
+    (entry,) = export_small(
+        predictor, tmp_path, ("tflite_float32",), labels.reshape(shape)
+    )
+    assert entry["accuracy"] == 0.75 and entry["agreement"] == 1
+
+
+def test_second_export_replaces_its_files_and_touches_no_other(predictor, tmp_path):
+    export_small(predictor, tmp_path, ("saved_model", "tflite_float32"))
+    (tmp_path / "notes.txt").write_text("mine")
+    (tmp_path / "saved_model" / "mine.txt").write_text("mine")
+    first = content_of(tmp_path)
+    other = predictor_with("mean", headers=2)
+    export_small(other, tmp_path, ("saved_model",))
+    second = content_of(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "saved_model",
+        FLOAT32.file,
+        "notes.txt",
+    }
+    assert second[FLOAT32.file] == first[FLOAT32.file]
+    assert "saved_model/mine.txt" not in second
+    run = FORMATS["saved_model"].load(tmp_path / "saved_model")
+    np.testing.assert_allclose(run(IMAGES), other(IMAGES), atol=1e-5)
+
+
+def test_failed_second_export_leaves_the_first(predictor, tmp_path, monkeypatch):
+    def write_garbage(model, path, calibration):
+        path.write_bytes(b"no network at all")
+
+    broken = type(FLOAT32)("broken", "b.tflite", write_garbage, TfliteRunner,
+                           lambda path, description: None, 1.0)  # fmt: skip
+    monkeypatch.setitem(FORMATS, "broken", broken)
+    export_small(predictor, tmp_path, ("saved_model", "tflite_float32"))
+    before = content_of(tmp_path)
+    other = predictor_with("mean", headers=2)
+    with pytest.raises(RunError, match="broken file cannot be run"):
+        export_small(other, tmp_path, ("saved_model", "tflite_float32", "broken"))
+    assert content_of(tmp_path) == before
+
+
+def test_export_keeps_few_batches_in_memory(predictor, tmp_path):
+    alive, most = weakref.WeakSet(), []
+
+    class Array(np.ndarray):
+        __hash__ = object.__hash__
+
+    class Batches:
+        def __iter__(self):
+            for start in range(0, 20, 2):
+                images = IMAGES[start : start + 2].copy().view(Array)
+                alive.add(images)
+                most.append(len(alive))
+                yield images, None
+
+    (entry,) = export_small(predictor, tmp_path, ("tflite_float32",), batches=Batches())
+    assert entry["agreement"] == 1 and len(most) == 20
+    assert max(most) <= 3
+
+
+@pytest.mark.parametrize(
+    "formats, options, words",
+    [
+        (("tflite",), {}, "Unknown export format 'tflite'. Known: saved_model, onnx"),
+        (("tflite_float32",), {"batches": []}, "no images to compare"),
+    ],
+)
+def test_wrong_export_is_refused(predictor, tmp_path, formats, options, words):
+    with pytest.raises(RequestError, match=words):
+        export_small(predictor, tmp_path / "new", formats, **options)
+    assert not (tmp_path / "new").exists()
+
+
+def test_verify_refuses_what_computes_something_else(file):
+    batches = [(IMAGES, None)]
+    other = predictor_with("weights", headers=2).predict(IMAGES, verbose=0)
+    with pytest.raises(RunError, match="something else than the Keras model"):
+        verify(FLOAT32, file, batches, other)
+    for row in (FLOAT32, FORMATS["tflite_dynamic"]):
+        with pytest.raises(RunError, match="something else than the Keras model"):
+            verify(row, file, batches, other * np.nan)
+    swapped = np.roll(np.eye(4)[TfliteRunner(file)(IMAGES).argmax(-1)], 1, axis=-1)
+    with pytest.raises(RunError, match="share of probability given to other classes"):
+        verify(FORMATS["tflite_dynamic"], file, batches, swapped)
+
+
+def test_disagreement_is_warned_of_with_a_remedy(recwarn):
+    warn_of_disagreement(FORMATS["tflite_int8"], 0.99)
+    assert not recwarn
+    with pytest.warns(DistillationWarning, match="tflite_int8 agrees .* 98.0%.*steps"):
+        warn_of_disagreement(FORMATS["tflite_int8"], 0.98)
+
+
+_CHILD = """
+    import os, resource, signal, sys, pathlib
+    from tests.export.small import export_small, predictor_with
+
+    directory, how = pathlib.Path(sys.argv[1]), sys.argv[2]
+    write = pathlib.Path.write_bytes
+
+    def write_half(path, content):
+        write(path, content[: len(content) // 2])
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def write_to_a_full_disk(path, content):
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+        write(path, content)
+
+    full = how == "full"
+    pathlib.Path.write_bytes = write_to_a_full_disk if full else write_half
+    export_small(predictor_with(), directory, ("tflite_float32",))
+"""
+
+
+@pytest.mark.parametrize("how", ["killed", "full"])
+def test_unfinished_export_gives_no_file_its_name(how, predictor, tmp_path):
+    earlier = tmp_path / FLOAT32.file
+    earlier.write_bytes(b"of an earlier export")
+    child = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(_CHILD), str(tmp_path), how],
+        cwd=pathlib.Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert earlier.read_bytes() == b"of an earlier export"
+    if how == "full":
+        assert "Cannot export tflite_float32: OSError" in child.stderr
+        assert list(tmp_path.iterdir()) == [earlier]
+        return
+    assert child.returncode == -signal.SIGKILL, child.stderr
+    assert any(path.name.startswith(".unfinished-") for path in tmp_path.iterdir())
+    export_small(predictor, tmp_path, ("tflite_float32",))  # clears what was left
+    assert list(tmp_path.iterdir()) == [earlier]
+    assert earlier.read_bytes() != b"of an earlier export"

@@ -1,0 +1,206 @@
+"""Predictions and metrics against NumPy; labels in every shape that users have."""
+
+import keras
+import numpy as np
+import pytest
+from keras import layers, ops
+
+from cdfkd_tf.data.specs import DatasetSpec
+from cdfkd_tf.errors import RequestError
+from cdfkd_tf.evaluation import as_labels, compute_metrics, observe, predict_all
+from cdfkd_tf.networks.aggregators import build_aggregator, build_predictor
+from cdfkd_tf.teachers.teacher import TeacherEnsemble
+
+SHAPE, CLASSES, COUNT = (2, 3, 1), 4, 10
+SPEC = DatasetSpec("toy", "toy", CLASSES, SHAPE, mean=(0.3,), std=(0.5,))
+KERNELS = np.random.default_rng(1).normal(size=(5, 6, CLASSES)).astype("float32")
+IMAGES = np.random.default_rng(2).random((COUNT, *SHAPE)).astype("float32")
+LABELS = np.random.default_rng(3).integers(0, CLASSES, COUNT)
+
+
+def linear(*kernels):
+    """Normalised images to one row of logits per kernel, on the second axis."""
+    images = keras.Input(SHAPE)
+    dense = [layers.Dense(CLASSES, use_bias=False) for _ in kernels]
+    rows = [layer(layers.Flatten()(images)) for layer in dense]
+    for layer, kernel in zip(dense, kernels):
+        layer.set_weights([kernel])
+    return images, rows
+
+
+def teacher(kernel):
+    images, (logits,) = linear(kernel)
+    return keras.Model(images, logits)
+
+
+def networks(aggregator="mean"):
+    """Three teachers, a student of two headers, its predictor; none is trained."""
+    ensemble = TeacherEnsemble([teacher(kernel) for kernel in KERNELS[:3]])
+    images, rows = linear(*KERNELS[3:])
+    logits = ops.stack(rows, axis=1)
+    student = keras.Model(images, {"logits": logits, "features": 1 * logits})
+    merge = build_aggregator(aggregator, student)
+    return ensemble, student, build_predictor(student, merge, SPEC.mean, SPEC.std)
+
+
+def batches(size, labels=LABELS):
+    for start in range(0, COUNT, size):
+        part = slice(start, start + size)
+        yield IMAGES[part], None if labels is None else labels[part]
+
+
+def softmax(logits):
+    powers = np.exp(logits - logits.max(-1, keepdims=True))
+    return powers / powers.sum(-1, keepdims=True)
+
+
+LOGITS = ((IMAGES - 0.3) / 0.5).reshape(COUNT, -1) @ KERNELS  # (5, n, C)
+
+
+@pytest.mark.parametrize("size", [COUNT, 4])
+def test_predict_all_equals_numpy_in_batches_of_any_size(size):
+    outputs, labels = predict_all(*networks(), SPEC, batches(size))
+    expected = {
+        **{("teacher", index): LOGITS[index] for index in range(3)},
+        **{("header", index): LOGITS[3 + index] for index in range(2)},
+        "ensemble": LOGITS[:3].mean(0),
+        "student": LOGITS[3:].mean(0),
+        "predictor": softmax(LOGITS[3:].mean(0)),
+    }
+    assert outputs.keys() == expected.keys()
+    for name, values in expected.items():
+        np.testing.assert_allclose(outputs[name], values, rtol=1e-4, atol=1e-5)
+    np.testing.assert_array_equal(labels, LABELS)
+
+
+def test_predict_all_without_labels_gives_none():
+    assert predict_all(*networks(), SPEC, batches(4, labels=None))[1] is None
+
+
+def test_predict_all_takes_labels_as_a_column():
+    ensemble, student, predictor = networks()
+
+    def metrics(labels):
+        given = batches(4, labels)
+        outputs, labels = predict_all(ensemble, student, predictor, SPEC, given)
+        return compute_metrics(outputs, labels, ensemble, student)
+
+    assert metrics(LABELS[:, None].astype("uint8")) == metrics(LABELS)
+
+
+def test_predict_all_refuses_no_images():
+    with pytest.raises(RequestError, match="no images to evaluate on"):
+        predict_all(*networks(), SPEC, [])
+
+
+@pytest.mark.parametrize("missing", [0, 1])
+def test_predict_all_refuses_labels_of_some_batches_alone(missing):
+    given = list(batches(5))
+    given[missing] = (given[missing][0], None)
+    with pytest.raises(RequestError, match="Expected one label per image"):
+        predict_all(*networks(), SPEC, given)
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        [0, 3, 1],
+        np.array([[0], [3], [1]], "uint8"),
+        np.array([0.0, 3.0, 1.0], "float32"),
+        ops.convert_to_tensor([0, 3, 1]),
+    ],
+)
+def test_as_labels_gives_whole_numbers_in_one_row(labels):
+    found = as_labels(labels, 3, 4)
+    assert found.dtype == "int64" and found.tolist() == [0, 3, 1]
+
+
+@pytest.mark.parametrize(
+    "labels, found",
+    [
+        ([0, 1], r"shape \(2,\)"),
+        (np.eye(4)[:3], r"shape \(3, 4\)"),
+        (np.zeros((1, 3)), r"shape \(1, 3\)"),
+        ([0, 4, 1], "the value 4"),
+        ([0, -1, 1], "the value -1"),
+        ([0, 1.5, 1], "the value 1.5"),
+        ([0, float("nan"), 1], "the value nan"),
+        (["0", "1", "2"], "values of type"),
+    ],
+)
+def test_as_labels_refuses_what_is_no_label(labels, found):
+    expected = f"Expected one label per image, 3 whole numbers from 0 to 3; got {found}"
+    with pytest.raises(RequestError, match=expected):
+        as_labels(labels, 3, 4)
+
+
+def test_compute_metrics_are_shares_of_images():
+    ensemble, student, predictor = networks()
+    outputs, labels = predict_all(ensemble, student, predictor, SPEC, batches(4))
+    found = compute_metrics(outputs, labels, ensemble, student)
+    right = (LOGITS.argmax(-1) == LABELS).mean(-1)
+    together, student_class = LOGITS[:3].mean(0).argmax(-1), LOGITS[3:].mean(0)
+    student_class = student_class.argmax(-1)
+    accuracy = np.mean(student_class == LABELS)
+    names = [t.name for t in ensemble.teachers]
+    assert found == {
+        "teachers": [
+            {"file": name, "parameters": 24, "accuracy": share}
+            for name, share in zip(names, right)
+        ],
+        "teacher_ensemble": {"parameters": 72, "accuracy": np.mean(together == LABELS)},
+        "student": {
+            "parameters": 48,
+            "accuracy": accuracy,
+            "header_accuracy": right[3:].tolist(),
+            "agreement": np.mean(student_class == together),
+        },
+        "aggregator": {"accuracy": accuracy, "mean_accuracy": accuracy},
+    }
+
+
+def test_compute_metrics_without_labels_knows_agreement_alone():
+    ensemble, student, predictor = networks()
+    outputs, labels = predict_all(ensemble, student, predictor, SPEC, batches(4, None))
+    found = compute_metrics(outputs, labels, ensemble, student)
+    assert found["student"]["header_accuracy"] == [None, None]
+    assert found["student"]["accuracy"] is found["aggregator"]["accuracy"] is None
+    assert 0 <= found["student"]["agreement"] <= 1
+
+
+def test_observe_counts_classes_and_averages_header_weights():
+    ensemble, student, predictor = networks("attention")
+    scorer = np.random.default_rng(4).normal(size=(CLASSES, 1))
+    predictor.layers[-2].get_layer("scorer").set_weights([scorer])
+    labels = np.where(LABELS == 2, 1, LABELS)  # no image of class 2
+    given = list(batches(4, labels))
+    outputs, truth = predict_all(ensemble, student, predictor, SPEC, given)
+    found = observe(predictor, outputs, truth, "abcd", given, IMAGES[:3])
+
+    by_image = softmax((LOGITS[3:] @ scorer)[..., 0].T)  # (n, H)
+    classes = (by_image.T[..., None] * LOGITS[3:]).sum(0).argmax(-1)
+    assert found["classes"] == list("abcd") and found["confusion_rows"] == "labels"
+    assert found["confusion"] == [
+        [int(np.sum((labels == row) & (classes == column))) for column in range(4)]
+        for row in range(4)
+    ]
+    np.testing.assert_allclose(found["header_weights"], by_image.mean(0), atol=1e-4)
+    assert found["header_weights_by_class"][2] is None
+    for label in (0, 1, 3):
+        weights = by_image[labels == label].mean(0)
+        np.testing.assert_allclose(
+            found["header_weights_by_class"][label], weights, atol=1e-4
+        )
+    assert found["invented_classes"] == [list(classes[:3]).count(c) for c in range(4)]
+
+
+def test_observe_without_labels_compares_with_the_ensemble():
+    given = list(batches(4, labels=None))
+    predictor = (parts := networks())[2]
+    outputs, labels = predict_all(*parts, SPEC, given)
+    found = observe(predictor, outputs, labels, "abcd", given)
+    rows, columns = LOGITS[:3].mean(0).argmax(-1), LOGITS[3:].mean(0).argmax(-1)
+    assert found["confusion_rows"] == "teachers"
+    assert np.trace(found["confusion"]) == np.sum(rows == columns)
+    assert found["header_weights"] == [0.5, 0.5]
+    assert found["invented_classes"] is None
