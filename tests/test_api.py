@@ -261,9 +261,8 @@ def test_distill_refuses_a_folder_in_use(toy_files, tmp_path):
         cdfkd_tf.distill([toys.classifier()], workdir=tmp_path, **options_of(toy_files))
 
 
-@pytest.mark.parametrize(
-    "teachers, options, message",
-    [
+def test_distill_refuses_wrong_calls(toy_files):
+    for teachers, options, message in [
         ([], {}, "one teacher is needed"),
         ("a.keras", {}, r"The teachers are a list.* Write \[teacher\]"),
         (["absent.keras"], {}, r"no teacher file absent\.keras"),
@@ -271,18 +270,15 @@ def test_distill_refuses_a_folder_in_use(toy_files, tmp_path):
         ([toys.classifier], {"student_rounds": 1}, "it is called --student_steps"),
         ([toys.classifier], {"epochs": 0}, "--epochs must be at least 1"),
         ([toys.Subclassed], {}, "Give image_shape"),
-    ],
-)
-def test_distill_refuses_wrong_calls(teachers, options, message, toy_files):
-    if not isinstance(teachers, str):
-        teachers = [build() if callable(build) else build for build in teachers]
-    with pytest.raises(ValueError, match=message):
-        cdfkd_tf.distill(teachers, **options_of(toy_files, **options))
+    ]:
+        if not isinstance(teachers, str):
+            teachers = [build() if callable(build) else build for build in teachers]
+        with pytest.raises(ValueError, match=message):
+            cdfkd_tf.distill(teachers, **options_of(toy_files, **options))
 
 
-@pytest.mark.parametrize(
-    "call, message",
-    [
+def test_distillation_refuses_wrong_arrays(result):
+    for call, message in [
         (lambda result: result.evaluate(X[:, :4], Y), r"\(8, 8, 1\); got \(40, 4, 8"),
         (lambda result: result.evaluate(X * 255, Y), r"images in \[0, 1\]"),
         (lambda result: result.evaluate(X, Y[:3]), "40 images and 3 labels"),
@@ -290,8 +286,6 @@ def test_distill_refuses_wrong_calls(teachers, options, message, toy_files):
         (lambda result: result.evaluate(X[:0], Y[:0]), "no images"),
         (lambda result: result.fit_aggregator(X), "at least 2 images with labels"),
         (lambda result: result.export("x", ["tflite"]), "got 'tflite'"),
-    ],
-)
-def test_distillation_refuses_wrong_arrays(result, call, message):
-    with pytest.raises(RequestError, match=message):
-        call(result)
+    ]:
+        with pytest.raises(RequestError, match=message):
+            call(result)
