@@ -48,18 +48,16 @@ def run(config: RunConfig) -> None:
             output=Path(config.predict_output or workdir.path / "predictions.csv"),
             predictor=shown,
         )
-    elif config.action == "report":
+        return
+    if config.action == "report":
         print(f"The report is {write_report(workdir)}")
-    elif config.action == "search":
+        return
+    if config.action == "search":
         quiet_tensorflow()
         from cdfkd_tf.tuning.run import search  # Keras Tuner takes seconds
 
         search(config, perform)
-    else:
-        _run_steps(config, workdir)
-
-
-def _run_steps(config: RunConfig, workdir: Workdir) -> None:
+        return
     whole = config.action == "pipeline"
     wanted = STEPS if whole else (config.action,)
     if config.strategy == "multi_worker":
@@ -113,23 +111,26 @@ def perform(
     from cdfkd_tf.pipeline.steps import DO, Run
 
     current = Run(config, models, callbacks, verbose, workers)
-    for step in todo:
-        workdir = current.workdir
-        with workdir.unchanged_if_refused(step, anew=not config.resume):
-            write_json(workdir.config, config.option_dict())
-            write_text(workdir.flags, config.flag_lines())
-            workdir.forget(STEPS[STEPS.index(step) + 1 :])
-            options = config.options_behind(step)
-            workdir.note(step, options, done=False)
-            print(f"-- {step.replace('_', ' ')}", flush=True)
-            start = time.monotonic()
-            current.results.begin(step)
-            DO[step](current)
-            if step in ("train_teachers", "fit_aggregator", "export"):
-                # Distilling counts for itself: time before an interruption, too.
-                seconds = round(time.monotonic() - start, 2)
-                current.results.record("seconds", {step: seconds})
-            workdir.note(step, options, done=True)
+    workdir, results = current.workdir, current.results
+    try:
+        for step in todo:
+            with workdir.unchanged_if_refused(step, anew=not config.resume):
+                write_json(workdir.config, config.option_dict())
+                write_text(workdir.flags, config.flag_lines())
+                workdir.forget(STEPS[STEPS.index(step) + 1 :])
+                options = config.options_behind(step)
+                workdir.note(step, options, done=False)
+                print(f"-- {step.replace('_', ' ')}", flush=True)
+                start = time.monotonic()
+                results.begin(step)
+                DO[step](current)
+                if step in ("train_teachers", "fit_aggregator", "export"):
+                    # Distilling counts for itself: time before an interruption, too.
+                    seconds = round(time.monotonic() - start, 2)
+                    results.record("seconds", {step: seconds})
+                workdir.note(step, options, done=True)
+    finally:
+        current.release()  # models in memory come back as they were
     return current
 
 

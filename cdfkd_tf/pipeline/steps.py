@@ -136,6 +136,11 @@ class Run:
             teachers.calibrate(generator(noise, training=True))
         return teachers
 
+    def release(self) -> None:
+        """Gives teachers in memory back as they were before."""
+        if self.models and "teachers" in self.__dict__:
+            self.teachers.release()
+
     def network(self, name: str, step: str) -> keras.Model:
         """`student`, `generator` or `predictor`, from memory or from its file.
 
@@ -335,7 +340,8 @@ def _fit_aggregator(run: Run) -> None:
     # One header leaves nothing to weigh.
     several = student.output["logits"].shape[1] > 1
     kind = config.aggregator if several else "mean"
-    aggregator = build_aggregator(kind, student)
+    mask = run.teachers.mask if several else None
+    aggregator = build_aggregator(kind, student, mask)
     entry = {"kind": kind, "labelled_samples": 0, "learned": False}
     if kind != "mean":
         if config.labelled_samples:

@@ -1,7 +1,7 @@
-"""Every call into private parts of Keras, behind functions of plain names.
+"""Every call into private parts of the libraries, behind functions of plain names.
 
-Each has a test in `tests/runtime/test_keras_internals.py` that fails when Keras
-changes what is relied on here.
+Each has a test in `tests/runtime/test_keras_internals.py` that fails when a
+library changes what is relied on here.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -102,7 +102,7 @@ def _wrap(layer, calls):
 
 def freeze(model: keras.Model) -> None:
     """Sets a model and all that is inside untrainable, until as many `unfreeze`s."""
-    parts = _parts(model)
+    parts = all_layers(model)
     for part in parts:
         own = getattr(part, "_trainable_variables", ())
         flags = [(variable, variable.trainable) for variable in own]
@@ -119,7 +119,7 @@ def unfreeze(model: keras.Model) -> list[keras.layers.Layer]:
         The layers for which this was the last one: other models may share some.
     """
     free = []
-    for part in _parts(model):
+    for part in all_layers(model):
         record = vars(part).get(_FROZEN, [0])
         record[0] -= 1
         if record[0] == 0:
@@ -133,16 +133,10 @@ def unfreeze(model: keras.Model) -> list[keras.layers.Layer]:
     return free
 
 
-def _parts(model) -> list[Any]:
-    """A model and all layers in it, at any depth."""
-    if isinstance(model, keras.layers.Layer):
-        return model._flatten_layers()
-    return [model]
-
-
 def all_layers(model: keras.Model) -> list[keras.layers.Layer]:
-    """A model and every layer in it, at any depth, those with layers included."""
-    return list(model._flatten_layers())
+    """A model and all layers in it, at any depth, those with layers included."""
+    is_layer = isinstance(model, keras.layers.Layer)
+    return list(model._flatten_layers()) if is_layer else [model]
 
 
 def variable_index(optimizer: keras.optimizers.Optimizer, variable) -> int:
@@ -180,13 +174,16 @@ def random_state() -> Callable[[], None]:
     names = (seed_generator.GLOBAL_SEED_GENERATOR, "global_random_seed")
     attributes = {name: global_state.get_global_attribute(name) for name in names}
     current = context.context()
-    seed, rng = current._seed, current._rng
+    # The generator of operations' seeds is there once a seed is set.
+    seed, rng = current._seed, getattr(current, "_rng", None)
     deterministic = config.is_op_determinism_enabled()
 
     def restore() -> None:
         for name, value in attributes.items():
             global_state.set_global_attribute(name, value)
-        current._seed, current._rng = seed, rng
+        current._set_global_seed(seed)
+        if rng is not None:
+            current._rng = rng
         if not deterministic:
             config.disable_op_determinism()
 

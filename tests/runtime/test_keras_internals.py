@@ -1,10 +1,13 @@
-"""What is relied on in private parts of Keras is still there."""
+"""What is relied on in private parts of the libraries is still there."""
 
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from keras import layers
+from keras.src.backend.common import global_state
 
+from cdfkd_tf.export.tflite import TfliteRunner, convert
 from cdfkd_tf.runtime import keras_internals as internals
 
 ROWS = np.ones((2, 3), "float32")
@@ -178,3 +181,80 @@ def test_unfreeze_leaves_layers_frozen_that_another_model_still_holds():
         internals.freeze(model)
     assert shared not in internals.unfreeze(one) and not shared.trainable
     assert shared in internals.unfreeze(other) and shared.trainable
+
+
+# Optimisers, seeds, converters.
+
+
+@pytest.mark.parametrize("kind", [keras.optimizers.SGD, keras.optimizers.Adam])
+def test_variable_index_is_the_place_in_the_optimizer(kind):
+    variables = [keras.Variable(np.zeros(size), name=f"v{size}") for size in (2, 3)]
+    optimizer = kind()
+    optimizer.build(variables)
+    found = [internals.variable_index(optimizer, variable) for variable in variables]
+    assert found == [0, 1]
+
+
+def test_adam_slots_are_the_means_of_gradient_and_square():
+    variables = [keras.Variable(np.zeros(size), name=f"v{size}") for size in (2, 3)]
+    optimizer = keras.optimizers.Adam(beta_1=0.9, beta_2=0.99)
+    optimizer.build(variables)
+    optimizer.apply([np.full(2, 1.0), np.full(3, 2.0)], variables)
+    means, squares = internals.adam_slots(optimizer, variables[1])
+    np.testing.assert_allclose(means, np.full(3, 0.2), rtol=1e-5)
+    np.testing.assert_allclose(squares, np.full(3, 0.04), rtol=1e-5)
+
+
+def test_model_without_symbolic_build_is_not_called_before_its_first_step():
+    calls = []
+
+    class Model(internals.WithoutSymbolicBuild, keras.Model):
+        def call(self, inputs):
+            calls.append(type(inputs))
+            return inputs
+
+        def train_step(self, data):
+            return {"loss": tf.zeros(())}
+
+    assert hasattr(keras.Model(), "_maybe_symbolic_build")
+    model = Model()
+    model.compile()
+    model.fit(ROWS, verbose=0)
+    assert calls == []
+
+
+def test_random_state_puts_seeds_back():
+    for _ in range(2):
+        keras.utils.set_random_seed(3)
+        expected = float(tf.random.uniform(()))
+        keras.utils.set_random_seed(3)
+        restore = internals.random_state()
+        keras.utils.set_random_seed(8)
+        restore()
+        assert global_state.get_global_attribute("global_random_seed") == 3
+        assert float(tf.random.uniform(())) == expected
+
+
+@pytest.fixture(scope="module")
+def model():
+    image = keras.Input((4, 4, 1), name="image")
+    maps = layers.Conv2D(2, 3, activation="relu", name="convolution")(image)
+    logits = layers.Dense(2)(layers.Flatten()(maps))
+    return keras.Model(image, layers.Softmax()(logits))
+
+
+def test_operator_names_are_those_of_the_file(model):
+    run = TfliteRunner(convert(model, quantised=False))
+    names = internals.operator_names(run._interpreter)
+    assert {"CONV_2D", "FULLY_CONNECTED", "SOFTMAX"} <= set(names)
+    assert "DELEGATE" not in names
+
+
+def test_earlier_quantizer_is_one_that_the_converter_has(model):
+    serve = tf.function(model, input_signature=[tf.TensorSpec((1, 4, 4, 1))])
+    converter = tf.lite.TFLiteConverter.from_concrete_functions(
+        [serve.get_concrete_function()], model
+    )
+    assert converter.experimental_new_quantizer is True
+    internals.use_earlier_quantizer(converter)
+    assert converter.experimental_new_quantizer is False
