@@ -118,7 +118,7 @@ def fused_calls(
         if type(layer) is layers.BatchNormalization
         and getattr(layer.input_spec, "ndim", 0) == 4
         and layer.axis in (-1, 3)
-        and layer.compute_dtype in fused_batchnorm.DTYPES
+        and layer.compute_dtype in fused_batchnorm.FUSED
     }
 
 

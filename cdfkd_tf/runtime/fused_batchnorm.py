@@ -10,18 +10,18 @@ from collections.abc import Callable, Iterable, Sequence
 import keras
 import numpy as np
 import tensorflow as tf
-from keras import layers, ops
+from keras import layers
 
 from cdfkd_tf.runtime.keras_internals import override_call
 
-DTYPES = ("float32", "bfloat16", "float16")  # that the kernel takes
+FUSED = ("float32", "bfloat16", "float16")  # dtypes that the kernel takes
 _switch = {"is_on": True}
 
 
 def use(enabled: bool) -> None:
     """Whether networks traced from now on use the kernel, and fold; at first they do.
 
-    It decides for `fuse_layers`, `batch_moments` and the teachers' forward passes.
+    It decides for `fuse_layers` and the teachers' forward passes.
     """
     _switch["is_on"] = enabled
 
@@ -50,18 +50,12 @@ def batch_moments(tensors: Sequence[tf.Tensor]) -> tuple[tf.Tensor, tf.Tensor]:
     One gradient for all: a deep teacher has dozens of layers to look at.
 
     Args:
-        tensors: `(B, ..., C_i)` each.
+        tensors: `(B, ..., C_i)` each, of dtypes in `FUSED`.
 
     Returns:
-        Two vectors `(C_1 + C_2 + ...,)`: float32 of the kernel, else of
-        `keras.config.floatx()`.
+        Two vectors `(C_1 + C_2 + ...,)`, float32.
     """
-    if is_used() and all(map(_has_kernel, tensors)):
-        return _moments(*(_as_maps(tensor) for tensor in tensors))
-    exact = [ops.cast(tensor, keras.config.floatx()) for tensor in tensors]
-    found = [ops.moments(x, list(range(len(x.shape) - 1))) for x in exact]
-    means, variances = map(ops.concatenate, zip(*found))
-    return means, variances
+    return _moments(*(_as_maps(tensor) for tensor in tensors))
 
 
 def frozen_batch_norm(
@@ -95,7 +89,7 @@ def _fused(layer: layers.BatchNormalization, call: Callable) -> Callable:
             and len(inputs.shape) == 4
             and layer.axis in (-1, 3)
             and not (layer.synchronized or layer.renorm)
-            and _has_kernel(inputs)
+            and keras.backend.standardize_dtype(inputs.dtype) in FUSED
         )
         if not fits:
             return call(inputs, training=training, mask=mask)
@@ -115,10 +109,6 @@ def _fused(layer: layers.BatchNormalization, call: Callable) -> Callable:
         return outputs
 
     return fused_call
-
-
-def _has_kernel(tensor) -> bool:
-    return keras.backend.standardize_dtype(tensor.dtype) in DTYPES
 
 
 @tf.custom_gradient
