@@ -3,9 +3,15 @@
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from cdfkd_tf.errors import RequestError
-from cdfkd_tf.runtime.devices import choose_strategy, number_that_shares, synchronise
+from cdfkd_tf.runtime.devices import (
+    choose_strategy,
+    choose_xla,
+    number_that_shares,
+    synchronise,
+)
 
 
 def test_mirrored_needs_two_devices():
@@ -36,3 +42,16 @@ def test_synchronise_twice_is_synchronise_once():
 
     np.testing.assert_array_equal(masks(2), masks(1))
     np.testing.assert_array_equal(masks(1), masks(0))  # one replica: plain Keras
+
+
+class Replicas:
+    num_replicas_in_sync = 2
+
+
+def test_choose_xla_is_off_on_a_cpu_and_refused_for_replicas():
+    alone = tf.distribute.get_strategy()
+    assert not choose_xla("auto", False, alone)
+    assert not choose_xla("false", False, alone)
+    assert choose_xla("true", False, alone)
+    with pytest.raises(RequestError, match=r"--jit_compile=true compiles for one dev"):
+        choose_xla("true", False, Replicas())
