@@ -113,7 +113,8 @@ class Distillation:
         mixed = np.random.default_rng(seed).permutation(len(labels))
         with global_state_restored():
             keras.utils.set_random_seed(seed)
-            aggregator = build_aggregator(kind, self.student)
+            mask = self._run.teachers.mask
+            aggregator = build_aggregator(kind, self.student, mask)
             fit = fit_aggregator(
                 aggregator,
                 self.student,

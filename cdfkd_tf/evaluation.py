@@ -58,7 +58,7 @@ def predict_all(
         for index in range(headers.shape[1]):
             parts["header", index].append(headers[:, index])
         parts["ensemble"].append(mean)
-        parts["student"].append(headers.mean(axis=1))
+        parts["student"].append(_merge(headers, ensemble))
         parts["predictor"].append(predictor.predict_on_batch(images))
         if targets is not None:
             labels.append(as_labels(targets, len(images), spec.num_classes))
@@ -70,6 +70,13 @@ def predict_all(
     # Again, of all: some batches may have come without.
     num_images = len(outputs["predictor"])
     return outputs, as_labels(np.concatenate(labels), num_images, spec.num_classes)
+
+
+def _merge(headers: np.ndarray, ensemble: TeacherEnsemble) -> np.ndarray:
+    """The headers' mean logits; each knows the classes of the teacher it stands for."""
+    if headers.shape[1] != len(ensemble):  # a single one knows all
+        return headers.mean(axis=1)
+    return keras.ops.convert_to_numpy(ensemble.mean_logits(headers))
 
 
 def as_labels(labels: ArrayLike, num_images: int, num_classes: int) -> np.ndarray:
@@ -118,23 +125,28 @@ def compute_metrics(
 
     Returns:
         `teachers`, `teacher_ensemble`, `student`, `aggregator`; accuracies and
-        agreement in [0, 1], parameters counted.
+        agreement in [0, 1], parameters counted. A teacher's or a header's class is
+        one of those that it knows; what it does not know counts as an error.
     """
 
-    def accuracy(name, targets=labels):
+    def accuracy(name, targets=labels, known=True):
         if targets is None:
             return None
-        return float(np.mean(outputs[name].argmax(-1) == targets))
+        classes = np.where(known, outputs[name], -np.inf).argmax(-1)
+        return float(np.mean(classes == targets))
 
+    num_headers = student.output["logits"].shape[1]
+    known = [True] * len(ensemble) if ensemble.mask is None else ensemble.mask
+    of_headers = known if num_headers == len(ensemble) else [True] * num_headers
     teachers = [
         {
             "file": teacher.name,
             "parameters": parameter_count(teacher.model),
-            "accuracy": accuracy(("teacher", index)),
+            "accuracy": accuracy(("teacher", index), known=known[index]),
         }
         for index, teacher in enumerate(ensemble.teachers)
     ]
-    num_headers = student.output["logits"].shape[1]
+    headers = [accuracy(("header", h), known=k) for h, k in enumerate(of_headers)]
     return {
         "teachers": teachers,
         "teacher_ensemble": {
@@ -144,7 +156,7 @@ def compute_metrics(
         "student": {
             "parameters": parameter_count(student),
             "accuracy": accuracy("student"),
-            "header_accuracy": [accuracy(("header", h)) for h in range(num_headers)],
+            "header_accuracy": headers,
             "agreement": accuracy("student", outputs["ensemble"].argmax(-1)),
         },
         "aggregator": {

@@ -187,16 +187,22 @@ def read_history(file: pathlib.Path) -> dict[str, list[float | None]]:
 
     Returns:
         Name -> one value per epoch, None where it was not measured.
+
+    Raises:
+        RequestError: if it was changed into something else.
     """
     if not file.exists():
         return {}
-    with file.open(newline="") as lines:
-        rows = list(csv.DictReader(lines))
-    return {
-        name: [float(row[name]) if row[name] else None for row in rows]
-        for name in (rows[0] if rows else ())
-        if name != "epoch"
-    }
+    try:
+        with file.open(newline="", encoding="utf-8") as lines:
+            columns = zip(*csv.reader(lines), strict=True)
+        table = {
+            name: [float(cell) if cell else None for cell in cells]
+            for name, *cells in columns
+        }
+    except ValueError as error:  # no numbers, rows of unlike lengths, or no text
+        raise broken_record(file, str(error)) from error
+    return {name: values for name, values in table.items() if name != "epoch"}
 
 
 _MEASURED = (
@@ -224,7 +230,7 @@ class Results:
 
     Args:
         file: results.json; created with the first value.
-        about: `dataset`, `method`, `seed` and `versions` of the run.
+        about: `dataset`, `method`, `images`, `seed` and `versions` of the run.
         aggregator: `kind` and `labelled_samples` as asked for.
     """
 

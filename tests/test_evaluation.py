@@ -9,10 +9,11 @@ from cdfkd_tf.data.specs import DatasetSpec
 from cdfkd_tf.errors import RequestError
 from cdfkd_tf.evaluation import as_labels, compute_metrics, observe, predict_all
 from cdfkd_tf.networks.aggregators import build_aggregator, build_predictor
-from cdfkd_tf.teachers.teacher import TeacherEnsemble
+from cdfkd_tf.teachers.class_map import ClassMap
+from cdfkd_tf.teachers.ensemble import TeacherEnsemble
 
 SHAPE, CLASSES, COUNT = (2, 3, 1), 4, 10
-SPEC = DatasetSpec("toy", "toy", CLASSES, SHAPE, mean=(0.3,), std=(0.5,))
+SPEC = DatasetSpec("toy", CLASSES, SHAPE, mean=(0.3,), std=(0.5,))
 KERNELS = np.random.default_rng(1).normal(size=(5, 6, CLASSES)).astype("float32")
 IMAGES = np.random.default_rng(2).random((COUNT, *SHAPE)).astype("float32")
 LABELS = np.random.default_rng(3).integers(0, CLASSES, COUNT)
@@ -21,7 +22,7 @@ LABELS = np.random.default_rng(3).integers(0, CLASSES, COUNT)
 def linear(*kernels):
     """Normalised images to one row of logits per kernel, on the second axis."""
     images = keras.Input(SHAPE)
-    dense = [layers.Dense(CLASSES, use_bias=False) for _ in kernels]
+    dense = [layers.Dense(kernel.shape[1], use_bias=False) for kernel in kernels]
     rows = [layer(layers.Flatten()(images)) for layer in dense]
     for layer, kernel in zip(dense, kernels):
         layer.set_weights([kernel])
@@ -204,3 +205,27 @@ def test_observe_without_labels_compares_with_the_ensemble():
     assert np.trace(found["confusion"]) == np.sum(rows == columns)
     assert found["header_weights"] == [0.5, 0.5]
     assert found["invented_classes"] is None
+
+
+def test_metrics_leave_out_classes_that_a_teacher_does_not_know():
+    columns = [(2, 0), (1, 2, 3)]
+    kernels = [kernel[:, : len(c)] for kernel, c in zip(KERNELS, columns)]
+    mapping = ClassMap(columns, CLASSES)
+    ensemble = TeacherEnsemble([teacher(kernel) for kernel in kernels], mapping)
+    _, student, predictor = networks()
+    outputs, labels = predict_all(ensemble, student, predictor, SPEC, batches(4))
+    found = compute_metrics(outputs, labels, ensemble, student)
+
+    def masked(logits, known):
+        return np.where(np.isin(np.arange(CLASSES), known), logits, np.nan)
+
+    whole = np.full((2, COUNT, CLASSES), np.nan)
+    for index, known in enumerate(columns):
+        whole[index][:, list(known)] = LOGITS[index][:, : len(known)]
+    headers = np.stack([masked(LOGITS[3 + h], columns[h]) for h in range(2)])
+    together, student_logits = np.nanmean(whole, 0), np.nanmean(headers, 0)
+    np.testing.assert_allclose(outputs["ensemble"], together, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(outputs["student"], student_logits, rtol=1e-4, atol=1e-5)
+    shares = [np.mean(np.nanargmax(x, -1) == LABELS) for x in (*whole, *headers)]
+    assert [entry["accuracy"] for entry in found["teachers"]] == shares[:2]
+    assert found["student"]["header_accuracy"] == shares[2:]

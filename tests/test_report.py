@@ -8,18 +8,16 @@ import subprocess
 
 import numpy as np
 import pytest
-from cdfkd_tf.distillation.callbacks import tile
-from cdfkd_tf.results import Results
+from absl import flags
 
+from cdfkd_tf import cli
 from cdfkd_tf.config import RunConfig
+from cdfkd_tf.distillation.monitoring import tile
 from cdfkd_tf.errors import RequestError
 from cdfkd_tf.report import charts
 from cdfkd_tf.report.page import Section, render, write_report
 from cdfkd_tf.report.tables import Table
-from cdfkd_tf.tuning.report import write_search_report
-from cdfkd_tf.tuning.summary import summarise
-from cdfkd_tf.workdir import Workdir, read_history, write_json
-from tests.conftest import run_main
+from cdfkd_tf.workdir import Results, Workdir, read_history, write_json
 
 BROWSER = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))),
@@ -40,11 +38,18 @@ EXPORT = {
 }
 
 
+def results_of(workdir, config):
+    versions = {"cdfkd_tf": "0.1", "keras": "3.15"}
+    about = {name: getattr(config, name) for name in ("dataset", "method", "seed")}
+    asked = {"kind": config.aggregator, "labelled_samples": config.labelled_samples}
+    return Results(workdir.results, {**about, "versions": versions}, asked)
+
+
 def fill(folder, *, measured=True, classes=10):
     """A run folder as a pipeline leaves it, without the hours behind it."""
     workdir = Workdir(str(folder))
     config = RunConfig(dataset="digits", workdir=str(folder), epochs=7)
-    results = Results(workdir.results, config, {"cdfkd_tf": "0.1", "keras": "3.15"})
+    results = results_of(workdir, config)
     accuracy = 0.9 if measured else None
     teacher = {"file": "a.keras", "parameters": 170_000, "accuracy": accuracy}
     results.record("teachers", [teacher] * 3)
@@ -169,7 +174,7 @@ def test_report_without_data_says_so(tmp_path):
 def test_report_leaves_out_what_is_not_there(tmp_path):
     workdir = Workdir(str(tmp_path))
     config = RunConfig(dataset="digits", method="kd")
-    Results(workdir.results, config, {"keras": "3"}).record("seconds", {"distill": 1})
+    results_of(workdir, config).record("seconds", {"distill": 1})
     reader = read(write_report(workdir))
     assert "svg" in reader.tags and "img" not in reader.tags
     assert "table" not in reader.tags
@@ -205,13 +210,16 @@ def test_report_quotes_the_command_for_a_shell(tmp_path):
 
 
 def test_search_report_quotes_the_command_for_a_shell(tmp_path):
-    config = RunConfig(dataset="digits", workdir="/my runs/it's")
+    from cdfkd_tf.tuning.summary import summarise
+
+    folder = tmp_path / "it's my run"
+    config = RunConfig(dataset="digits", workdir=str(folder))
     trial = {"trial": "0", "status": "finished", "objective": 0.9, "epochs": 1,
              "test_accuracy": 0.8, "seconds": 1.0, "values": {"batch_size": 8},
              "options": {"batch_size": 8}, "reason": ""}  # fmt: skip
-    page = tmp_path / "report.html"
-    write_search_report(summarise(config, [trial]), page)
-    assert arguments_of(page) == ["--flagfile=/my runs/it's/search/best.flags"]
+    summarise(config, [trial]).write()
+    page = folder / "search/report.html"
+    assert arguments_of(page) == [f"--flagfile={folder}/search/best.flags"]
     reader = read(page)
     assert reader.tags.count("svg") == 2 and reader.tags.count("table") == 1
     assert "<b>0.9000</b>, test 80.00%" in page.read_text()
@@ -261,10 +269,14 @@ def test_read_history_refuses_what_was_changed_by_hand(tmp_path, text):
 
 
 def test_report_is_an_action(page, tmp_path, capsys):
+    def report_on(folder):
+        line = ["main.py", "--action=report", f"--workdir={folder}"]
+        return cli.main(line, flags.FlagValues())
+
     page.unlink()
-    assert run_main("--action=report", f"--workdir={page.parent}") == 0
+    assert report_on(page.parent) == 0
     assert page.exists()
-    assert run_main("--action=report", f"--workdir={tmp_path}") == 2
+    assert report_on(tmp_path) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ") and "holds no results.json" in error
 

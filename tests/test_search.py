@@ -28,7 +28,7 @@ from cdfkd_tf.tuning import workers
 from cdfkd_tf.tuning.run import search
 from cdfkd_tf.tuning.space import find_space, read_space
 from cdfkd_tf.tuning.tuner import SearchTuner
-from tests.conftest import run_main
+from tests.toys import run_main
 
 ROOT = pathlib.Path(__file__).parent.parent
 SHAPE, CLASSES = (4, 4, 1), ("a", "b", "c")

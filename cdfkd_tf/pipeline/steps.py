@@ -99,6 +99,7 @@ class Run:
             {
                 "dataset": config.dataset,
                 "method": config.method,
+                "images": self.method.images,
                 "seed": config.seed,
                 "versions": _versions(),
             },
@@ -340,7 +341,8 @@ def _fit_aggregator(run: Run) -> None:
     # One header leaves nothing to weigh.
     several = student.output["logits"].shape[1] > 1
     kind = config.aggregator if several else "mean"
-    aggregator = build_aggregator(kind, student)
+    mask = run.teachers.mask if several else None
+    aggregator = build_aggregator(kind, student, mask)
     entry = {"kind": kind, "labelled_samples": 0, "learned": False}
     if kind != "mean":
         if config.labelled_samples:

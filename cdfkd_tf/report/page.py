@@ -88,7 +88,8 @@ def write_report(workdir: Workdir) -> pathlib.Path:
             f"{workdir.path} holds no results.json to report on. Run --action=pipeline "
             "first, or check --workdir."
         )
-    teachers, has_generator = len(results["teachers"]), results["method"] != "kd"
+    teachers = len(results["teachers"])
+    has_generator = results.get("images") != "real"
     headers = len(results["student"]["header_accuracy"] or [None])
     names = ("its teachers", "one teacher", "two teachers", "three teachers")
     who = names[teachers] if teachers < len(names) else f"{teachers} teachers"
@@ -172,7 +173,7 @@ def _costs_note(results: Mapping[str, Any]) -> str:
 
 
 def _curves(history: Mapping[str, Sequence[float | None]]) -> list[Chart]:
-    known = {name: values for name, values in history.items() if set(values) != {None}}
+    known = {name: values for name, values in history.items() if {*values} - {None}}
     shares = {_SHARES[name]: known[name] for name in _SHARES if name in known}
     found = []
     if shares:
@@ -230,7 +231,7 @@ def _answers(seen: Mapping[str, Any]) -> Section:
 def _again(config: Mapping[str, Any], results: Mapping[str, Any]) -> Section:
     if not config:
         return Section("Do it again")
-    changed = RunConfig(**config).changed_flags()
+    changed = RunConfig().with_values(config).changed_flags()
     flags = [flag for flag in changed if not flag.startswith("--action=")]
     seconds = [
         (step.replace("_", " "), f"{value:.0f} s")

@@ -180,13 +180,16 @@ def random_state() -> Callable[[], None]:
     names = (seed_generator.GLOBAL_SEED_GENERATOR, "global_random_seed")
     attributes = {name: global_state.get_global_attribute(name) for name in names}
     current = context.context()
-    seed, rng = current._seed, current._rng
+    # The generator of operations' seeds is there once a seed is set.
+    seed, rng = current._seed, getattr(current, "_rng", None)
     deterministic = config.is_op_determinism_enabled()
 
     def restore() -> None:
         for name, value in attributes.items():
             global_state.set_global_attribute(name, value)
-        current._seed, current._rng = seed, rng
+        current._set_global_seed(seed)
+        if rng is not None:
+            current._rng = rng
         if not deterministic:
             config.disable_op_determinism()
 

@@ -23,21 +23,17 @@ quiet_tensorflow()
 
 import keras  # noqa: E402
 import numpy as np  # noqa: E402
-from cdfkd_tf.assembly import Assembly  # noqa: E402
-from cdfkd_tf.export.checking import Reference  # noqa: E402
-from cdfkd_tf.export.exporting import export_checked  # noqa: E402
-from cdfkd_tf.export.step import calibration_pool  # noqa: E402
-from cdfkd_tf.limits import EXPORT_FORMATS  # noqa: E402
 
 from cdfkd_tf.config import RunConfig  # noqa: E402
-from cdfkd_tf.export import metadata  # noqa: E402
-from cdfkd_tf.export.calibration import calibration_pixels  # noqa: E402
-from cdfkd_tf.export.finetuning import finetune_int8  # noqa: E402
+from cdfkd_tf.export.format import FORMATS  # noqa: E402
+from cdfkd_tf.export.run import describe, export  # noqa: E402
 from cdfkd_tf.networks.aggregators import build_aggregator, build_predictor  # noqa: E402
 from cdfkd_tf.networks.students import build_student  # noqa: E402
+from cdfkd_tf.pipeline.steps import Run  # noqa: E402
 from cdfkd_tf.workdir import Workdir, read_json  # noqa: E402
 
-_HEADERS, _CLASSES, _STEPS = 3, 100, 200
+_HEADERS, _CLASSES = 3, 100
+_CALIBRATION, _STEPS = 512, 200
 
 
 def main() -> None:
@@ -62,7 +58,10 @@ def random_weights(backbone: str) -> None:
     predictor = build_predictor(student, aggregator, (0.5,) * 3, (0.25,) * 3)
     pixels = np.random.default_rng(0).uniform(size=(64, *shape)).astype("float32")
     with tempfile.TemporaryDirectory() as folder:
-        entries = _export(predictor, EXPORT_FORMATS, folder, pixels, [(pixels, None)])
+        formats = [row.name for row in FORMATS.values() if not row.extra]
+        entries = _export(
+            predictor, formats, folder, lambda *_: pixels, [(pixels, None)]
+        )
     print("| format | bytes | ms per image | operators | largest difference |")
     print("|---|---|---|---|---|")
     for entry in entries:
@@ -78,33 +77,32 @@ def calibrations(folders: list[str]) -> None:
     ratios = []
     for folder in folders:
         workdir = Workdir(folder)
-        known = read_json(workdir.config)
-        lists = {name: tuple(v) for name, v in known.items() if isinstance(v, list)}
-        config = RunConfig(**{**known, **lists})
-        assembly = Assembly(config, workdir)
-        predictor = assembly.load(workdir.predictor, "fit_aggregator")
-        pool = calibration_pool(assembly)
-        generated = calibration_pixels(pool, predictor, 512, config.seed)
-        real = assembly.images.some_training_pixels(512, [config.seed, 0])
+        run = Run(RunConfig(**read_json(workdir.config)))
+        predictor = run.network("predictor", "fit_aggregator")
+        generated = run.calibration_images
 
-        def finetune(model, pool=pool, generated=generated, seed=config.seed):
-            finetune_int8(model, pool, generated, steps=_STEPS, seed=seed)
+        def first(count, seed, generated=generated):
+            return generated(count, seed)[:_CALIBRATION]
+
+        def real(count, seed, run=run):
+            return run.real_images.some_training_pixels(_CALIBRATION, [seed, 0])
 
         ways = {
-            "generated, balanced over classes": (generated, None),
-            "the first 512 generated": (_with_ramp(pool[:512]), None),
-            "real training images": (_with_ramp(real), None),
-            f"generated, {_STEPS} steps of fine-tuning": (generated, finetune),
+            "generated, balanced over classes": (generated, 0),
+            f"the first {_CALIBRATION} generated": (first, 0),
+            "real training images": (real, 0),
+            f"generated, {_STEPS} steps of fine-tuning": (generated, _STEPS),
         }
-        for name, (images, change) in ways.items():
+        for name, (images, steps) in ways.items():
             with tempfile.TemporaryDirectory() as scratch:
                 (entry,) = _export(
                     predictor,
-                    ("tflite_int8",),
+                    ["tflite_int8"],
                     scratch,
                     images,
-                    assembly.evaluation_batches,
-                    finetune=change,
+                    run.evaluation_batches,
+                    int8_finetune_steps=steps,
+                    seed=run.config.seed,
                 )
             rows.setdefault(name, []).append(entry)
         results = read_json(workdir.results)
@@ -122,27 +120,23 @@ def calibrations(folders: list[str]) -> None:
     print(f"\nTeachers' latency over int8 student's: {_range(ratios)}")
 
 
-def _export(predictor, formats, folder, calibration, batches, **more):
-    return export_checked(
+def _export(predictor, formats, folder, images, batches, **more):
+    description = describe(
+        dataset="",
+        method="",
+        student="",
+        class_names=[str(i) for i in range(predictor.output_shape[-1])],
+        image_shape=predictor.input_shape[1:],
+    )
+    return export(
         predictor,
         formats,
         pathlib.Path(folder),
-        calibration=calibration,
-        reference=Reference.of(predictor, batches),
-        description=metadata.describe(
-            dataset="",
-            method="",
-            student="",
-            class_names=[str(i) for i in range(predictor.output_shape[-1])],
-            image_shape=predictor.input_shape[1:],
-        ),
+        batches=batches,
+        unlabelled_images=images,
+        description=description,
         **more,
     )
-
-
-def _with_ramp(images):
-    ramp = np.linspace(0, 1, images[0].size, dtype="float32")
-    return np.concatenate([images, ramp.reshape(1, *images.shape[1:])])
 
 
 def _mean(entries, key):

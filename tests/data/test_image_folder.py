@@ -1,5 +1,6 @@
 """The user's own images, read where they are."""
 
+import os
 import shutil
 
 import numpy as np
@@ -8,15 +9,17 @@ from PIL import Image
 
 from cdfkd_tf.data.builders.image_folder import folder_spec
 from cdfkd_tf.data.images import RealImages
+from cdfkd_tf.data.specs import plain_spec
 from cdfkd_tf.errors import RequestError
-from tests import strangers
+from cdfkd_tf.export.predict import read_image
+from tests import toys
 
 SHAPE = (8, 8, 1)
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    return strangers.image_folder(tmp_path_factory.mktemp("own"))
+    return toys.image_folder(tmp_path_factory.mktemp("own"))
 
 
 @pytest.fixture
@@ -100,3 +103,85 @@ def test_jpegs_and_other_sizes_mix(copy):
     images = RealImages(folder_spec(str(copy), (8, 8, 3)))
     pixels, _ = next(iter(images.evaluation_pixels(100)))
     assert pixels.shape == (19, 8, 8, 3)
+
+
+@pytest.mark.parametrize("ending", [".webp", ".bmp", ".gif", ".tiff", ".ppm"])
+def test_folder_reads_every_kind_that_prediction_reads(copy, ending):
+    grey = Image.open(copy / "test/cat/0.png")
+    grey.save(copy / f"test/cat/more{ending}")
+    images = RealImages(folder_spec(str(copy), (10, 8, 1)))
+    pixels, labels = next(iter(images.evaluation_pixels(100)))
+    assert np.bincount(labels).tolist() == [7, 6, 6]
+    near = np.abs(pixels[labels == 0] - np.asarray(grey)[..., None] / 255).max(
+        (1, 2, 3)
+    )
+    assert (near < 0.05).sum() >= 2
+
+
+def test_folder_skips_hidden_names(copy):
+    for name in (".ipynb_checkpoints", "@eaDir"):
+        shutil.copytree(copy / "test/cat", copy / "test" / name)
+        shutil.copytree(copy / "test/cat", copy / "test/cat" / name)
+    (copy / "test/cat/.0.png").write_text("no image")
+    spec = folder_spec(str(copy), SHAPE)
+    assert spec.class_names == ("cat", "dog", "owl")
+    assert sum(len(labels) for _, labels in RealImages(spec).evaluation_pixels()) == 18
+
+
+def test_folder_spec_opens_a_file_again_only_when_it_changes(copy):
+    folder_spec(str(copy), SHAPE)
+    file = copy / "train/cat/0.png"
+    before = file.stat()
+    file.write_bytes(b"x" * before.st_size)
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+    folder_spec(str(copy), SHAPE)  # looks as it did: not opened
+    os.utime(file)
+    with pytest.raises(RequestError, match=r"cat/0\.png is no image"):
+        folder_spec(str(copy), SHAPE)
+
+
+def photograph(seed, height, width):
+    """Smooth shades with edges and a little noise, `(height, width, 3)`."""
+    rng = np.random.default_rng(seed)
+    y, x = np.mgrid[:height, :width] / 40.0
+    shades = [np.sin(x * a) + np.cos(y * b) for a, b in rng.uniform(0.5, 3, (3, 2))]
+    pixels = 127 + 50 * np.stack(shades, axis=-1) + rng.normal(0, 8, (height, width, 3))
+    pixels[height // 3 : height // 2, width // 4 : width // 2] = (250, 10, 90)
+    return pixels.clip(0, 255).astype("uint8")
+
+
+@pytest.mark.parametrize("shorter_side", [0, 60])
+@pytest.mark.parametrize("size", [(301, 203), (97, 131), (30, 40)])
+def test_images_are_resized_alike_for_measuring_and_predicting(
+    tmp_path, size, shorter_side
+):
+    (tmp_path / "test/a").mkdir(parents=True)
+    file = tmp_path / "test/a/photo.png"
+    Image.fromarray(photograph(0, *size)).save(file)
+    spec = plain_spec(
+        "folder", (48, 48, 3), 2, folder=str(tmp_path), shorter_side=shorter_side
+    )
+    ((measured, _),) = RealImages(spec).evaluation_pixels()
+    predicted = read_image(file, (48, 48, 3), shorter_side)
+    assert np.abs(measured[0] - predicted).max() <= 2 / 255
+
+
+def test_training_skips_what_was_taken_without_decoding_it(tmp_path):
+    folder = tmp_path / "train/a"
+    folder.mkdir(parents=True)
+    for number in range(16):
+        Image.new("L", (4, 4), 10 * number).save(folder / f"{number}.png")
+    spec = plain_spec("folder", (4, 4, 1), 2, folder=str(tmp_path))
+
+    def batches(images, first):
+        found = images.training(4, seed=1, first_batch=first)[0].take(4 - first)
+        pixels = [np.asarray(spec.denormalise(batch)) for batch, _ in found]
+        return [np.rint(p[:, 0, 0, 0] * 255 / 10).astype(int).tolist() for p in pixels]
+
+    kept = batches(RealImages(spec), 0)
+    undecoded = RealImages(spec, cache_bytes=0)
+    assert batches(undecoded, 0) == kept == [*kept[:2], *batches(RealImages(spec), 2)]
+    assert sorted(n for batch in kept for n in batch) == list(range(16))
+    for number in (*kept[0], *kept[1]):
+        (folder / f"{number}.png").write_text("no image any more")
+    assert batches(undecoded, 2) == kept[2:]

@@ -6,7 +6,12 @@ import pytest
 
 from cdfkd_tf.distillation.fit_aggregator import fit_aggregator
 from cdfkd_tf.errors import RequestError
-from cdfkd_tf.networks.aggregators import AGGREGATORS, build_aggregator, build_predictor
+from cdfkd_tf.networks.aggregators import (
+    AGGREGATORS,
+    build_aggregator,
+    build_predictor,
+    header_weights,
+)
 from cdfkd_tf.networks.students import build_student
 
 RNG = np.random.default_rng(0)
@@ -123,3 +128,58 @@ def test_predictor_is_normalisation_student_aggregator_softmax():
 def test_unknown_aggregator_is_refused():
     with pytest.raises(RequestError, match="Unknown aggregator 'vote'"):
         build_aggregator("vote", Told(ANSWERS["logits"]))
+
+
+MASK = np.array([[1, 1, 0, 0], [0, 1, 1, 0], [0, 1, 0, 1]], bool)
+
+
+@pytest.mark.parametrize("kind", sorted(AGGREGATORS))
+def test_a_mask_leaves_each_class_to_the_headers_that_know_it(kind, tmp_path):
+    aggregator = build_aggregator(kind, Told(ANSWERS["logits"]), MASK)
+    expected = [
+        [logits[MASK[:, label], label].mean() for label in range(4)]
+        for logits in ANSWERS["logits"]
+    ]
+    np.testing.assert_allclose(aggregator(ANSWERS), expected, rtol=1e-4, atol=1e-6)
+    aggregator.save(tmp_path / "a.keras")
+    loaded = keras.saving.load_model(tmp_path / "a.keras")
+    np.testing.assert_allclose(loaded(ANSWERS), expected, rtol=1e-4, atol=1e-6)
+
+
+def test_learned_weights_multiply_out_unknown_classes():
+    aggregator = build_aggregator("weights", Told(ANSWERS["logits"]), MASK)
+    weights = np.array([[0.5], [0.2], [0.3]], "float32")
+    aggregator.set_weights([weights])
+    logits, scale = ANSWERS["logits"], 3 / MASK.sum(0)
+    expected = (logits * MASK[None] * weights).sum(1) * scale
+    np.testing.assert_allclose(aggregator(ANSWERS), expected, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("mask", [None, np.ones((3, 4), bool)])
+def test_without_unknown_classes_there_is_no_mask_layer(mask):
+    aggregator = build_aggregator("mean", Told(ANSWERS["logits"]), mask)
+    assert {layer.name for layer in aggregator.layers} <= {"features", "logits", "mean"}
+
+
+def test_a_mask_that_does_not_fit_is_refused():
+    for mask in (MASK[:2], np.eye(3, 4, dtype=bool)):
+        with pytest.raises(ValueError, match="some header knows each class"):
+            build_aggregator("mean", Told(ANSWERS["logits"]), mask)
+
+
+@pytest.mark.parametrize("kind", sorted(AGGREGATORS))
+def test_header_weights_are_those_that_the_predictor_uses(kind, tmp_path):
+    student = build_student("lenet", (8, 8, 1), 4, 3, width=0.25)
+    aggregator = build_aggregator(kind, student)
+    assert AGGREGATORS[kind].learned == bool(aggregator.weights)
+    moved = [w + RNG.normal(size=w.shape) for w in aggregator.get_weights()]
+    aggregator.set_weights(moved)
+    predictor = build_predictor(student, aggregator, (0.3,), (0.2,))
+    predictor.save(tmp_path / "predictor.keras")
+    images = RNG.uniform(size=(5, 8, 8, 1)).astype("float32")
+    logits = np.asarray(student((images - 0.3) / 0.2)["logits"])
+    loaded = keras.saving.load_model(tmp_path / "predictor.keras")
+    for model in (predictor, loaded):
+        merged = (header_weights(model, images)[..., None] * logits).sum(1)
+        expected = softmax(merged, axis=1)
+        np.testing.assert_allclose(model(images), expected, rtol=1e-3, atol=1e-5)

@@ -7,8 +7,8 @@ import pytest
 from cdfkd_tf.errors import RequestError
 from cdfkd_tf.networks.backbones import BACKBONES
 from cdfkd_tf.networks.classifiers import build_classifier
-from cdfkd_tf.networks.layers import scale_width
-from cdfkd_tf.networks.students import build_student
+from cdfkd_tf.networks.layers import conv, scale_width
+from cdfkd_tf.networks.students import build_student, feature_maps_model
 
 
 @pytest.mark.parametrize("backbone", BACKBONES)
@@ -88,3 +88,43 @@ def test_wrong_requests_are_explained():
         build_student("wrn10_1", (8, 8, 1), 4, 2, sharing="none")
     with pytest.raises(RequestError, match="'single' has one header; got 2"):
         build_student("wrn10_1", (8, 8, 1), 4, 2, sharing="single")
+
+
+@pytest.mark.parametrize("sharing, levels", [("multi_level", 3), ("split", 2)])
+def test_feature_maps_are_the_students_own_finest_first(sharing, levels, tmp_path):
+    student = build_student("wrn10_1", (8, 12, 1), 4, 2, sharing=sharing, width=0.5)
+    model = feature_maps_model(student)
+    images = np.random.default_rng(0).normal(size=(3, 8, 12, 1)).astype("float32")
+    outputs = model(images, training=True)
+    shapes = [(3, 8, 12, 8), (3, 4, 6, 16), (3, 2, 3, 32)][:levels]
+    assert [tuple(level.shape) for level in outputs["maps"]] == shapes
+    first = keras.Model(student.input, student.get_layer("stage1_block0_add").output)
+    outputs = model(images)
+    np.testing.assert_array_equal(outputs["maps"][0], first(images))
+    np.testing.assert_array_equal(outputs["logits"], student(images)["logits"])
+    assert model.count_params() == student.count_params()
+    student.save(tmp_path / "student.keras")
+    loaded = keras.saving.load_model(tmp_path / "student.keras")
+    assert set(loaded.output) == {"logits", "features"}
+
+
+def test_narrow_students_of_large_images_train():
+    """The filter gradient of a strided 1x1 convolution would end the process here."""
+    student = build_student("wrn10_1", (64, 64, 3), 4, 2, width=0.5)
+    shortcut = student.get_layer("stage2_block0_shortcut")
+    assert shortcut.strides == (1, 1) and shortcut.input.shape == (None, 32, 32, 8)
+    before = np.array(shortcut.kernel)
+    model = keras.Model(student.input, student.output["logits"])
+    model.compile("sgd", "mse")
+    model.fit(np.ones((4, 64, 64, 3)), np.ones((4, 2, 4)), verbose=0)
+    after = np.array(shortcut.kernel)
+    assert np.isfinite(after).all() and not np.array_equal(before, after)
+
+
+def test_strided_pointwise_convolution_reads_every_second_pixel():
+    image = keras.Input((5, 6, 2))
+    model = keras.Model(image, conv(image, 3, kernel=1, stride=2, name="c"))
+    images = np.random.default_rng(0).normal(size=(2, 5, 6, 2)).astype("float32")
+    (kernel,) = model.get_weights()
+    expected = images[:, ::2, ::2] @ kernel[0, 0]
+    np.testing.assert_allclose(model(images), expected, rtol=1e-5, atol=1e-6)
