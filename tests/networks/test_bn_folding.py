@@ -8,7 +8,7 @@ import pytest
 import tensorflow as tf
 from keras import layers
 
-from cdfkd_tf.networks import build_classifier
+from cdfkd_tf.networks.classifiers import build_classifier
 from cdfkd_tf.networks.bn_folding import (
     bn_scale_and_shift,
     copy_in,

@@ -6,7 +6,7 @@ import pytest
 from keras import layers
 
 from cdfkd_tf.data.specs import spec_of
-from cdfkd_tf.networks import build_classifier
+from cdfkd_tf.networks.classifiers import build_classifier
 from cdfkd_tf.networks.pixel_ranges import expected_values, rescaling_to
 
 PIXELS = np.random.default_rng(0).random((2, 8, 8, 3)).astype("float32")

@@ -6,7 +6,7 @@ import pytest
 from keras import layers
 
 from cdfkd_tf.errors import RequestError
-from cdfkd_tf.networks import build_classifier
+from cdfkd_tf.networks.classifiers import build_classifier
 from cdfkd_tf.teachers.class_map import ClassMap
 from cdfkd_tf.teachers.ensemble import TeacherEnsemble
 from tests import strangers
