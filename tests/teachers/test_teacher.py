@@ -8,8 +8,8 @@ from keras import layers
 
 from cdfkd_tf.data.specs import plain_spec
 from cdfkd_tf.errors import DistillationWarning, RequestError
-from cdfkd_tf.networks.classifiers import build_classifier
 from cdfkd_tf.networks.bn_folding import foldable
+from cdfkd_tf.networks.classifiers import build_classifier
 from cdfkd_tf.networks.loading import load_classifier
 from cdfkd_tf.teachers.input_adapter import InputAdapter
 from cdfkd_tf.teachers.teacher import Teacher
