@@ -1,11 +1,11 @@
-# Two commands for a fresh machine with Python 3.10 or newer:
+# Commands for a fresh machine with Python 3.11 or newer:
 #   make demo   three teachers of handwritten digits into one small network
-#   make test   linter and tests
+#   make test   linter and quick tests; make test-all: every test
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test
+.PHONY: demo test test-all
 
 demo: $(VENV)/installed
 	$(BIN)/python main.py --flagfile=experiments/digits/quickstart.flags
@@ -13,16 +13,23 @@ demo: $(VENV)/installed
 test: $(VENV)/installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -m "not slow"
+
+# Also kills, several processes, a browser, all methods, and fuzzing from another seed
+# each day: FUZZ_SEED=20260131 make test-all draws that day's again.
+test-all: $(VENV)/installed-test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	FUZZ_SEED=$${FUZZ_SEED:-$$(date +%Y%m%d)} $(BIN)/python -m pytest
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
 # The stamps are written last: an install that broke off is made again.
-$(VENV)/installed: setup.py | $(BIN)/python
+$(VENV)/installed: pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e .
 	touch $@
 
-$(VENV)/installed-test: setup.py | $(BIN)/python
+$(VENV)/installed-test: pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[test]'
 	touch $(VENV)/installed $@

@@ -256,7 +256,7 @@ def search(
     config = request_of(files, models, image_shape, workdir, options)
     if isinstance(space, Mapping):
         space = read_space(space, config, "space")
-    return run_search(config, perform, space)
+    return run_search(config, perform, Run, space)
 
 
 def load_teachers(teachers: Sequence[Teacher]) -> list[keras.Model]:

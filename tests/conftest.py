@@ -1,86 +1,115 @@
-"""Tiny networks and helpers that many tests share."""
+"""What sessions share: folders made once for all workers, seeds of fuzzing."""
 
-import contextlib
 import os
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
+import filelock
+import hypothesis
 import keras
-import numpy as np
 import pytest
-import tensorflow as tf
-from absl import flags as absl_flags
-from cdfkd_tf.distillation.adversarial import AdversarialDistiller
 from sklearn.datasets import load_digits
 from sklearn.utils import Bunch
 
-from cdfkd_tf import cli
 from cdfkd_tf.data.prepare import prepared_builder
 from cdfkd_tf.data.specs import spec_of
-from cdfkd_tf.distillation.methods import METHODS, with_overrides
-from cdfkd_tf.distillation.optimizers import CoupledSGD, PaperAdam
-from cdfkd_tf.networks.classifiers import build_classifier
-from cdfkd_tf.networks.generators import build_generator
-from cdfkd_tf.networks.students import build_student
-from cdfkd_tf.teachers.teacher import TeacherEnsemble
+from tests import toys
 
-SHAPE, CLASSES, LATENT = (8, 8, 1), 4, 6
-TOY = (
-    "--teacher=wrn10_1",
-    "--num_teachers=2",
-    "--teacher_width=0.25",
-    "--teacher_epochs=1",
-    "--teacher_batch_size=128",
-    "--student=wrn10_1",
-    "--student_width=0.25",
-    "--generator_width=0.125",
-    "--student_feature_weight=0",
-    "--latent_size=8",
-    "--student_rounds=2",
-    "--epochs=2",
-    "--steps_per_epoch=2",
-    "--batch_size=8",
-    "--milestones=1",
-    "--aggregator_epochs=2",
-    "--noreport",
+# Unset: few examples, the same in every run. Set: many, drawn from it; `make test-all`
+# sets it to the date.
+SEED = os.environ.get("FUZZ_SEED")
+hypothesis.settings.register_profile(
+    "few", derandomize=True, deadline=None, database=None, max_examples=20
 )
-
+hypothesis.settings.register_profile(
+    "many", deadline=None, print_blob=True, max_examples=400
+)
+hypothesis.settings.load_profile("many" if SEED else "few")
 
 # Whole runs take longest: what starts last must not keep one worker waiting.
 LONGEST_FIRST = (
     "test_flagfiles",
-    "test_search",
     "test_multi_worker",
     "test_mirrored",
     "test_kills",
-    "test_rivals",
-    "test_strangers",
-    "test_strangers_learn",
-    "export/test_format",
-    "distillation/test_parity",
-    "test_checkpoints",
-    "test_adversarial",
-    "test_api",
+    "test_search",
     "test_runs",
-    "test_methods",
-    "test_cli",
-    "export/test_run",
+    "test_bad_requests",
+    "test_export",
+    "test_rivals",
+    "test_own_teachers",
+    "test_parity",
+    "test_checkpoints",
+    "test_distiller",
+    "test_api",
 )
+
+
+def pytest_configure(config):
+    if SEED and hasattr(config.option, "hypothesis_seed"):
+        config.option.hypothesis_seed = config.option.hypothesis_seed or SEED
 
 
 def pytest_collection_modifyitems(items):
     def place(item):
-        path = str(item.path.with_suffix(""))
-        ranks = (i for i, name in enumerate(LONGEST_FIRST) if path.endswith(name))
+        ranks = (i for i, name in enumerate(LONGEST_FIRST) if name == item.path.stem)
         return next(ranks, len(LONGEST_FIRST))
 
     items.sort(key=place)
 
 
+def pytest_terminal_summary(terminalreporter, exitstatus):
+    if SEED and exitstatus:
+        terminalreporter.write_line(f"Fuzzing: FUZZ_SEED={SEED} draws the same again.")
+
+
 @pytest.fixture(scope="session")
-def data_dir(tmp_path_factory):
-    """A TFDS folder that the whole session shares, with a fifth of the digits."""
-    return few_digits(tmp_path_factory.mktemp("tfds"))
+def fuzz_seeds():
+    """Seeds of damaged files: a few fixed ones, or many moving ones."""
+    start = int(SEED) * 1000 if SEED else 0
+    return range(start, start + (120 if SEED else 10))
+
+
+@pytest.fixture(scope="session")
+def shared(tmp_path_factory):
+    """`shared(name, make)`: a folder that one worker makes and all workers read."""
+    root = tmp_path_factory.getbasetemp()
+    root = root.parent if "PYTEST_XDIST_WORKER" in os.environ else root
+
+    def share(name, make):
+        folder, done = root / name, root / f".{name}.done"
+        with filelock.FileLock(root / f".{name}.lock"):
+            if not done.exists():
+                folder.mkdir(exist_ok=True)
+                make(folder)
+                done.touch()
+        return folder
+
+    return share
+
+
+@pytest.fixture(scope="session")
+def toy_files(shared):
+    """Files of a toy run, see `toys.Files`. Read only."""
+    return toys.Files(shared("toy", lambda folder: toys.Files(folder).make()))
+
+
+@pytest.fixture(scope="session")
+def finished(shared, toy_files):
+    """A workdir with a whole pipeline, a page included. Read only: copy it."""
+
+    def make(workdir):
+        more = ("--aggregator=attention", "--labelled_samples=8", "--report")
+        code = toys.run_main(*toy_files.with_data, *more, f"--workdir={workdir}")
+        assert code == 0
+
+    return shared("finished", make)
+
+
+@pytest.fixture(scope="session")
+def data_dir(shared):
+    """A TFDS folder with a fifth of the digits."""
+    return shared("tfds", few_digits)
 
 
 def few_digits(folder):
@@ -93,30 +122,6 @@ def few_digits(folder):
     return folder
 
 
-@contextlib.contextmanager
-def untraced():
-    """What would be traced runs line by line: tracing a run takes most of its time."""
-    tf.config.run_functions_eagerly(True)
-    try:
-        yield
-    finally:
-        tf.config.run_functions_eagerly(False)
-
-
-@pytest.fixture
-def eagerly():
-    """This test is untraced."""
-    with untraced():
-        yield
-
-
-@pytest.fixture(scope="module")
-def all_eagerly():
-    """All tests of a module are untraced, and what they share."""
-    with untraced():
-        yield
-
-
 @pytest.fixture
 def float64():
     """Networks, noise and losses in double precision, where rounding cannot drift."""
@@ -126,51 +131,3 @@ def float64():
     yield
     keras.config.set_floatx(before[0])
     keras.config.set_dtype_policy(before[1])
-
-
-def tiny_distiller(method="cdfkd_mfs", num_teachers=2, seed=0, mixed=False, **kwargs):
-    """An engine on 8x8 images with 4 classes, its weights drawn from `seed`.
-
-    `mixed`: every second teacher is of another architecture.
-    """
-    keras.utils.set_random_seed(seed)
-    row = with_overrides(
-        METHODS[method], student_feature=0 if method == "cdfkd_mfs" else None
-    )
-    headers = 1 if row.sharing == "single" else num_teachers
-    teachers = TeacherEnsemble(
-        [
-            build_classifier(
-                "wrn16_1" if mixed and i % 2 else "wrn10_1", SHAPE, CLASSES
-            )
-            for i in range(num_teachers)
-        ]
-    )
-    student = build_student(
-        "wrn10_1", SHAPE, CLASSES, headers, sharing=row.sharing, width=0.5
-    )
-    generator = build_generator("dafl", SHAPE, LATENT, standardised=True)
-    distiller = AdversarialDistiller(student, teachers, row, generator, **kwargs)
-    distiller.compile(CoupledSGD(0.1), PaperAdam(1e-3))
-    return distiller
-
-
-def latents(rounds=3, batch=8, seed=0):
-    """Noise `(B, R, Z)` for the tiny engine."""
-    rng = np.random.default_rng(seed)
-    return rng.standard_normal((batch, rounds, LATENT)).astype("float32")
-
-
-def values_of(model):
-    """Copies of all weights, by path."""
-    return {weight.path: np.array(weight) for weight in model.weights}
-
-
-def moved(before, after):
-    """Paths of the weights that differ."""
-    return {path for path in before if not np.array_equal(before[path], after[path])}
-
-
-def run_main(*arguments):
-    """The command line in this process; returns the exit code."""
-    return cli.main(["main.py", *arguments], absl_flags.FlagValues())

@@ -1,4 +1,8 @@
-"""`cdfkd_tf.distill` from Python, with arrays only."""
+"""`cdfkd_tf.distill` from Python, with arrays only, and a second use of each call."""
+
+import gc
+import json
+import random
 
 import keras
 import numpy as np
@@ -7,22 +11,21 @@ import tensorflow as tf
 
 import cdfkd_tf
 from cdfkd_tf.errors import RequestError
-from tests import strangers
+from tests import toys
 
-SMALL = {
-    "student": "wrn10_1",
-    "student_width": 0.25,
-    "student_feature_weight": 0,
-    "generator_width": 0.125,
-    "latent_size": 8,
-    "student_rounds": 2,
-    "epochs": 2,
-    "steps_per_epoch": 2,
-    "batch_size": 8,
-    "verbose": 0,
-}
 RNG = np.random.default_rng(0)
 X, Y = RNG.random((40, 8, 8)).astype("float32"), RNG.integers(4, size=40)
+IMAGES = X[..., None]
+
+
+def options_of(toy_files, **more):
+    """The options of a toy run without data, as from Python."""
+    flags = [f for f in toy_files.without_data if not f.startswith("--teachers=")]
+    values = vars(toys.parse(*flags, "--teachers=none.keras"))
+    keep = ("student", "student_headers", "generator_width", "latent_size", "epochs")
+    keep += ("student_steps", "steps_per_epoch", "batch_size", "student_learning_rate")
+    keep += ("milestones",)
+    return {name: values[name] for name in keep} | {"verbose": 0} | more
 
 
 class Epochs(keras.callbacks.Callback):
@@ -32,82 +35,246 @@ class Epochs(keras.callbacks.Callback):
         self.seen = (*self.seen, sorted(logs))
 
 
-pytestmark = pytest.mark.usefixtures("all_eagerly")
+class Seen:
+    """Two models in memory and what `distill` made of them, once."""
+
+    def __init__(self, toy_files):
+        self.models = [toys.classifier(seed=0), toys.probabilities_of_bytes()]
+        self.before = [self.state(model) for model in self.models]
+        self.callback, self.files = Epochs(), toy_files
+        self.draws = self.distil_between_draws(callbacks=[self.callback])
+
+    def distil_between_draws(self, **more):
+        keras.utils.set_random_seed(5)
+        self.result = cdfkd_tf.distill(self.models, **options_of(self.files, **more))
+        return [
+            random.random(),
+            float(np.random.random()),
+            float(tf.random.normal(())),
+            float(keras.random.normal(())),
+        ]
+
+    @staticmethod
+    def state(model):
+        """What a distillation might leave changed in a model."""
+        layers = model._flatten_layers()
+        flags = [(layer.trainable, "call" in vars(layer)) for layer in layers]
+        return flags, [np.array(weight) for weight in model.weights], model(IMAGES)
 
 
 @pytest.fixture(scope="module")
-def callback():
-    return Epochs()
+def seen(toy_files):
+    return Seen(toy_files)
 
 
 @pytest.fixture(scope="module")
-def result(callback, all_eagerly):
-    keras.utils.set_random_seed(0)
-    teachers = [strangers.logits(), strangers.probabilities_of_bytes()]
-    return cdfkd_tf.distill(teachers, callbacks=[callback], **SMALL)
+def result(seen):
+    return seen.result
 
 
-def test_networks_and_history_are_there(result, callback):
-    assert result.student(X[..., None])["logits"].shape == (40, 2, 4)
-    probabilities = np.asarray(result.predictor(X[..., None]))
+def assert_same_state(ours, theirs):
+    assert ours[0] == theirs[0]
+    for a, b in zip(ours[1], theirs[1], strict=True):
+        np.testing.assert_array_equal(a, b)
+    np.testing.assert_array_equal(ours[2], theirs[2])
+
+
+def test_distill_returns_networks_and_history(seen, result):
+    assert result.student(IMAGES)["logits"].shape == (40, 2, 4)
+    probabilities = np.asarray(result.predictor(IMAGES))
     np.testing.assert_allclose(probabilities.sum(-1), 1, rtol=1e-5)
+    assert result.generator.output_shape[1:] == toys.SHAPE
     assert len(result.history["student_header"]) == 2
-    assert len(callback.seen) == 2 and "student_header" in callback.seen[0]
+    epochs = seen.callback.seen
+    assert len(epochs) == 2 and "student_header" in epochs[0]
     assert (result.workdir / "student.keras").exists()
+
+
+def test_distill_leaves_models_and_random_state_as_they_were(seen):
+    for model, before in zip(seen.models, seen.before):
+        assert_same_state(seen.state(model), before)
+    keras.utils.set_random_seed(5)
+    expected = [
+        random.random(),
+        float(np.random.random()),
+        float(tf.random.normal(())),
+        float(keras.random.normal(())),
+    ]
+    assert seen.draws == pytest.approx(expected)
+
+
+def test_distill_again_with_the_same_models_gives_the_same(seen, result):
+    workdir, student = result.workdir, result.student.get_weights()
+    again = cdfkd_tf.distill(seen.models, **options_of(seen.files))
+    for a, b in zip(again.student.get_weights(), student, strict=True):
+        np.testing.assert_array_equal(a, b)
+    for model, before in zip(seen.models, seen.before):
+        assert_same_state(seen.state(model), before)
+    folder = again.workdir
+    assert folder != workdir and folder.exists()
+    del again
+    gc.collect()
+    assert not folder.exists() and workdir.exists()  # removed with its result
 
 
 def test_evaluate_takes_arrays_whole_numbers_and_datasets(result):
     by_array = result.evaluate(X, Y)
-    said = np.asarray(result.predictor(X[..., None])).argmax(-1)
-    assert by_array["aggregator"]["accuracy"] == pytest.approx(np.mean(said == Y))
+    predicted = np.asarray(result.predictor(IMAGES)).argmax(-1)
+    accuracy = by_array["aggregator"]["accuracy"]
+    assert accuracy == pytest.approx(np.mean(predicted == Y))
     whole = np.rint(X * 255).astype("uint8")
     dataset = tf.data.Dataset.from_tensor_slices((whole, Y)).batch(16)
-    by_dataset = result.evaluate(dataset)
-    by_whole = result.evaluate(whole, Y)
-    assert by_dataset == by_whole
+    assert result.evaluate(dataset) == result.evaluate(whole, Y)
     blind = result.evaluate(X)
     assert blind["student"]["accuracy"] is None
     assert blind["student"]["agreement"] == by_array["student"]["agreement"]
 
 
-def test_an_aggregator_is_fitted_to_labels(result):
+def test_evaluate_measures_teachers_as_plain_keras_does(seen, result):
+    """Each in its own way: normalised images, and bytes."""
+    spec = result._run.spec
+    pixels = (spec.normalise(IMAGES).astype("float32"), IMAGES * 255)
+    measured = result.evaluate(X, Y)["teachers"]
+    for entry, model, images in zip(measured, seen.models, pixels, strict=True):
+        share = np.mean(np.asarray(model(images)).argmax(-1) == Y)
+        assert entry["accuracy"] == pytest.approx(share)
+
+
+def test_evaluate_takes_labels_of_other_shapes(result):
+    expected = result.evaluate(X, Y)
+    assert result.evaluate(X, Y[:, None]) == expected  # as Keras's CIFAR has them
+    assert result.evaluate(X, Y.astype("float32")) == expected
+    assert result.evaluate(IMAGES, list(Y)) == expected
+    column = tf.data.Dataset.from_tensor_slices((IMAGES, Y[:, None])).batch(8)
+    assert result.evaluate(column) == expected
+
+
+def test_fit_aggregator_changes_the_predictor_and_goes_back(result):
     before = result.predictor
-    labels = np.asarray(before(X[..., None])).argmax(-1)
+    mean = np.asarray(before(IMAGES))
+    labels = mean.argmax(-1)
     fit = result.fit_aggregator(X, labels, kind="weights", epochs=2)
-    assert fit.held_out == 8
-    assert result.predictor is not before
+    assert fit.held_out == 8 and result.predictor is not before
+    column = result.fit_aggregator(X, labels[:, None], kind="weights", epochs=2)
+    assert column == fit
     result.fit_aggregator(X, labels, kind="mean")
+    np.testing.assert_allclose(result.predictor(IMAGES), mean, rtol=1e-5)
 
 
-def test_export_checks_each_file(result, tmp_path):
-    (entry,) = result.export(tmp_path / "out", ["tflite_float32"])
+def test_export_again_keeps_earlier_files(result, tmp_path):
+    folder = tmp_path / "out"
+    (folder / "saved_model").mkdir(parents=True)
+    (folder / "saved_model/own.txt").write_text("not of this package")
+    (entry,) = result.export(folder, ["tflite_float32"])
     assert entry["agreement"] == 1 and entry["bytes"] > 0
+    content = (folder / entry["file"]).read_bytes()
+    (other,) = result.export(folder, ["tflite_float16"])
+    assert (folder / other["file"]).exists()
+    assert (folder / entry["file"]).read_bytes() == content
+    assert (folder / "saved_model/own.txt").exists()
 
 
-def test_the_same_call_goes_on_and_another_is_refused(result, tmp_path):
-    teachers = [strangers.logits()]
-    first = cdfkd_tf.distill(teachers, workdir=tmp_path, **SMALL)
-    again = cdfkd_tf.distill(teachers, workdir=tmp_path, **SMALL)
-    for ours, theirs in zip(first.student.weights, again.student.weights):
-        np.testing.assert_array_equal(ours, theirs)
+class Stop(keras.callbacks.Callback):
+    """Ends a run after its first epoch as Ctrl-C does."""
+
+    def on_epoch_begin(self, epoch, logs=None):
+        if epoch == 1:
+            raise KeyboardInterrupt
+
+
+def test_distill_goes_on_with_the_batches_it_would_have_seen(toy_files, tmp_path):
+    """With real images, whose order must go on, too."""
+    more = {"method": "kd", "dataset": "folder", "image_folder": str(toy_files.images)}
+    more |= {"image_shape": toys.SHAPE, "student_headers": ""}
+    options = options_of(toy_files, **more)
+    teachers = [toys.classifier(seed=0)]
+    whole = cdfkd_tf.distill(teachers, workdir=tmp_path / "whole", **options)
+    parts = {"workdir": tmp_path / "parts", **options}
+    with pytest.raises(KeyboardInterrupt):
+        cdfkd_tf.distill(teachers, callbacks=[Stop()], **parts)
+    resumed = cdfkd_tf.distill(teachers, **parts)
+    for a, b in zip(whole.student.weights, resumed.student.weights, strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert whole.generator is None
+    # What is done is not repeated, and what was asked otherwise is refused.
+    before = (tmp_path / "parts/student.keras").stat().st_mtime_ns
+    again = cdfkd_tf.distill(teachers, **parts)
+    assert (tmp_path / "parts/student.keras").stat().st_mtime_ns == before
+    assert again.evaluate(X, Y) == whole.evaluate(X, Y)
     with pytest.raises(RequestError, match="--batch_size=8; now"):
-        cdfkd_tf.distill(teachers, workdir=tmp_path, **{**SMALL, "batch_size": 4})
+        cdfkd_tf.distill(teachers, **{**parts, "batch_size": 4})
+
+
+def test_distill_leaves_the_folder_that_the_command_line_leaves(
+    toy_files, finished, tmp_path, capsys
+):
+    """The same options from Python: the same files and bits; either goes on."""
+    flags = (*toy_files.with_data, "--aggregator=attention", "--labelled_samples=8")
+    config = toys.parse(*flags, "--report", f"--workdir={tmp_path}")
+    options = {
+        name: value
+        for name, value in vars(config).items()
+        if name not in ("teachers", "workdir", "image_shape")
+    }
+    cdfkd_tf.distill(
+        config.teachers,
+        image_shape=config.image_shape,
+        workdir=tmp_path,
+        verbose=0,
+        **options,
+    )
+
+    def names(folder):
+        return {
+            str(path.relative_to(folder))
+            for path in folder.rglob("*")
+            if "logs" not in path.parts and path.is_file()
+        }
+
+    later = {"report.html", "observations.json"}
+    missing = {n for n in names(finished) - names(tmp_path) if "export" not in n}
+    assert {n for n in missing if not n.startswith(("teachers/", "splits/"))} <= later
+    assert names(tmp_path) <= names(finished)
+    for name in ("student.keras", "generator.keras", "predictor.keras"):
+        ours, theirs = (
+            keras.saving.load_model(folder / name).get_weights()
+            for folder in (tmp_path, finished)
+        )
+        for a, b in zip(ours, theirs, strict=True):
+            np.testing.assert_array_equal(a, b)
+    assert json.loads((tmp_path / "config.json").read_text())["epochs"] == 2
+    assert toys.run_main(*flags, f"--workdir={tmp_path}", "--export_formats=") == 0
+    printed = capsys.readouterr().out
+    assert "-- evaluate" in printed and "-- distill" not in printed
+
+
+def test_distill_refuses_a_folder_in_use(toy_files, tmp_path):
+    from cdfkd_tf.workdir import Workdir
+
+    with (
+        Workdir(tmp_path).locked(),
+        pytest.raises(RequestError, match="is in use by process"),
+    ):
+        cdfkd_tf.distill([toys.classifier()], workdir=tmp_path, **options_of(toy_files))
 
 
 @pytest.mark.parametrize(
     "teachers, options, message",
     [
         ([], {}, "one teacher is needed"),
+        ("a.keras", {}, r"The teachers are a list.* Write \[teacher\]"),
         (["absent.keras"], {}, r"no teacher file absent\.keras"),
-        ([strangers.logits], {"epoch": 1}, "no option 'epoch'; did you mean 'epochs'"),
-        ([strangers.logits], {"epochs": 0}, "--epochs must be at least 1"),
-        ([strangers.Subclassed], {}, "Give image_shape"),
+        ([toys.classifier], {"epoch": 1}, "no option 'epoch'; did you mean 'epochs'"),
+        ([toys.classifier], {"student_rounds": 1}, "it is called --student_steps"),
+        ([toys.classifier], {"epochs": 0}, "--epochs must be at least 1"),
+        ([toys.Subclassed], {}, "Give image_shape"),
     ],
 )
-def test_wrong_calls_say_what_to_do(teachers, options, message):
-    teachers = [build() if callable(build) else build for build in teachers]
+def test_distill_refuses_wrong_calls(teachers, options, message, toy_files):
+    if not isinstance(teachers, str):
+        teachers = [build() if callable(build) else build for build in teachers]
     with pytest.raises(ValueError, match=message):
-        cdfkd_tf.distill(teachers, **{**SMALL, **options})
+        cdfkd_tf.distill(teachers, **options_of(toy_files, **options))
 
 
 @pytest.mark.parametrize(
@@ -116,9 +283,12 @@ def test_wrong_calls_say_what_to_do(teachers, options, message):
         (lambda result: result.evaluate(X[:, :4], Y), r"\(8, 8, 1\); got \(40, 4, 8"),
         (lambda result: result.evaluate(X * 255, Y), r"images in \[0, 1\]"),
         (lambda result: result.evaluate(X, Y[:3]), "40 images and 3 labels"),
+        (lambda result: result.evaluate(X, Y + 3), "from 0 to 3; got the value"),
+        (lambda result: result.evaluate(X[:0], Y[:0]), "no images"),
         (lambda result: result.fit_aggregator(X), "at least 2 images with labels"),
+        (lambda result: result.export("x", ["tflite"]), "got 'tflite'"),
     ],
 )
-def test_wrong_arrays_are_refused(result, call, message):
+def test_distillation_refuses_wrong_arrays(result, call, message):
     with pytest.raises(RequestError, match=message):
         call(result)

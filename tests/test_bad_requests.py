@@ -20,14 +20,15 @@ import keras
 import pytest
 from PIL import Image
 
-from cdfkd_tf.networks.classifiers import build_classifier
-from tests.bad_requests import REQUESTS, Bad
-from tests.conftest import TOY, few_digits, run_main, untraced
+from cdfkd_tf.errors import RequestError
+from cdfkd_tf.workdir import Workdir
+from tests import toys
+from tests.bad_requests import MADE, PARSED, Bad
 from tests.data import archives
 
 DOCUMENT = pathlib.Path(__file__).parents[1] / "experiments/robustness/requests.md"
 NOBODY = 65534
-ROOM = 15_000  # bytes that a file may have on the full disk
+ROOM = 3_000  # bytes that a file may have on the full disk
 # What a failed step may change: the records, and what it was about to make anew.
 OWN = {
     "distill": ("checkpoints", "logs", "samples", "history.csv"),
@@ -40,48 +41,55 @@ class Place:
     """A finished run, and files that are wrong in many ways.
 
     Args:
-        folder: everybody may enter it.
-        data_dir: with the digits.
+        folder: all users may enter it.
+        files: of the finished run.
+        run: its workdir.
     """
 
-    def __init__(self, folder, data_dir):
-        self.folder, self.data_dir = folder, data_dir
+    def __init__(self, folder: pathlib.Path, files: toys.Files, run: pathlib.Path):
+        self.folder, self.files, self.run = folder, files, run
         folder.chmod(0o755)
-        self.run = folder / "a run, ünfinished"  # blanks and letters of all kinds
-        assert run_main(*self.flags(self.run)) == 0
-        self.names = {"folder": folder, "teacher": folder / "teacher.keras"}
+        self.names = {"folder": folder, "teacher": files.teachers[0]}
         self._make_teachers()
         self._make_pictures()
         self._make_texts()
 
-    def flags(self, workdir):
-        where = (f"--data_dir={self.data_dir}", f"--workdir={workdir}")
-        form = "--export_formats=tflite_int8"
-        return ("--dataset=digits", *TOY, "--epochs=1", form, *where)
+    def flags(self, base: str, workdir: pathlib.Path) -> tuple[str, ...]:
+        own = getattr(self.files, base) if base else ()
+        if base == "with_data":
+            own = (*own, "--aggregator=attention", "--labelled_samples=8")
+        return (*own, f"--workdir={workdir}")
 
     def _make_teachers(self):
-        teacher = self.run / "teachers/teacher_0.keras"
-        files = {name: self.folder / f"{name}.keras" for name in (
-            "teacher", "empty", "text", "half", "unsafe", "seven", "secret"
-        )}  # fmt: skip
-        for name in ("teacher", "secret"):
-            shutil.copy(teacher, files[name])
+        teacher = self.files.teachers[0]
+        models = {
+            "seven": toys.classifier(classes=7),
+            "two_channels": toys.classifier((8, 8, 2)),
+            "without_bn": toys.classifier(norm=keras.layers.LayerNormalization),
+            "wide": toys.probabilities_of_bytes(),
+        }
+        image = keras.Input(toys.SHAPE)
+        pooled = keras.layers.GlobalAveragePooling2D()(image)
+        doubled = keras.layers.Lambda(lambda x: 2 * x)(pooled)
+        unsafe = keras.layers.Dense(toys.CLASSES)(doubled)
+        models["unsafe"] = keras.Model(image, unsafe)
+        files = {
+            name: self.folder / f"{name}.keras"
+            for name in (*models, "empty", "text", "half", "secret")
+        }
+        for name, model in models.items():
+            model.save(files[name])
+        shutil.copy(teacher, files["secret"])
         files["secret"].chmod(0)
         files["empty"].touch()
         files["text"].write_text("no model")
         files["half"].write_bytes(teacher.read_bytes()[:10_000])
-        build_classifier("wrn10_1", (16, 16, 1), 7, width=0.25).save(files["seven"])
-        image = keras.Input((16, 16, 1))
-        pooled = keras.layers.GlobalAveragePooling2D()(image)
-        doubled = keras.layers.Lambda(lambda x: 2 * x)(pooled)
-        model = keras.Model(image, keras.layers.Dense(10)(doubled))
-        model.save(files["unsafe"])
         self.names |= files
 
     def _make_pictures(self):
         pictures = self.folder / "pictures"
         pictures.mkdir()
-        Image.new("L", (16, 16)).save(pictures / "ä b.png")
+        Image.new("L", (8, 8)).save(pictures / "ä b.png")
         for name, file in (("hollow", "notes.txt"), ("fake", "a.png")):
             folder = self.folder / name / "train/a"
             folder.mkdir(parents=True)
@@ -93,8 +101,8 @@ class Place:
         texts = {
             "bad_flags": "--colour=red\n",
             "space_unknown": "colour = red | blue\n",
-            "space_odd": "student_rounds between 2 and 5\n",
-            "space_range": "student_rounds = 0..5\n",
+            "space_odd": "student_steps between 2 and 5\n",
+            "space_range": "student_steps = 0..5\n",
         }
         for name, text in texts.items():
             self.names[name] = self.folder / f"{name}.txt"
@@ -104,51 +112,69 @@ class Place:
         broken = self.names["broken_data"] = self.folder / "broken"
         archives.place(broken, archives.CIFAR_URL.format(10), b"no archive")
 
+    def shown(self, text: str, workdir: pathlib.Path) -> str:
+        """A message without this machine's folders."""
+        known = {workdir: "runs/mine", self.folder: "files", self.files.folder: "toy"}
+        for folder, name in known.items():
+            text = text.replace(str(folder), name)
+        return text
+
+
+def refusal(place: Place, bad: Bad) -> str:
+    """The message of a request that is refused while it is read."""
+    try:
+        toys.parse(*shlex.split(bad.flags.format(**place.names)))
+    except RequestError as error:
+        return str(error)
+    return "was not refused"
+
 
 def make(place: Place, bad: Bad):
     """Makes one wrong request.
 
     Returns:
-        Exit code; what was said on standard error; files before and after.
+        Exit code; standard error; files before and after; files that are not whole.
     """
-    workdir = place.folder / "mine"
+    workdir = place.folder / "a run, ünfinished"  # blanks and letters of all kinds
     if bad.spoil or not bad.fresh:
         shutil.copytree(place.run, workdir, symlinks=True)
     elif bad.how == "unprivileged":
         workdir.mkdir()
     try:
-        return answered(place, bad, workdir)
+        return outcome(place, bad, workdir)
     finally:
         shutil.rmtree(workdir, ignore_errors=True)
 
 
-def answered(place, bad, workdir):
+def outcome(place, bad, workdir):
     """See `make`; `workdir` is there if it is to be."""
     if bad.how == "unprivileged" and os.geteuid() == 0:
         for path in (workdir, *workdir.rglob("*")):
             os.chown(path, NOBODY, NOBODY, follow_symlinks=False)
     if bad.spoil:
         bad.spoil(workdir)
-    before, said = snapshot(workdir), io.StringIO()
-    how = {"": contextlib.nullcontext, "unprivileged": unprivileged, "full": full}
-    with contextlib.redirect_stderr(said), how[bad.how]():
+    before, printed = snapshot(workdir), io.StringIO()
+    how = {
+        "": contextlib.nullcontext,
+        "unprivileged": unprivileged,
+        "full": full,
+        "taken": Workdir(workdir).locked,
+    }
+    with contextlib.redirect_stderr(printed), how[bad.how]():
         more = shlex.split(bad.flags.format(**place.names))
-        code = run_main(*place.flags(workdir), *more)
+        code = toys.run_main(*place.flags(bad.base, workdir), *more)
     after = snapshot(workdir)
     new = [name for name in after if before.get(name) != after[name]]
     halves = [name for name in new if not is_whole(workdir / name)]
-    text = said.getvalue().replace(str(workdir), "runs/mine")
-    for known, shown in ((place.folder, "files"), (place.data_dir, "data")):
-        text = text.replace(str(known), shown)
-    return code, text, before, after, halves
+    return code, place.shown(printed.getvalue(), workdir), before, after, halves
 
 
 def snapshot(folder):
-    """Path -> digest of everything below `folder`, if it is there."""
+    """Path -> digest of every file below `folder` but its lock."""
     return {
         str(path.relative_to(folder)): hashlib.sha1(path.read_bytes()).hexdigest()
         for path in folder.rglob("*")
-        if path.is_file()
+        if path.is_file() and path.name != ".lock"
     }
 
 
@@ -189,19 +215,46 @@ def full():
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
+@contextlib.contextmanager
+def entered(folder):
+    """All users may enter a folder, where pytest's admit their owner only."""
+    own = [path for path in folder.parents if path.stat().st_uid == os.geteuid()]
+    modes = {path: path.stat().st_mode for path in (folder, *own)}
+    for path, mode in modes.items():
+        path.chmod(mode | 0o011)
+    try:
+        yield
+    finally:
+        for path, mode in modes.items():
+            path.chmod(mode)
+
+
 @pytest.fixture(scope="module")
-def place(data_dir, all_eagerly):
-    with tempfile.TemporaryDirectory() as folder:  # pytest's admit their owner only
-        yield Place(pathlib.Path(folder), data_dir)
+def place(toy_files, finished):
+    with tempfile.TemporaryDirectory() as folder, entered(toy_files.folder):
+        yield Place(pathlib.Path(folder), toy_files, finished)
 
 
-@pytest.mark.parametrize("bad", REQUESTS, ids=lambda bad: bad.what)
-def test_a_wrong_request_is_one_line_and_loses_nothing(bad, place):
-    code, said, before, after, halves = make(place, bad)
-    errors = [line for line in said.splitlines() if not line.startswith("warning:")]
-    assert code == bad.code, said
-    assert len(errors) == 1 and errors[0].startswith("error: "), said
-    assert "Traceback" not in said and bad.words in errors[0], said
+def test_parse_refuses_every_request_that_needs_no_files(place):
+    for bad in PARSED:
+        message = refusal(place, bad)
+        assert bad.words in message, (bad.what, message)
+        assert "\n" not in message and message.endswith("."), message
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        pytest.param(bad, marks=() if bad.quick else pytest.mark.slow, id=bad.what)
+        for bad in MADE
+    ],
+)
+def test_wrong_request_is_one_line_and_loses_nothing(bad, place):
+    code, printed, before, after, halves = make(place, bad)
+    errors = [line for line in printed.splitlines() if not line.startswith("warning:")]
+    assert code == bad.code, printed
+    assert len(errors) == 1 and errors[0].startswith("error: "), printed
+    assert "Traceback" not in printed and bad.words in errors[0], printed
     if code == 2:
         assert after == before
         return
@@ -213,33 +266,27 @@ def test_a_wrong_request_is_one_line_and_loses_nothing(bad, place):
     assert not any(file.startswith("export/") for file in after if file not in before)
 
 
-def test_there_are_at_least_forty_over_every_action():
-    from cdfkd_tf.options import ACTIONS
-
-    assert len(REQUESTS) >= 40
-    for action in ACTIONS:
-        assert action == "pipeline" or any(f"={action}" in b.flags for b in REQUESTS)
-    assert any("--action" not in bad.flags for bad in REQUESTS)  # the pipeline
-
-
-def test_the_document_shows_every_one():
+def test_document_shows_every_wrong_request():
     text = DOCUMENT.read_text()
-    assert [bad.what for bad in REQUESTS if f"| {bad.what} |" not in text] == []
+    assert [bad.what for bad in (*PARSED, *MADE) if f"| {bad.what} |" not in text] == []
 
 
 def main():
     with contextlib.ExitStack() as stack:
-        folders = [
-            pathlib.Path(stack.enter_context(tempfile.TemporaryDirectory()))
-            for _ in range(2)
-        ]
-        stack.enter_context(untraced())
+        temporary = tempfile.TemporaryDirectory
+        folders = [pathlib.Path(stack.enter_context(temporary())) for _ in "abc"]
         stack.enter_context(contextlib.redirect_stdout(sys.stderr))
-        place = Place(folders[0], few_digits(folders[1]))
-        rows = [(bad, *make(place, bad)[:2]) for bad in REQUESTS]
+        stack.enter_context(entered(folders[1]))
+        files, workdir = toys.Files(folders[1]), folders[2] / "run"
+        files.make()
+        more = ("--aggregator=attention", "--labelled_samples=8", "--report")
+        assert toys.run_main(*files.with_data, *more, f"--workdir={workdir}") == 0
+        place = Place(folders[0], files, workdir)
+        rows = [(bad, 2, f"error: {refusal(place, bad)}") for bad in PARSED]
+        rows += [(bad, *make(place, bad)[:2]) for bad in MADE]
     print("| what is wrong | exit code | what is said |\n|---|---|---|")
-    for bad, code, said in rows:
-        (line, *_) = (line for line in said.splitlines() if line.startswith("error:"))
+    for bad, code, printed in rows:
+        (line, *_) = (line for line in printed.splitlines() if line[:6] == "error:")
         message = line.removeprefix("error: ").replace("|", "\\|")
         print(f"| {bad.what} | {code} | {message} |")
 

@@ -1,124 +1,87 @@
-"""Every shipped flagfile runs two steps: real parsing, real steps, shallow networks.
+"""Shipped flagfiles are right requests, and run: three for real, slowly."""
 
-A session's folder holds small upstream archives and the teachers that the flagfiles
-themselves train, so that a run finds its teachers where its flagfile says.
-"""
-
-import functools
 import json
-import os
 import pathlib
 
 import pytest
 
-from cdfkd_tf.data import specs
+from cdfkd_tf.data.specs import plain_spec, spec_of
+from cdfkd_tf.distillation.build import build_method
 from cdfkd_tf.networks.backbones import BACKBONES
-from cdfkd_tf.networks.resnet import resnet
-from tests.conftest import run_main
+from cdfkd_tf.networks.external_backbones import find_backbone
+from cdfkd_tf.networks.generators import GENERATORS
+from cdfkd_tf.tuning.space import find_space
 from tests.data import archives
+from tests.toys import parse, run_main
 
 ROOT = pathlib.Path(__file__).parent.parent
 FLAGFILES = sorted(
     str(file.relative_to(ROOT)) for file in (ROOT / "experiments").rglob("*.flags")
 )
+
+
+def test_flagfiles_are_right_requests(monkeypatch):
+    """Every flag, name and loss is known, and the teachers' own flagfile is there."""
+    monkeypatch.chdir(ROOT)
+    folders = set()
+    for flagfile in FLAGFILES:
+        config = parse(f"--flagfile={flagfile}")
+        build_method(config)
+        known = config.dataset not in ("folder", "none")
+        spec = spec_of(config.dataset) if known else plain_spec("none", (8, 8, 1), 4)
+        find_backbone(config.student, spec, config.student_feature_layers)
+        assert config.generator in GENERATORS, flagfile
+        assert config.teacher_network in BACKBONES, flagfile
+        for teacher in config.teachers:
+            _, dataset, trained, *_ = pathlib.PurePath(teacher).parts
+            source = parse(f"--flagfile=experiments/{dataset}/{trained}.flags")
+            assert source.dataset == config.dataset, flagfile
+            assert teacher.startswith(f"{source.workdir}/teachers/"), flagfile
+        if config.action == "search":
+            find_space(config)
+        folders.add(flagfile.split("/")[1])
+    assert folders >= {"digits", "mnist", "cifar10", "cifar100", "caltech101"}
+
+
 TWO_STEPS = (
+    "--data_dir=data",
     "--teacher_width=0.125",
     "--teacher_epochs=1",
     "--teacher_batch_size=200",
     "--student_width=0.125",
     "--generator_width=0.125",
-    "--latent_size=8",
     "--epochs=1",
     "--steps_per_epoch=2",
     "--evaluate_every=1",
-    "--batch_size=4",
-    "--student_rounds=1",
-    "--aggregator_epochs=2",
-    "--export_formats=",
-    "--noreport",
+    "--batch_size=8",
+    "--export_formats=tflite_int8",
 )
 
 
-@pytest.fixture(scope="module")
-def place(tmp_path_factory):
-    """A folder like the project's, with small archives and shallow networks."""
-    place = tmp_path_factory.mktemp("place")
-    (place / "experiments").symlink_to(ROOT / "experiments")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(place)
-        shallow = functools.partial(resnet, num_blocks=(1, 1))  # two stages
-        for name in BACKBONES:
-            patch.setitem(BACKBONES, name, shallow)
-        for name in ("caltech101", "mini_imagenet"):
-            small = {"image_shape": (32, 32, 3), "shorter_side": 36}
-            spec = specs.dataclasses.replace(specs.SPECS[name], **small)
-            patch.setitem(specs.SPECS, name, spec)
-        # Looking at invented images takes longer here than two steps of learning.
-        patch.setattr("cdfkd_tf.distillation.run._LOOKED_AT", 16)
-        patch.setattr("cdfkd_tf.assembly._INVENTED", 64)
-        data = place / "data"
-        archives.make_cifar10(data)
-        archives.make_cifar100(data)
-        archives.make_mnist(data, patch)
-        archives.make_caltech101(data)
-        archives.make_mini_imagenet(data)
-        yield place
-
-
-@functools.cache
-def train_teachers(flagfile):
-    """Runs a teachers' flagfile where it says, once."""
-    assert run(flagfile) == 0
-
-
-def run(flagfile, *more):
-    return run_main(f"--flagfile={flagfile}", "--data_dir=data", *TWO_STEPS, *more)
-
-
-def teachers_of(flagfile):
-    """The flagfile that trains the teachers which this one names, or None."""
-    for line in pathlib.Path(flagfile).read_text().splitlines():
-        if line.startswith("--teachers=runs/"):
-            _, dataset, folder, *_ = line.split("/")
-            return f"experiments/{dataset}/{folder}.flags"
-    return None
-
-
-@pytest.mark.parametrize("flagfile", FLAGFILES)
-def test_flagfile_runs(flagfile, place, tmp_path, eagerly):
-    if "/teachers_" in flagfile:
-        train_teachers(flagfile)
-        trained = place / "runs" / os.path.relpath(flagfile[:-6], "experiments")
-        assert (trained / "teachers/teacher_2.keras").exists()
-        return
-    needed = teachers_of(flagfile)
-    if needed:
-        train_teachers(needed)
-    if "aggregator_" in flagfile:  # one folder: its student is not trained again
-        tmp_path = place / "aggregators"
-        (tmp_path / "predictor.keras").unlink(missing_ok=True)
-    if flagfile.endswith("/search.flags"):
-        assert run(flagfile, f"--workdir={tmp_path}", "--max_trials=1") == 0
-        tmp_path /= "search/trial_0"
-    elif "/digits/" in flagfile:  # measuring is the same everywhere
-        assert run(flagfile, f"--workdir={tmp_path}") == 0
-        results = json.loads((tmp_path / "results.json").read_text())
-        assert results["student"]["accuracy"] is not None
-    else:
-        if not needed:
-            trained = run(flagfile, f"--workdir={tmp_path}", "--action=train_teachers")
-            assert trained == 0
-        steps = ["distill", *(["fit_aggregator"] * ("aggregator_" in flagfile))]
-        for step in steps:
-            more = (f"--workdir={tmp_path}", f"--action={step}")
-            assert run(flagfile, "--evaluate_every=0", *more) == 0
-    history = (tmp_path / "history.csv").read_text().splitlines()
-    assert len(history) == 2 and "nan" not in history[1]
-    assert (tmp_path / "student.keras").exists()
-    assert (tmp_path / "predictor.keras").exists() == any(
-        kind in flagfile for kind in ("/digits/", "aggregator_")
-    )
-
-
-def test_there_are_at_least_thirty():
-    assert len(FLAGFILES) >= 30
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "flagfile, teachers",
+    [
+        ("experiments/digits/quickstart.flags", None),
+        ("experiments/mnist/cdfkd.flags", "experiments/mnist/teachers_lenet.flags"),
+        (
+            "experiments/cifar10/cdfkd_mfs.flags",
+            "experiments/cifar10/teachers_resnet34.flags",
+        ),
+    ],
+)
+def test_flagfile_runs_with_its_own_networks(flagfile, teachers, tmp_path, monkeypatch):
+    """Two steps of narrow networks; small archives in the data sets' own formats."""
+    (tmp_path / "experiments").symlink_to(ROOT / "experiments")
+    monkeypatch.chdir(tmp_path)
+    archives.make_mnist(tmp_path / "data", monkeypatch)
+    archives.make_cifar10(tmp_path / "data")
+    for name in filter(None, (teachers, flagfile)):
+        assert run_main(f"--flagfile={name}", *TWO_STEPS) == 0
+    workdir = pathlib.Path(parse(f"--flagfile={flagfile}").workdir)
+    results = json.loads((workdir / "results.json").read_text())
+    assert results["student"]["accuracy"] is not None
+    assert len(results["teachers"]) == 3 and len(results["exports"]) == 1
+    rows = (workdir / "history.csv").read_text().splitlines()
+    assert len(rows) == 2 and "nan" not in rows[1]
+    assert (workdir / "report.html").exists()

@@ -16,14 +16,14 @@ def cells():
     return [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
 
 
-def test_it_was_executed_without_errors():
+def test_notebook_was_executed_without_errors():
     assert all(cell["execution_count"] for cell in cells())
     outputs = [output for cell in cells() for output in cell["outputs"]]
     assert not any(output["output_type"] == "error" for output in outputs)
     assert sum("image/png" in output.get("data", {}) for output in outputs) == 2
 
 
-def test_it_calls_what_exists():
+def test_notebook_calls_what_exists():
     code = ast.parse("\n".join("".join(cell["source"]) for cell in cells()))
     calls = [node for node in ast.walk(code) if isinstance(node, ast.Call)]
     methods = {

@@ -1,34 +1,22 @@
 """Whatever a flag or a file holds: a right request, or one sentence about it."""
 
-import dataclasses
 import io
 import math
 
 import numpy as np
-from absl import flags as absl_flags
-from cdfkd_tf.options import value_type
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from cdfkd_tf import flags
-from cdfkd_tf.config import RunConfig
+from cdfkd_tf.config import FIELDS, RunConfig, value_type
 from cdfkd_tf.errors import RequestError
 from cdfkd_tf.export.predict import read_image
 from cdfkd_tf.tuning.space import read_space
+from tests.toys import parse
 
-FIELDS = {field.name: field for field in dataclasses.fields(RunConfig)}
+# How many examples, and whether always the same: see conftest.py.
 NUMBERS = [name for name, field in FIELDS.items() if value_type(field) in (int, float)]
 SHAPE = (8, 8, 3)
-# Repeatable: the same examples in every run, and no time limit for the first one.
-settings.register_profile("fixed", derandomize=True, deadline=None, database=None)
-settings.load_profile("fixed")
-
-
-def parsed(argv):
-    values = absl_flags.FlagValues()
-    flags.define(values)
-    return flags.parse(["main.py", *argv], values)
 
 
 def assert_a_sentence(error, *words):
@@ -38,8 +26,7 @@ def assert_a_sentence(error, *words):
 
 
 @given(st.sampled_from(NUMBERS), st.floats() | st.integers() | st.floats(0, 10))
-@settings(max_examples=400)
-def test_numbers_are_in_their_range_or_refused_by_name(name, number):
+def test_run_config_of_any_number_is_in_range_or_refused_by_name(name, number):
     if value_type(FIELDS[name]) is int:
         number = int(number) if math.isfinite(number) else 0
     try:
@@ -53,14 +40,13 @@ def test_numbers_are_in_their_range_or_refused_by_name(name, number):
     if name.endswith(("_rate", "_width")):
         assert np.float32(value) > 0
     lines = config.flag_lines().splitlines()
-    assert parsed(lines) == config  # what was written runs again
+    assert parse(*lines) == config  # what was written runs again
 
 
 @given(st.sampled_from(sorted(FIELDS)), st.text(max_size=12))
-@settings(max_examples=400)
-def test_any_text_behind_a_flag_is_a_value_or_one_sentence(name, text):
+def test_parse_of_any_text_behind_a_flag_is_a_value_or_one_sentence(name, text):
     try:
-        parsed([f"--{name}={text}"])
+        parse(f"--{name}={text}")
     except RequestError as error:
         assert_a_sentence(error)
 
@@ -70,8 +56,7 @@ def test_any_text_behind_a_flag_is_a_value_or_one_sentence(name, text):
         st.sampled_from(NUMBERS) | st.text(max_size=5), st.text(max_size=12)
     )
 )
-@settings(max_examples=200)
-def test_any_search_space_is_read_or_refused(table):
+def test_read_space_of_any_table_reads_or_refuses(table):
     try:
         space = read_space(table, RunConfig(), "a.space")
     except RequestError as error:
@@ -91,8 +76,7 @@ MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I;16")
     st.sampled_from([1, 3]),
     st.sampled_from([0, 10]),
 )
-@settings(max_examples=150)
-def test_pictures_of_any_kind_and_size_are_read(
+def test_read_image_takes_pictures_of_any_kind_and_size(
     tmp_path_factory, mode, width, height, seed, channels, shorter_side
 ):
     rng = np.random.default_rng(seed)
@@ -109,7 +93,7 @@ def test_pictures_of_any_kind_and_size_are_read(
         np.testing.assert_allclose(pixels[..., 0], grey / (2**bits - 1), atol=0.01)
 
 
-def test_sixteen_bits_are_not_white(tmp_path):
+def test_read_image_of_sixteen_bits_is_not_white(tmp_path):
     grey = np.linspace(0, 65535, 64).reshape(8, 8).astype("uint16")
     Image.fromarray(grey).save(tmp_path / "a.png")
     pixels = read_image(tmp_path / "a.png", (8, 8, 1))
@@ -131,8 +115,9 @@ PICTURES = [encoded(ending) for ending in ("PNG", "JPEG", "BMP", "GIF", "TIFF", 
     st.lists(st.tuples(st.floats(0, 1), st.integers(0, 255)), max_size=8),
     st.floats(0, 1),
 )
-@settings(max_examples=300)
-def test_damaged_pictures_are_read_or_refused(tmp_path_factory, good, flips, end):
+def test_read_image_of_damaged_pictures_reads_or_refuses(
+    tmp_path_factory, good, flips, end
+):
     content = bytearray(good)
     for place, byte in flips:
         content[int(place * (len(content) - 1))] = byte
@@ -146,7 +131,7 @@ def test_damaged_pictures_are_read_or_refused(tmp_path_factory, good, flips, end
 
 
 @given(st.binary(max_size=200))
-def test_bytes_that_are_no_picture_are_refused(tmp_path_factory, content):
+def test_read_image_refuses_bytes_that_are_no_picture(tmp_path_factory, content):
     file = tmp_path_factory.getbasetemp() / "bytes"
     file.write_bytes(content)
     try:

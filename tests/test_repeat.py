@@ -19,7 +19,7 @@ def result(accuracy, int8):
     }
 
 
-def test_rows_are_mean_and_deviation():
+def test_table_rows_are_mean_and_deviation():
     accuracies, int8 = [0.9, 0.8, 1.0], [0.7, 0.7, 0.4]
     rows = table([result(*pair) for pair in zip(accuracies, int8)])
     rows = {row["name"]: row for row in rows}

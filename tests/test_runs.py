@@ -1,45 +1,47 @@
-"""Whole runs at toy size, through the command line."""
+"""Whole runs through the command line, traced, of the smallest networks."""
 
 import json
+import os
+import shutil
 import signal
+import threading
+import time
 
 import keras
 import numpy as np
 import pytest
 
+from cdfkd_tf.data.builders.image_folder import folder_spec
 from cdfkd_tf.data.images import RealImages
-from cdfkd_tf.data.specs import spec_of
-from tests.conftest import TOY, run_main
+from cdfkd_tf.distillation.methods import METHODS
+from tests import toys
+from tests.toys import CLASSES, SHAPE, WIDTH, run_main
 
-WEIGHTS = 6_338  # of a teacher, by arithmetic
-
-
-def toy(workdir, data_dir, *more):
-    return run_main(
-        "--dataset=digits",
-        f"--workdir={workdir}",
-        f"--data_dir={data_dir}",
-        *TOY,
-        *more,
-    )
+WEIGHTS = 9 * WIDTH + WIDTH + 2 * WIDTH + WIDTH * CLASSES + CLASSES  # of a teacher
+OPTIONS = ("--aggregator=attention", "--labelled_samples=8")  # of the finished run
 
 
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory, data_dir):
-    """A workdir that holds a whole pipeline."""
-    workdir = tmp_path_factory.mktemp("run")
-    more = ("--aggregator=attention", "--real_samples=20", "--report")
-    assert toy(workdir, data_dir, *more) == 0
-    return workdir
+def results_of(workdir):
+    return json.loads((workdir / "results.json").read_text())
 
 
-def student_of(workdir):
-    return keras.saving.load_model(workdir / "student.keras").get_weights()
+def weights_of(workdir, name="student"):
+    return keras.saving.load_model(workdir / f"{name}.keras").get_weights()
 
 
-def assert_same(ours, theirs, **tolerance):
+def assert_same(ours, theirs):
     for a, b in zip(ours, theirs, strict=True):
-        np.testing.assert_allclose(a, b, **tolerance)
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.fixture
+def copied(finished, tmp_path):
+    """A copy of the finished run."""
+    shutil.copytree(finished, tmp_path / "run", symlinks=True)
+    return tmp_path / "run"
+
+
+# What a pipeline leaves.
 
 
 def test_pipeline_leaves_the_promised_files(finished):
@@ -48,7 +50,7 @@ def test_pipeline_leaves_the_promised_files(finished):
         "run.flags",
         "teachers/teacher_0.keras",
         "teachers/teacher_1.keras",
-        "checkpoints/ckpt-4.index",
+        "checkpoints/ckpt-6.index",
         "student.keras",
         "generator.keras",
         "predictor.keras",
@@ -56,27 +58,31 @@ def test_pipeline_leaves_the_promised_files(finished):
         "export/student_float32.tflite",
         "export/student_int8.tflite",
         "samples/epoch_0002.png",
+        "splits/test.txt",
+        "splits/few_shot.txt",
+        "history.csv",
         "results.json",
         "observations.json",
         "report.html",
     ):
         assert (finished / name).exists(), name
-    assert any((finished / "logs").iterdir())
+    assert any((finished / "logs").rglob("events*"))
+    assert (finished / "teachers/teacher_1.keras").is_symlink()
+    header = (finished / "history.csv").read_text().splitlines()[0].split(",")
+    terms = ("student_header", "student_feature", "student_ensemble", "generator_bn")
+    assert {"val_accuracy", "agreement", "images_per_second", *terms} <= set(header)
 
 
 def test_results_have_the_promised_form(finished):
-    results = json.loads((finished / "results.json").read_text())
-    assert results["format"] == 1
-    assert (results["dataset"], results["method"], results["seed"]) == (
-        "digits",
-        "cdfkd_mfs",
-        0,
-    )
+    results = results_of(finished)
+    assert results["format"] == 2
+    about = (results["dataset"], results["method"], results["seed"])
+    assert about == ("folder", "cdfkd_mfs", 0)
     assert [entry["parameters"] for entry in results["teachers"]] == [WEIGHTS] * 2
     assert results["teacher_ensemble"]["parameters"] == 2 * WEIGHTS
     assert len(results["student"]["header_accuracy"]) == 2
     assert results["aggregator"]["kind"] == "attention"
-    assert results["aggregator"]["real_samples"] == 20
+    assert results["aggregator"]["labelled_samples"] == 8
     shares = [
         *(entry["accuracy"] for entry in results["teachers"]),
         results["teacher_ensemble"]["accuracy"],
@@ -89,145 +95,256 @@ def test_results_have_the_promised_form(finished):
     formats = [entry["format"] for entry in results["exports"]]
     assert formats == ["saved_model", "tflite_float32", "tflite_int8"]
     for entry in results["exports"]:
-        assert entry["bytes"] > 10_000 and entry["latency_ms"] > 0
-        assert entry["multiply_adds"] > 10_000 and entry["parameters"] > 1_000
+        assert entry["bytes"] > 1_000 and entry["latency_ms"] > 0
+        assert entry["multiply_adds"] > 1_000 and entry["parameters"] > 100
         assert 0 <= entry["accuracy"] <= 1 and 0 <= entry["agreement"] <= 1
     for entry in results["teacher_costs"]:
-        assert entry["multiply_adds"] > 100_000
+        assert entry["multiply_adds"] == 64 * 9 * WIDTH + WIDTH * CLASSES
         assert entry["bytes"] > 4 * WEIGHTS and entry["latency_ms"] > 0
     assert set(results["seconds"]) >= {"train_teachers", "distill", "export"}
     assert set(results["versions"]) == {"cdfkd_tf", "tensorflow", "keras"}
 
 
-def test_predictor_is_what_was_measured(finished, data_dir):
+def test_results_are_those_of_the_networks_alone(finished, toy_files):
+    """Measured with plain Keras on the same images."""
+    images = RealImages(folder_spec(str(toy_files.images), SHAPE))
+    pixels, labels = map(np.concatenate, zip(*images.evaluation_pixels(16)))
+    results = results_of(finished)
     predictor = keras.saving.load_model(finished / "predictor.keras")
-    images = RealImages(spec_of("digits"), str(data_dir))
-    pixels, labels = map(np.concatenate, zip(*images.evaluation_pixels()))
-    accuracy = np.mean(predictor.predict(pixels, verbose=0).argmax(-1) == labels)
-    results = json.loads((finished / "results.json").read_text())
-    np.testing.assert_allclose(accuracy, results["aggregator"]["accuracy"])
+    predicted = predictor.predict(pixels, verbose=0).argmax(-1)
+    assert results["aggregator"]["accuracy"] == pytest.approx(
+        np.mean(predicted == labels)
+    )
+    normalised = images.spec.normalise(pixels).astype("float32")
+    for entry, file in zip(results["teachers"], toy_files.teachers, strict=True):
+        predicted = np.asarray(keras.saving.load_model(file)(normalised)).argmax(-1)
+        assert entry["accuracy"] == pytest.approx(np.mean(predicted == labels))
 
 
-def test_a_finished_run_is_not_repeated(finished, data_dir, capsys, monkeypatch):
-    monkeypatch.setattr("cdfkd_tf.pipeline._do", None)  # calling it would fail
-    again = ("--aggregator=attention", "--real_samples=20")
-    assert toy(finished, data_dir, *again) == 0
+def test_splits_can_be_audited(finished):
+    def lines(name):
+        return (finished / f"splits/{name}.txt").read_text().splitlines()
+
+    assert len(lines("test")) == 6 * CLASSES and len(lines("few_shot")) == 8
+    classes = np.bincount([int(line.split("\t")[1]) for line in lines("few_shot")])
+    np.testing.assert_array_equal(classes, [2] * CLASSES)
+
+
+# The same command, and others, again.
+
+
+def test_finished_run_is_not_repeated(copied, toy_files, capsys):
+    files = {p: p.stat().st_mtime_ns for p in copied.rglob("*.keras") if p.is_file()}
+    again = (*toy_files.with_data, *OPTIONS, "--report", f"--workdir={copied}")
+    assert run_main(*again) == 0
     printed = capsys.readouterr().out
     assert "Nothing to do" in printed and "student, mean of headers" in printed
+    assert "-- " not in printed
+    assert files == {path: path.stat().st_mtime_ns for path in files}
 
 
-def test_another_aggregator_repeats_only_what_depends_on_it(finished, data_dir, capsys):
-    before = student_of(finished)
-    assert toy(finished, data_dir, "--export_formats=") == 0
+def test_another_aggregator_repeats_only_what_depends_on_it(copied, toy_files, capsys):
+    before = weights_of(copied)
+    more = (f"--workdir={copied}", "--export_formats=")
+    assert run_main(*toy_files.with_data, *more) == 0
     printed = capsys.readouterr().out
     assert "-- fit aggregator" in printed and "-- distill" not in printed
-    assert_same(student_of(finished), before)
-    results = json.loads((finished / "results.json").read_text())
+    assert_same(weights_of(copied), before)
+    results = results_of(copied)
     assert results["aggregator"]["kind"] == "mean" and results["exports"] == []
 
 
-def test_a_costly_step_is_not_mixed_with_other_options(finished, data_dir, capsys):
-    assert toy(finished, data_dir, "--student_rounds=3") == 2
-    error = capsys.readouterr().err
-    assert error.startswith("error: ") and error.count("\n") == 1
-    assert "--student_rounds=2" in error and "--student_rounds=3" in error
+def test_written_flags_repeat_the_run(copied, finished, capsys):
+    flags = (f"--flagfile={finished / 'run.flags'}", f"--workdir={copied}")
+    assert run_main(*flags, "--action=evaluate") == 0
+    assert "student" in capsys.readouterr().out
+    ours, theirs = results_of(copied), results_of(finished)
+    assert ours["student"] == theirs["student"]
+    assert ours["teachers"] == theirs["teachers"]
 
 
-def test_written_flags_repeat_the_run(finished, tmp_path, capsys):
-    code = run_main(f"--flagfile={finished / 'run.flags'}", "--action=evaluate")
-    assert code == 0 and "student" in capsys.readouterr().out
+# With and without data.
 
 
-def test_a_request_that_failed_before_any_work_can_be_mended(
-    finished, tmp_path, capsys, eagerly
+def test_student_does_not_depend_on_watching_its_accuracy(
+    toy_files, finished, tmp_path
 ):
-    teachers = ",".join(str(finished / f"teachers/teacher_{i}.keras") for i in (0, 1))
-    given = (f"--teachers={teachers}", "--evaluation_split=none", "--export_formats=")
-    given += ("--student_width=0.5",)  # wider than its teachers
-    wrong = toy(tmp_path, "/nowhere", *given, "--student_feature_weight=0.2")
-    assert wrong == 2
-    assert "Use --student_feature_weight=0" in capsys.readouterr().err
-    assert toy(tmp_path, "/nowhere", *given) == 0
+    more = ("--evaluate_every=0", "--action=distill", f"--workdir={tmp_path}")
+    assert run_main(*toy_files.with_data, *OPTIONS, *more) == 0
+    assert_same(weights_of(tmp_path), weights_of(finished))
+    assert_same(weights_of(tmp_path, "generator"), weights_of(finished, "generator"))
+    header = (tmp_path / "history.csv").read_text().splitlines()[0]
+    assert "val_accuracy" not in header and "agreement" in header
 
 
-def refuse(*args, **kwargs):
-    raise AssertionError("a data set was read")
+def test_distilling_reads_no_data_set(tmp_path, toy_files):
+    """One that is not there could not be read."""
+    teacher, student = tmp_path / "teacher.keras", tmp_path / "student.keras"
+    shape = (32, 32, 3)
+    toys.classifier(shape, 10, seed=0).save(teacher)
+    image = keras.Input(shape)
+    maps = keras.layers.Conv2D(4, 3, strides=8, padding="same")(image)
+    keras.Model(image, keras.layers.BatchNormalization()(maps)).save(student)
+    flags = (*toys.NETWORKS, "--dataset=cifar10", f"--data_dir={tmp_path / 'none'}")
+    flags += (f"--teachers={teacher}", f"--student={student}", "--method=dfed")
+    flags += ("--student_headers=single", "--epochs=1", "--evaluate_every=0")
+    assert run_main(*flags, "--action=distill", f"--workdir={tmp_path / 'run'}") == 0
+    assert not (tmp_path / "none").exists()
 
 
-def test_distilling_reads_no_data_set(
-    finished, data_dir, tmp_path, monkeypatch, eagerly
-):
-    """And what is learned does not depend on whether accuracy is watched."""
-    teachers = ",".join(str(finished / f"teachers/teacher_{i}.keras") for i in (0, 1))
-    shared = ("--action=distill", f"--teachers={teachers}")
-    assert toy(tmp_path / "watched", data_dir, *shared, "--evaluate_every=1") == 0
-    monkeypatch.setattr(RealImages, "_read", refuse)
-    monkeypatch.setattr("tensorflow_datasets.load", refuse)
-    monkeypatch.setattr("tensorflow_datasets.builder", refuse)
-    blind = ("--data_dir=/nowhere", "--evaluate_every=0")
-    assert toy(tmp_path / "blind", data_dir, *shared, *blind) == 0
-    assert_same(
-        student_of(tmp_path / "watched"), student_of(tmp_path / "blind"), rtol=0
-    )
+@pytest.fixture(scope="module")
+def third_party(tmp_path_factory, toy_files):
+    """Three makes of teachers, no data: a whole pipeline, and what it printed."""
+    folder = tmp_path_factory.mktemp("third_party")
+    toys.classifier(seed=0).save(folder / "a.keras")
+    toys.probabilities_of_bytes().save(folder / "b.keras")
+    toys.nested((16, 16, 1)).export(folder / "c", verbose=False)
+    files = ",".join(str(folder / name) for name in ("a.keras", "b.keras", "c"))
+    workdir = folder / "run"
+    flags = (*toy_files.without_data, f"--teachers={files}", "--teacher_input=auto")
+    flags += (f"--workdir={workdir}",)
+    # A wrong request first: nothing of it stays in the way of the right one.
+    assert run_main(*flags, "--student_loss=colour=1") == 2
+    right = ("--aggregator=weights", "--calibrate_teachers", "--report")
+    assert run_main(*flags, *right, "--export_formats=tflite_int8") == 0
+    return workdir
 
 
-def test_a_whole_run_needs_no_data_set(
-    finished, tmp_path, monkeypatch, capsys, eagerly
-):
-    """Own teachers, no data: everything but the accuracies is there."""
-    teachers = ",".join(str(finished / f"teachers/teacher_{i}.keras") for i in (0, 1))
-    monkeypatch.setattr(RealImages, "_read", refuse)
-    none = (f"--teachers={teachers}", "--evaluation_split=none")
-    assert toy(tmp_path, "/nowhere", *none, "--export_formats=tflite_int8") == 0
-    results = json.loads((tmp_path / "results.json").read_text())
+def test_third_party_teachers_make_a_student_without_any_image(third_party):
+    results = results_of(third_party)
+    assert results["dataset"] == "none" and len(results["teachers"]) == 3
     assert results["student"]["accuracy"] is None
     assert results["teachers"][0]["accuracy"] is None
     assert 0 <= results["student"]["agreement"] <= 1
-    for entry in results["exports"]:
-        assert entry["accuracy"] is None and 0 <= entry["agreement"] <= 1
-    assert (tmp_path / "teachers/teacher_1.keras").is_symlink()
-    assert "tflite_int8" in capsys.readouterr().out
+    (entry,) = results["exports"]
+    assert entry["accuracy"] is None and 0 <= entry["agreement"] <= 1
+    assert (third_party / "report.html").exists()
+    names = sorted(path.name for path in (third_party / "teachers").iterdir())
+    assert names == ["teacher_0.keras", "teacher_1.keras", "teacher_2"]
 
 
-@pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
-def test_training_in_half_precision_leaves_float32_files(
-    policy, finished, tmp_path, eagerly
-):
-    teachers = ",".join(str(finished / f"teachers/teacher_{i}.keras") for i in (0, 1))
-    more = (
-        f"--teachers={teachers}",
-        "--evaluation_split=none",
-        f"--dtype_policy={policy}",
-    )
-    assert toy(tmp_path, "/nowhere", *more, "--export_formats=tflite_int8") == 0
+def test_aggregator_learns_from_generated_images_alone(third_party):
+    aggregator = results_of(third_party)["aggregator"]
+    assert aggregator["kind"] == "weights" and aggregator["labelled_samples"] == 0
+    assert not (third_party / "splits").exists()
+
+
+# Methods and arithmetic.
+
+QUICK = ("cdfkd", "kd")  # with a generator and without
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        pytest.param(name, marks=() if name in QUICK else pytest.mark.slow)
+        for name in METHODS
+    ],
+)
+def test_method_flag_alone_makes_each_rival(method, toy_files, tmp_path):
+    """A student of the package's own, whose headers can be shared in any way."""
+    flags = [f for f in toy_files.with_data if not f.startswith("--student_headers")]
+    flags += ["--student=wrn10_1", "--student_width=0.25", "--epochs=1"]
+    flags += [f"--method={method}", *OPTIONS, f"--workdir={tmp_path}"]
+    assert run_main(*flags, "--export_formats=") == 0
+    results = results_of(tmp_path)
+    assert results["method"] == method and 0 <= results["student"]["accuracy"] <= 1
+    headers = 1 if METHODS[method].sharing == "single" else 2
+    assert len(results["student"]["header_accuracy"]) == headers
+    kind = "mean" if headers == 1 else "attention"  # one header: nothing to weigh
+    assert results["aggregator"]["kind"] == kind
+    assert (tmp_path / "generator.keras").exists() == bool(METHODS[method].generator)
+    header = (tmp_path / "history.csv").read_text().splitlines()[0]
+    terms = {f"student_{term}" for term in METHODS[method].student if term != "feature"}
+    terms |= {f"generator_{term}" for term in METHODS[method].generator}
+    assert terms <= set(header.split(","))
+
+
+@pytest.mark.parametrize(
+    "policy",
+    ["mixed_float16", pytest.param("mixed_bfloat16", marks=pytest.mark.slow)],
+)
+def test_training_in_half_precision_leaves_float32_files(policy, toy_files, tmp_path):
+    flags = (*toy_files.without_data, f"--dtype_policy={policy}", "--epochs=1")
+    assert run_main(*flags, "--action=distill", f"--workdir={tmp_path}") == 0
     student = keras.saving.load_model(tmp_path / "student.keras")
     assert {layer.compute_dtype for layer in student.layers} == {"float32"}
-    assert (tmp_path / "export/student_int8.tflite").exists()
     columns = (tmp_path / "history.csv").read_text().splitlines()[0].split(",")
     assert ("student_skipped" in columns) == (policy == "mixed_float16")
 
 
+def test_attention_term_distils_maps_by_a_flag(toy_files, tmp_path):
+    """Of a student of the package's own, whose first maps are as large as theirs."""
+    flags = [f for f in toy_files.without_data if not f.startswith("--student=")]
+    flags += ["--student=wrn10_1", "--student_width=0.25", "--epochs=1"]
+    flags += ["--student_loss=attention=10,feature=0", "--generator_loss=attention=-1"]
+    assert run_main(*flags, "--action=distill", f"--workdir={tmp_path}") == 0
+    header, row = (tmp_path / "history.csv").read_text().splitlines()
+    values = dict(zip(header.split(","), row.split(",")))
+    assert float(values["student_attention"]) > 0
+    assert float(values["generator_attention"]) > 0
+    assert "student_feature" not in values
+    keras.saving.load_model(tmp_path / "student.keras")
+
+
+# Interruptions.
+
+
 def test_sigterm_saves_within_an_epoch_and_the_same_command_goes_on(
-    finished, data_dir, tmp_path, capsys, eagerly
+    toy_files, tmp_path, capsys
 ):
     """To the same weights: test_kills.py, distillation/test_checkpoints.py."""
-    teachers = ",".join(str(finished / f"teachers/teacher_{i}.keras") for i in (0, 1))
-    shared = ("--action=distill", f"--teachers={teachers}", "--evaluate_every=0")
-    steps = []
+    more = ("--action=distill", "--steps_per_epoch=300", "--keep_best")
+    flags = (*toy_files.without_data, *more, f"--workdir={tmp_path}")
 
-    def terminate(self, batch, logs=None):
-        steps.append(batch)
-        if len(steps) == 3:
-            signal.raise_signal(signal.SIGTERM)
+    def terminate():
+        while not (tmp_path / "history.csv").exists():  # after the first epoch
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGTERM)
 
-    with pytest.MonkeyPatch.context() as patch:
-        curves = "cdfkd_tf.distillation.callbacks.Curves.on_train_batch_end"
-        patch.setattr(curves, terminate)
-        assert toy(tmp_path, data_dir, *shared) == 130
+    thread = threading.Thread(target=terminate, daemon=True)
+    thread.start()
+    assert run_main(*flags) == 130
+    thread.join()
     printed = capsys.readouterr()
-    assert "Saved after 1 epochs and 1 steps." in printed.out
+    assert "Saved after 1 epochs and " in printed.out
     assert printed.err.splitlines()[-1].startswith("error: Interrupted")
     assert not (tmp_path / "student.keras").exists()
-    assert toy(tmp_path, data_dir, *shared) == 0
-    assert "Going on after epoch 1 and 1 steps of 2." in capsys.readouterr().out
+    assert run_main(*flags) == 0
+    printed = capsys.readouterr().out
+    assert "Going on after epoch 1" in printed and " of 2." in printed
     assert (tmp_path / "student.keras").exists()
+    rows = (tmp_path / "history.csv").read_text().splitlines()
+    assert len(rows) == 3
+    # The best epoch is kept, as the history tells it.
+    column = rows[0].split(",").index("agreement_earlier")
+    values = [float(row.split(",")[column]) for row in rows[1:]]
+    best = json.loads((tmp_path / "checkpoints/best/best.json").read_text())
+    assert best["value"] == pytest.approx(max(values), rel=1e-5)
+    assert best["epoch"] == (2 if values[1] >= values[0] else 1)
+    assert f"Kept the student of epoch {best['epoch']} of 2." in printed
+
+
+# Own teachers from a data set.
+
+
+def test_train_teachers_trains_what_is_missing(data_dir, tmp_path, capsys):
+    flags = (*toys.NETWORKS, "--dataset=digits", f"--data_dir={data_dir}")
+    flags += ("--teacher_network=lenet", "--teacher_width=0.25", "--num_teachers=2")
+    flags += ("--teacher_epochs=1", "--student=lenet", f"--workdir={tmp_path}")
+    flags += ("--action=train_teachers", "--student_loss=feature=0")
+    flags += ("--generator_loss=bn=0",)
+    assert run_main(*flags) == 0
+    files = [tmp_path / f"teachers/teacher_{index}.keras" for index in (0, 1)]
+    one, two = (keras.saving.load_model(file).get_weights()[0] for file in files)
+    assert not np.array_equal(one, two)  # each from its own seed
+    assert not list((tmp_path / "teachers").glob("checkpoints_*"))
+    assert len((tmp_path / "splits/train.txt").read_text().splitlines()) > 200
+    files[1].unlink()
+    (tmp_path / "progress.json").unlink()
+    capsys.readouterr()
+    before = files[0].stat().st_mtime_ns
+    assert run_main(*flags) == 0
+    assert files[0].stat().st_mtime_ns == before
+    assert "Teacher 2 of 2" in capsys.readouterr().out
+    assert_same(keras.saving.load_model(files[1]).get_weights()[:1], [two])

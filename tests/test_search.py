@@ -1,52 +1,91 @@
-"""Searches: trials on digits' teachers, what they leave, and their doors."""
+"""Searches: one real one that many tests look at; others whose runs train nothing."""
 
+import contextlib
 import csv
+import io
 import json
 import os
 import pathlib
 import socket
 import subprocess
 import sys
+import threading
+import time
 
 import keras
+import keras_tuner
 import numpy as np
 import pytest
+from keras import layers
+from PIL import Image
 
 import cdfkd_tf
-from cdfkd_tf import pipeline
-from tests import strangers
-from tests.conftest import TOY, run_main
+from cdfkd_tf.config import RunConfig
+from cdfkd_tf.distillation import build
+from cdfkd_tf.errors import RequestError, RunError
+from cdfkd_tf.pipeline.steps import Run
+from cdfkd_tf.tuning import workers
+from cdfkd_tf.tuning.run import search
+from cdfkd_tf.tuning.space import find_space, read_space
+from cdfkd_tf.tuning.tuner import SearchTuner
+from tests.toys import run_main
 
 ROOT = pathlib.Path(__file__).parent.parent
-NO_TEST = "--evaluation_split=none"
-SPACE = "student_learning_rate = 0.01..0.1 log\ngenerator_bn_weight = 0.1 | 1\n"
+SHAPE, CLASSES = (4, 4, 1), ("a", "b", "c")
+SPACE = "student_learning_rate = 0.01..0.1 log\ngenerator_loss.bn = 0.1 | 1\n"
+SMALL = {
+    "generator_width": 0.05,
+    "latent_size": 4,
+    "student_loss": {"feature": 0},
+    "student_steps": 2,
+    "student_headers": "multi_level",
+    "epochs": 1,
+    "steps_per_epoch": 2,
+    "batch_size": 8,
+    "milestones": (1,),
+    "aggregator_epochs": 2,
+}
 
 
-pytestmark = pytest.mark.usefixtures("all_eagerly")
+def small_teacher(seed):
+    rng = np.random.default_rng(seed)
+    x = images = keras.Input(SHAPE)
+    x = layers.BatchNormalization()(layers.Conv2D(4, 3, padding="same")(x))
+    x = layers.Dense(len(CLASSES))(layers.GlobalAveragePooling2D()(layers.ReLU()(x)))
+    model = keras.Model(images, x)
+    model.set_weights([rng.uniform(0.1, 1, w.shape) for w in model.get_weights()])
+    return model
 
 
 @pytest.fixture(scope="module")
-def teachers(tmp_path_factory, data_dir, all_eagerly):
-    workdir = tmp_path_factory.mktemp("teachers")
-    train = ("--action=train_teachers", "--dataset=digits", f"--data_dir={data_dir}")
-    assert run_main(*train, f"--workdir={workdir}", *TOY) == 0
-    return [str(workdir / f"teachers/teacher_{index}.keras") for index in (0, 1)]
+def options(tmp_path_factory):
+    """Options of a run on own images, with given teachers and the smallest student."""
+    folder = tmp_path_factory.mktemp("given")
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 4), ("test", 3)):
+        for place in (folder / "images" / split / name for name in CLASSES):
+            place.mkdir(parents=True)
+            for index in range(count):
+                pixels = rng.integers(0, 256, SHAPE[:2], dtype="uint8")
+                Image.fromarray(pixels).save(place / f"{index}.png")
+    teachers = [folder / f"teacher{index}.keras" for index in range(2)]
+    for index, file in enumerate(teachers):
+        small_teacher(index).save(file)
+    images = keras.Input(SHAPE)
+    maps = layers.Conv2D(4, 3, strides=2, padding="same", use_bias=False)(images)
+    maps = layers.BatchNormalization(momentum=0.9)(maps)
+    keras.Model(images, maps).save(folder / "backbone.keras")
+    return {
+        **SMALL,
+        "dataset": "folder",
+        "image_folder": str(folder / "images"),
+        "teachers": tuple(map(str, teachers)),
+        "student": str(folder / "backbone.keras"),
+    }
 
 
-@pytest.fixture
-def flags(teachers, data_dir, tmp_path):
-    """A search without its number of trials."""
-    (tmp_path / "a.space").write_text(SPACE)
-    return (
-        "--action=search",
-        "--dataset=digits",
-        f"--data_dir={data_dir}",
-        f"--teachers={','.join(teachers)}",
-        f"--workdir={tmp_path / 'run'}",
-        f"--search_space={tmp_path / 'a.space'}",
-        *TOY,
-        "--epochs=1",
-    )
+def flags_of(values):
+    return RunConfig(**values).changed_flags()
 
 
 def rows_of(workdir):
@@ -54,80 +93,280 @@ def rows_of(workdir):
         return list(csv.DictReader(lines))
 
 
-def weights_of(file):
-    model = keras.saving.load_model(file, compile=False)
-    return [np.array(weight) for weight in model.weights]
-
-
 def assert_same_weights(one, other):
-    for a, b in zip(weights_of(one), weights_of(other), strict=True):
+    models = [keras.saving.load_model(file, compile=False) for file in (one, other)]
+    for a, b in zip(models[0].weights, models[1].weights, strict=True):
         np.testing.assert_array_equal(a, b)
 
 
-def test_trials_leave_a_table_a_page_and_flags_that_repeat_the_best(
-    flags, tmp_path, capsys
-):
-    assert run_main(*flags, "--max_trials=3") == 0
-    run = tmp_path / "run"
-    rows = rows_of(run)
+@pytest.fixture(scope="module")
+def finished(options, tmp_path_factory):
+    """Options of a search, as users run it, its folder, and what it printed."""
+    folder = tmp_path_factory.mktemp("finished")
+    (folder / "a.space").write_text(SPACE)
+    values = {
+        **options,
+        "action": "search",
+        "workdir": str(folder / "run"),
+        "search_space": str(folder / "a.space"),
+        "max_trials": 3,
+    }
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        assert run_main(*flags_of(values)) == 0
+    return values, folder / "run", printed.getvalue()
+
+
+def test_search_leaves_a_table_that_begins_with_the_best(finished):
+    rows = rows_of(finished[1])
     objectives = [float(row["agreement_pooled"]) for row in rows]
     assert len(rows) == 3 and objectives == sorted(objectives, reverse=True)
     assert all(0 <= float(row["test_accuracy"]) <= 1 for row in rows)
     rates = {float(row["student_learning_rate"]) for row in rows}
     assert len(rates) == 3 and all(0.01 <= rate <= 0.1 for rate in rates)
-    (first,) = (row for row in rows if row["trial"] == "0")  # the run as it stands
-    own = ("student_learning_rate", "generator_bn_weight")
+
+
+def test_search_tries_the_runs_own_settings_first(finished):
+    (first,) = (row for row in rows_of(finished[1]) if row["trial"] == "0")
+    own = ("student_learning_rate", "generator_loss.bn")
     assert [float(first[name]) for name in own] == [0.1, 0.1]
-    assert "Rank correlation of objective and test accuracy" in capsys.readouterr().out
+
+
+def test_search_writes_a_page_and_hparams(finished):
+    _, run, printed = finished
     page = (run / "search/report.html").read_text()
-    assert page.count("<svg") == 3 and "generator_bn_weight" in page
-    assert list(run.glob("search/trial_0/logs/hparams/events*"))
+    assert page.count("<svg") == 3 and "generator_loss.bn" in page
+    assert f"--flagfile={run}/search/best.flags" in page
+    assert len(list(run.glob("search/trial_*/logs/hparams/events*"))) == 3
+    assert "Rank correlation of objective and test accuracy" in printed
 
-    best = run / f"search/trial_{rows[0]['trial']}"
-    again = ("--action=distill", f"--workdir={tmp_path / 'again'}")
+
+def test_best_flags_repeat_the_best_trial(finished, tmp_path):
+    _, run, _ = finished
+    best = run / f"search/trial_{rows_of(run)[0]['trial']}"
+    again = ("--action=distill", f"--workdir={tmp_path}")
     assert run_main(f"--flagfile={run / 'search/best.flags'}", *again) == 0
-    assert_same_weights(tmp_path / "again/student.keras", best / "student.keras")
+    assert_same_weights(tmp_path / "student.keras", best / "student.keras")
 
 
-def test_a_killed_search_finishes_the_remaining_trials_only(
-    flags, tmp_path, monkeypatch
-):
-    done, perform = [], pipeline.perform
+def test_finished_search_is_summed_up_again_without_a_trial(finished):
+    values, run, _ = finished
+    before = (run / "search/summary.csv").read_text()
 
-    def counted(config, *args):
-        name = pathlib.Path(config.workdir).name
-        if len(done) == 1 and not interrupted:
-            interrupted.append(name)
+    def perform(*args, **kwargs):
+        raise AssertionError("nothing is left to perform")
+
+    summary = search(RunConfig(**values), perform, Run)
+    assert (run / "search/summary.csv").read_text() == before
+    assert len(summary.outcomes) == 3
+
+
+def test_finished_search_is_known_to_a_process_of_another_name(finished, monkeypatch):
+    values, _, _ = finished
+    monkeypatch.setenv("KERASTUNER_TUNER_ID", "another")
+    config = RunConfig(**values)
+    tuner = SearchTuner(config, find_space(config), None, None)
+    assert len(tuner.oracle.trials) == 3 and tuner.oracle.create_trial("another").status
+
+
+@pytest.mark.parametrize(
+    "more,words",
+    [
+        ("--student_steps=3", "--student_steps=2"),
+        ("--search_space=weights", "--noresume"),
+        ("--tuner=bayesian", "--tuner=random"),
+    ],
+)
+def test_another_search_in_the_same_workdir_is_refused(more, words, finished, capsys):
+    assert run_main(*flags_of(finished[0]), more) == 2
+    assert words in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "more,words",
+    [
+        (["--search_space=nowhere"], "weights, schedule, student, or a file"),
+        (["--method=kd"], "--labelled_samples"),
+        (["--method=kd", "--labelled_samples=6"], "one loss term"),
+        (["--max_trials=0"], "hyperband"),
+    ],
+)
+def test_search_that_cannot_be_is_refused(more, words, options, tmp_path, capsys):
+    flags = flags_of({**options, "action": "search", "workdir": str(tmp_path)})
+    assert run_main(*flags, *more) == 2
+    assert words in capsys.readouterr().err
+
+
+class Untrained:
+    """Performs runs that end with fresh networks, and counts what was asked for."""
+
+    def __init__(self, fails=lambda config: None):
+        self.fails, self.performed, self.opened = fails, [], 0
+
+    def __call__(self, config, wanted, callbacks=()):
+        self.performed.append((pathlib.Path(config.workdir).name, wanted, config))
+        self.fails(config)
+        run = Run(config)
+        if "train_teachers" in wanted:
+            run.workdir.teachers.mkdir(parents=True)
+            for index in range(config.num_teachers):
+                small_teacher(index).save(run.workdir.teacher(index))
+        if "distill" in wanted:
+            keras.utils.set_random_seed(config.seed)
+            run.keep("student", build.build_student(config, run.spec, 2))
+            run.keep("generator", build.build_generator(config, run.spec))
+        return run
+
+    def open(self, config):
+        self.opened += 1
+        return Run(config)
+
+    @property
+    def trials(self):
+        return [name for name, _, _ in self.performed]
+
+
+@pytest.fixture
+def config(options, tmp_path):
+    """A search of two trials that measures nothing."""
+    (tmp_path / "a.space").write_text(SPACE)
+    return RunConfig(
+        **options,
+        workdir=str(tmp_path / "run"),
+        search_space=str(tmp_path / "a.space"),
+        evaluation_split="none",
+        max_trials=2,
+    )
+
+
+def test_killed_search_finishes_the_remaining_trials_only(config):
+    def interrupt(config):
+        if config.workdir.endswith("trial_1"):
             raise KeyboardInterrupt
-        if config.action == "distill" and args[0] == ("distill",):
-            done.append(name)
-        return perform(config, *args)
 
-    interrupted = []
-    monkeypatch.setattr("cdfkd_tf.tuning.tuner.perform", counted)
-    flags += (NO_TEST,)
-    assert run_main(*flags, "--max_trials=3") == 130
-    assert done == ["trial_0"] and interrupted == ["trial_1"]
-    assert run_main(*flags, "--max_trials=3") == 0
-    assert done == ["trial_0", "trial_1", "trial_2"]
-    assert run_main(*flags, "--max_trials=3") == 0
-    assert len(done) == 3 and len(rows_of(tmp_path / "run")) == 3
+    first, second, third = Untrained(interrupt), Untrained(), Untrained()
+    config = config.with_values({"max_trials": 3})
+    with pytest.raises(KeyboardInterrupt):
+        search(config, first, first.open)
+    search(config, second, second.open)
+    search(config, third, third.open)
+    assert first.trials == ["trial_0", "trial_1"]
+    assert second.trials == ["trial_1", "trial_2"] and third.trials == []
+    assert len(rows_of(pathlib.Path(config.workdir))) == 3
 
 
-def test_a_trial_that_diverges_is_a_failed_trial(flags, tmp_path, capsys):
-    (tmp_path / "a.space").write_text("student_learning_rate = 0.05 | 1e30\n")
-    assert run_main(*flags, "--max_trials=2", "--steps_per_epoch=3") == 0
-    good, bad = rows_of(tmp_path / "run")
-    assert (good["status"], bad["status"]) == ("finished", "failed")
-    assert "became" in bad["reason"] and bad["agreement_pooled"] == ""
+def test_longer_search_keeps_the_trials_so_far(config):
+    perform = Untrained()
+    search(config, perform, perform.open)
+    longer = config.with_values({"max_trials": 3})
+    assert len(search(longer, perform, perform.open).outcomes) == 3
+    assert perform.trials == ["trial_0", "trial_1", "trial_2"]
+
+
+def test_noresume_search_begins_anew(config):
+    perform = Untrained()
+    for more in ({}, {"resume": False, "student_steps": 3}):
+        search(config.with_values(more), perform, perform.open)
+    assert perform.trials == ["trial_0", "trial_1"] * 2
+
+
+def test_trial_that_fails_is_a_row_with_its_reason(config, capsys):
+    def diverge(config):
+        if config.workdir.endswith("trial_1"):
+            raise RunError("student_header became NaN.")
+        if config.workdir.endswith("trial_2"):
+            raise OSError("two\nlines")
+
+    perform = Untrained(diverge)
+    search(config.with_values({"max_trials": 3}), perform, perform.open)
+    good, *bad = rows_of(pathlib.Path(config.workdir))
+    assert [good["status"], *(row["status"] for row in bad)] == [
+        "finished",
+        "failed",
+        "failed",
+    ]
+    reasons = {row["reason"] for row in bad}
+    assert reasons == {"student_header became NaN.", "OSError: two lines"}
+    assert {row["agreement_pooled"] for row in bad} == {""}
     assert "Traceback" not in capsys.readouterr().out
 
 
-def test_hyperband_goes_on_with_the_weights_of_the_rung_below(flags, tmp_path):
-    more = ("--tuner=hyperband", "--max_trials=4", "--epochs=3", "--milestones=1")
-    more += ("--steps_per_epoch=1", NO_TEST)
-    assert run_main(*flags, *more) == 0
-    run = tmp_path / "run/search"
+def test_search_without_a_finished_trial_names_the_first_reason(config):
+    def diverge(config):
+        raise RunError("student_header became NaN.")
+
+    perform = Untrained(diverge)
+    with pytest.raises(RunError, match=r"None of 2 trials .* became NaN"):
+        search(config, perform, perform.open)
+    folder = pathlib.Path(config.workdir) / "search"
+    assert (folder / "report.html").exists() and not (folder / "best.flags").exists()
+
+
+def test_labelled_samples_judge_trials_and_are_read_once(config):
+    more = {"labelled_samples": 6, "aggregator": "weights", "evaluation_split": "test"}
+    perform = Untrained()
+
+    def open_run(config):
+        run = perform.open(config)
+        run.real_images.__dict__["can_measure"] = False
+        return run
+
+    summary = search(config.with_values(more), perform, open_run)
+    accuracies = [outcome["objective"] for outcome in summary.outcomes]
+    assert len(accuracies) == 2 and perform.opened == 2  # samples; can_measure
+    assert np.allclose(np.array(accuracies) * 3 % 1, 0)  # half of the six
+    assert "held_out_accuracy" in rows_of(pathlib.Path(config.workdir))[0]
+
+
+def test_trials_share_teachers_that_are_trained_once(config):
+    own = {"teachers": (), "num_teachers": 2, "teacher_network": "wrn10_1"}
+    perform = Untrained()
+    search(config.with_values(own), perform, perform.open)
+    assert [wanted for _, wanted, _ in perform.performed] == [
+        ("train_teachers",),
+        ("distill",),
+        ("distill",),
+    ]
+    folder = pathlib.Path(config.workdir) / "teachers"
+    shared = tuple(str(folder / f"teacher_{index}.keras") for index in range(2))
+    assert perform.performed[1][2].teachers == shared
+
+
+def test_trials_train_their_own_teachers_if_these_vary(config):
+    own = {"teachers": (), "num_teachers": 2, "teacher_network": "wrn10_1"}
+    config, perform = config.with_values(own), Untrained()
+    space = read_space({"teacher_learning_rate": "0.05 | 0.1"}, config, "space")
+    search(config, perform, perform.open, space)
+    wanted = [wanted for _, wanted, _ in perform.performed]
+    assert wanted == [("train_teachers", "distill")] * 2
+    assert not (pathlib.Path(config.workdir) / "teachers").exists()
+
+
+def test_search_finds_the_number_of_classes_once(config):
+    more = {"dataset": "none", "image_folder": "", "image_shape": SHAPE}
+    perform = Untrained()
+    search(config.with_values(more), perform, perform.open)
+    assert [c.num_classes for _, _, c in perform.performed] == [3, 3]
+    assert perform.opened == 1
+
+
+@pytest.mark.parametrize("tuner", ["bayesian", "hyperband"])
+def test_every_tuner_searches(tuner, config):
+    perform = Untrained()
+    config = config.with_values({"tuner": tuner})
+    summary = search(config, perform, perform.open)
+    # One epoch is one rung of one.
+    assert len(summary.outcomes) == (1 if tuner == "hyperband" else 2)
+    assert summary.rank_correlation is None
+
+
+def test_hyperband_goes_on_with_the_weights_of_the_rung_below(
+    config, tmp_path, eagerly
+):
+    more = {"tuner": "hyperband", "max_trials": 4, "epochs": 3, "action": "search"}
+    config = config.with_values({**more, "steps_per_epoch": 1})
+    assert run_main(*config.changed_flags()) == 0
+    run = pathlib.Path(config.workdir) / "search"
     trials = [json.loads(file.read_text()) for file in run.glob("trial_*/trial.json")]
     values = {t["trial_id"]: t["hyperparameters"]["values"] for t in trials}
     continued = {t: v["tuner/trial_id"] for t, v in values.items() if v["tuner/round"]}
@@ -136,125 +375,109 @@ def test_hyperband_goes_on_with_the_weights_of_the_rung_below(flags, tmp_path):
     before = (run / f"trial_{earlier}/history.csv").read_text().splitlines()
     assert len(history) == 4 and history[: len(before)] == before
     # The same as the whole run at once.
-    rate = values[trial]["student_learning_rate"]
-    weight = values[trial]["generator_bn_weight"]
-    whole = (f"--student_learning_rate={rate}", f"--generator_bn_weight={weight}")
-    action = ("--action=distill", f"--workdir={tmp_path / 'whole'}")
-    assert run_main(*flags, *more, *whole, *action) == 0
+    own = {name: v for name, v in values[trial].items() if "tuner/" not in name}
+    own |= {"action": "distill", "workdir": str(tmp_path / "whole")}
+    assert run_main(*config.with_values(own).changed_flags()) == 0
     assert_same_weights(
         tmp_path / "whole/student.keras", run / f"trial_{trial}/student.keras"
     )
 
 
-def test_real_samples_judge_where_there_are_some(flags, tmp_path):
-    more = ("--max_trials=1", "--real_samples=20", "--aggregator=weights")
-    assert run_main(*flags, *more) == 0
-    (row,) = rows_of(tmp_path / "run")
-    assert float(row["held_out_accuracy"]) * 10 == pytest.approx(
-        round(float(row["held_out_accuracy"]) * 10)  # half of the twenty
-    )
-
-
-def test_trials_train_their_own_teachers_if_these_vary(flags, tmp_path, capsys):
-    (tmp_path / "a.space").write_text("teacher_learning_rate = 0.05 | 0.1\n")
-    flags += ("--max_trials=1", "--steps_per_epoch=1", NO_TEST)
-    assert run_main(*flags) == 2
-    assert "varies teacher_learning_rate, but" in capsys.readouterr().err
-    assert run_main(*flags, "--teachers=") == 0
-    run = tmp_path / "run"
-    assert len(list(run.glob("search/trial_0/teachers/*.keras"))) == 2
-    assert not (run / "teachers").exists()
-
-
-def test_another_search_in_the_same_workdir_is_refused(flags, tmp_path, capsys):
-    assert run_main(*flags, "--max_trials=1") == 0
-    assert run_main(*flags, "--max_trials=1", "--student_rounds=3") == 2
-    assert "--student_rounds=2" in capsys.readouterr().err
-    (tmp_path / "a.space").write_text("student_rounds = 2..3\n")
-    assert run_main(*flags, "--max_trials=1") == 2
-    assert "--noresume" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("tuner", ["random", "bayesian", "hyperband"])
-def test_from_python_with_models_and_a_hypermodel(tuner, tmp_path):
-    import keras_tuner
-
+def test_search_from_python_takes_models_and_a_hypermodel(options, tmp_path):
     class Mine(keras_tuner.HyperModel):
         def build(self, hp):
-            rounds = hp.Int("rounds", 2, 3)
-            return {"student_rounds": rounds, "batch_size": 8 * rounds}
+            steps = hp.Int("steps", 2, 3)
+            weights = {"student_loss.ensemble": 2.0 * steps}
+            return {"student_steps": steps, "batch_size": 8 * steps, **weights}
 
-    keras.utils.set_random_seed(0)
-    models = [strangers.logits(), strangers.probabilities_of_bytes()]
     summary = cdfkd_tf.search(
-        models,
-        Mine() if tuner == "random" else {"student_width": [0.25, 0.125]},
+        [small_teacher(0), small_teacher(1)],
+        Mine(),
         workdir=tmp_path,
-        tuner=tuner,
-        max_trials=2,
-        student="wrn10_1",
-        student_feature_weight=0,
-        generator_width=0.125,
-        latent_size=8,
-        student_rounds=2,
-        epochs=1,
-        steps_per_epoch=1,
-        batch_size=8,
+        max_trials=1,
+        student=options["student"],
+        **SMALL,
     )
-    # One epoch is one rung of one.
-    trials = 1 if tuner == "hyperband" else 2
-    assert len(summary.outcomes) == trials and summary.rank_correlation is None
-    options = summary.best["options"]
-    if tuner == "random":
-        assert options["batch_size"] == 8 * options["student_rounds"]
+    best = summary.best["options"]
+    assert best["batch_size"] == 8 * best["student_steps"]
+    assert best["student_loss"] == {"feature": 0, "ensemble": 2 * best["student_steps"]}
+    assert RunConfig(**best).batch_size == best["batch_size"]  # `distill` takes it
     assert (tmp_path / "search/best.flags").exists()
 
 
-@pytest.mark.parametrize(
-    "more,words",
-    [
-        (("--search_space=nowhere",), "weights, schedule, student, or a file"),
-        (("--search_space=weights", "--method=dfad"), "one loss term"),
-        (("--method=kd",), "--real_samples"),
-        (("--max_trials=0",), "hyperband"),
-    ],
-)
-def test_a_search_that_cannot_be_is_refused(more, words, flags, capsys):
-    assert run_main(*flags, *more) == 2
-    assert words in capsys.readouterr().err
+def test_search_from_python_reads_a_table(tmp_path):
+    table = {"student_width": [0.5, 0.25], "student_loss.colour": "1..2"}
+    with pytest.raises(RequestError, match=r"space: student_loss.colour = 1\.\.2"):
+        cdfkd_tf.search([small_teacher(0)], table, workdir=tmp_path)
 
 
-def test_chief_and_two_workers_share_six_trials(flags, tmp_path):
+@pytest.fixture
+def address(monkeypatch):
+    """A free port, as the variables of a worker name it."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    monkeypatch.setenv("KERASTUNER_ORACLE_IP", "127.0.0.1")
+    monkeypatch.setenv("KERASTUNER_ORACLE_PORT", str(port))
+    monkeypatch.setenv("KERASTUNER_TUNER_ID", "worker0")
+    return port
+
+
+@pytest.mark.parametrize("missing", [workers._VARIABLES[:2], workers._VARIABLES[2:]])
+def test_role_needs_all_variables(missing, address, monkeypatch):
+    assert workers.find_role() == "worker"
+    for name in missing:
+        monkeypatch.delenv(name)
+    with pytest.raises(RequestError, match=f"no {missing[0]}"):
+        workers.find_role()
+
+
+def test_worker_gives_up_where_no_chief_comes(address, config):
+    with pytest.raises(RunError, match=f"No chief at 127.0.0.1:{address} within 0.2 s"):
+        search(config.with_values({"worker_timeout": 0.2}), None, None)
+
+
+def test_worker_waits_as_long_as_the_chief_prepares(address):
+    prepared = []
+    with workers.listening():
+        threading.Timer(1.0, lambda: prepared.append(True)).start()
+        start = time.monotonic()
+        workers.await_chief(lambda: bool(prepared), seconds=0.2)
+        assert time.monotonic() - start > 0.5
+
+
+def test_chief_on_a_port_in_use_is_refused(address):
+    with (
+        socket.create_server(("127.0.0.1", address)),
+        pytest.raises(RequestError, match="cannot listen"),
+        workers.listening(),
+    ):
+        pass
+
+
+def test_chief_and_two_workers_share_six_trials(config, address):
     program = (
         "import sys, tensorflow as tf; tf.config.run_functions_eagerly(True);"
         "from cdfkd_tf import cli; sys.exit(cli.main())"
     )
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    processes = []
-    for name in ("chief", "worker0", "worker1"):
-        there = {
-            "KERASTUNER_ORACLE_IP": "127.0.0.1",
-            "KERASTUNER_ORACLE_PORT": str(port),
-            "KERASTUNER_TUNER_ID": name,
-        }
-        processes.append(
-            subprocess.Popen(
-                [sys.executable, "-c", program, *flags, "--max_trials=6"],
-                cwd=ROOT,
-                env={**os.environ, **there},
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-            )
+    flags = config.with_values({"action": "search", "max_trials": 6}).changed_flags()
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", program, *flags],
+            cwd=ROOT,
+            env={**os.environ, "KERASTUNER_TUNER_ID": name},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
         )
-    said = [process.communicate(timeout=400)[0] for process in processes]
-    assert [process.returncode for process in processes] == [0, 0, 0], said
+        for name in ("chief", "worker0", "worker1")
+    ]
+    printed = [process.communicate(timeout=400)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0, 0], printed
     finished = [
         [line.split()[1] for line in text.splitlines() if line.startswith("Trial ")]
-        for text in said[1:]
+        for text in printed[1:]
     ]
     assert all(finished), "one worker did all"
     assert sorted([*finished[0], *finished[1]]) == [f"{trial}:" for trial in range(6)]
-    assert len(rows_of(tmp_path / "run")) == 6
+    assert len(rows_of(pathlib.Path(config.workdir))) == 6

@@ -47,7 +47,7 @@ class Distiller(keras_internals.WithoutSymbolicBuild, keras.Model):
         self.objective = Objective("student", method)
         self.trackers = {**self.objective.trackers, **source.trackers}
         # What is called: the student, with its maps beside where a term reads them.
-        reads_maps = "feature_maps" in self.objective.needs
+        reads_maps = "feature_maps" in self.objective.needs | source.needs
         self.forward = feature_maps_model(student) if reads_maps else student
         self.num_headers = student.output["logits"].shape[1]
         headers = [f"header_{header}_accuracy" for header in range(self.num_headers)]

@@ -44,9 +44,11 @@ class ImageSource:
         student_steps: K, batches (and student steps) per iteration.
         state: name -> network or optimiser that a checkpoint must hold.
         trackers: name -> metric of what the source itself minimises.
+        needs: what its own step reads beside logits and features, see `losses.Term`.
     """
 
     student_steps = 1
+    needs: frozenset[str] = frozenset()
 
     def __init__(self):
         self.state: dict[str, Any] = {}
@@ -142,7 +144,7 @@ class GeneratedImages(ImageSource):
         self._batch_size, self._seed = batch_size, seed
         self._clip, self._updates_statistics = clip_gradients, updates_statistics
         self.state = {"generator": generator, "generator_optimizer": optimizer}
-        self.trackers = objective.trackers
+        self.trackers, self.needs = objective.trackers, objective.needs
         optimizer.build(generator.trainable_variables)
         self._sample = sampler(generator, batch_size)
 

@@ -189,7 +189,15 @@ def statistics_gap(layers: list[tuple[KerasTensor, ...]]) -> KerasTensor:
 
 def _moments(tensors: Sequence[KerasTensor]) -> tuple[KerasTensor, KerasTensor]:
     """Means and biased variances over the batch, all replicas' if any, joined."""
-    means, variances = fused_batchnorm.batch_moments(tensors)
+    dtypes = {keras.backend.standardize_dtype(tensor.dtype) for tensor in tensors}
+    if fused_batchnorm.is_used() and dtypes <= set(fused_batchnorm.FUSED):
+        means, variances = fused_batchnorm.batch_moments(tensors)
+    else:
+        found = [
+            ops.moments(_exact(tensor), list(range(len(tensor.shape) - 1)))
+            for tensor in tensors
+        ]
+        means, variances = map(ops.concatenate, zip(*found))
     means, variances = _exact(means), _exact(variances)
     replicas = _replicas()
     if replicas:  # two messages for all layers together; each costs its delay

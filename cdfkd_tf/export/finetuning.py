@@ -15,15 +15,10 @@ from keras import layers, ops
 
 _WEIGHTED = (layers.Conv2D, layers.DepthwiseConv2D, layers.Dense)
 # Their output has their input's scale in a TFLite file; softmax has a fixed one.
-_NOT_ROUNDED = (
-    layers.ZeroPadding2D,
-    layers.MaxPooling2D,
-    layers.AveragePooling2D,
-    layers.Flatten,
-    layers.Reshape,
-    layers.Softmax,
-    keras.Model,  # its own layers are
-)
+_POOLING = (layers.MaxPooling2D, layers.AveragePooling2D)
+_RESHAPING = (layers.ZeroPadding2D, layers.Flatten, layers.Reshape)
+# A model's own layers are rounded.
+_NOT_ROUNDED = (*_POOLING, *_RESHAPING, layers.Softmax, keras.Model)
 _BATCH = 64
 _LEARNING_RATE = 1e-5
 _HELD_OUT = 0.25  # of the images: they decide whether the result is kept
@@ -31,8 +26,8 @@ _HELD_OUT = 0.25  # of the images: they decide whether the result is kept
 
 def finetune_int8(
     model: keras.Model,
-    images: np.ndarray,
     calibration: np.ndarray,
+    images: np.ndarray,
     *,
     steps: int,
     seed: int,
@@ -43,8 +38,9 @@ def finetune_int8(
 
     Args:
         model: from `inference_graph`; changed in place.
-        images: `(n, height, width, channels)` in [0, 1], to learn and to decide on.
-        calibration: the images that will fix the value ranges of the int8 file.
+        calibration: images `(n, height, width, channels)` in [0, 1] that fix the value
+            ranges of the int8 file.
+        images: likewise, to learn and to decide on.
         steps: updates of 64 images.
         seed: of their order.
 
@@ -103,10 +99,8 @@ def _simulation(model: keras.Model, calibration: np.ndarray) -> keras.Model:
     def call(layer: layers.Layer, *args: Any, **kwargs: Any) -> Any:
         if isinstance(layer, layers.ReLU):  # one operation with the layer before
             args = [unrounded.get(id(tensor), (tensor, tensor))[1] for tensor in args]
-        if isinstance(layer, _WEIGHTED):
-            output = _RoundedWeights(layer)(args[0])
-        else:
-            output = layer(*args, **kwargs)
+        is_weighted = isinstance(layer, _WEIGHTED)
+        output = (_RoundedWeights(layer) if is_weighted else layer)(*args, **kwargs)
         if isinstance(layer, _NOT_ROUNDED):
             return output
         roundings.append(_Rounding())
@@ -150,11 +144,11 @@ class _RoundedWeights(layers.Layer):
         super().__init__()
         self.layer = layer
 
-    def call(self, inputs):
+    def call(self, inputs, **kwargs):
         variables = self.layer.trainable_variables
         kernel = self.layer.kernel
         values = [self._rounded(v) if v is kernel else v.value for v in variables]
-        return self.layer.stateless_call(values, [], inputs)[0]
+        return self.layer.stateless_call(values, [], inputs, **kwargs)[0]
 
     def _rounded(self, kernel):
         # Depthwise kernels have their channels third: (height, width, channels, 1).

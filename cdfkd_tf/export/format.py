@@ -24,7 +24,7 @@ class Format:
     Attributes:
         name: its key in `FORMATS` and on the command line.
         file: name of the file or folder.
-        write: `(model, path, calibration)`: writes the file; `calibration` is None or,
+        write: `(model, calibration, path)`: writes the file; `calibration` is None or,
             for a `calibrated` format, images `(n, height, width, channels)` in [0, 1].
         load: path of the file to a `Runner`.
         attach: `(path, description)`: puts the description into the file.
@@ -34,7 +34,7 @@ class Format:
         input_range: of the image's values.
         calibrated: whether images fix value ranges; only then are the weights
             fine-tuned for its arithmetic.
-        check: `(runner, images)`: what else must be true; raises RunError.
+        check: of a `Runner`, what else must be true; raises RunError.
         remedy: what to do if it disagrees with Keras, for the warning.
         extra: name of the package's extra that it needs, if any.
         packages: modules of that extra.
@@ -42,14 +42,14 @@ class Format:
 
     name: str
     file: str
-    write: Callable[[Any, pathlib.Path, np.ndarray | None], None]
+    write: Callable[[Any, np.ndarray | None, pathlib.Path], None]
     load: Callable[[pathlib.Path], Runner]
     attach: Callable[[pathlib.Path, dict[str, Any]], None]
     tolerance: float
     input_type: str = "float32"
     input_range: tuple[float, float] = (0.0, 1.0)
     calibrated: bool = False
-    check: Callable[[Any, np.ndarray], None] | None = None
+    check: Callable[[Any], None] | None = None
     remedy: str = ""
     extra: str = ""
     packages: tuple[str, ...] = ()

@@ -11,16 +11,14 @@ from cdfkd_tf.export.runner import Runner
 _KEY = "metadata.json"
 
 
-def write_onnx(
-    model: Any, path: pathlib.Path, calibration: np.ndarray | None = None
-) -> None:
+def write_onnx(model: Any, calibration: None, path: pathlib.Path) -> None:
     """Writes a file from `image`, float32 in [0, 1], to `probabilities`.
 
     Args:
         model: Keras model, images `(B, height, width, channels)` in [0, 1] to
             probabilities `(B, C)`, without `Normalization` layers; B is any number.
+        calibration: none.
         path: the file to write.
-        calibration: not used.
     """
     import onnx
     import tf2onnx

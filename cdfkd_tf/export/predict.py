@@ -63,7 +63,11 @@ def predict(
         )
         rows.append(_row(file, probabilities, names, weigh(image)[0] if weigh else ()))
     if rows:
-        write_text(output, _as_csv(rows))
+        text = io.StringIO()
+        writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+        write_text(output, text.getvalue())
         print(_as_table(rows))
         print(f"{len(rows)} images, by {path}; all of it is in {output}")
     if unreadable:
@@ -142,8 +146,8 @@ def _load(path: pathlib.Path) -> Runner:
         if isinstance(error, ImportError):
             row.check_installed()
         raise RequestError(
-            f"Cannot read the model {path}: expected an exported .tflite or .onnx file "
-            f"or SavedModel folder. {reason(error)}"
+            f"Cannot read the model {path}: expected an exported file or SavedModel "
+            f"folder. {reason(error)}"
         ) from error
 
 
@@ -176,14 +180,6 @@ def _row(file, probabilities, names, weights) -> dict[str, Any]:
     for header, weight in enumerate(weights):
         row[f"header_{header}"] = f"{weight:.3f}"
     return row
-
-
-def _as_csv(rows: list[dict[str, Any]]) -> str:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
 
 
 def _as_table(rows: list[dict[str, Any]]) -> str:

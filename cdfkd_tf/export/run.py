@@ -79,20 +79,13 @@ def export(
     model = inference_graph(predictor)
     counts = {"parameters": model.count_params(), "multiply_adds": multiply_adds(model)}
 
-    calibration = None
-    integer_model = model
+    sources = {False: (model, None)}  # by whether the format is calibrated
     if any(row.calibrated for row in rows):
-        images = np.clip(unlabelled_images(_POOL, _CALIBRATION_SEED), 0, 1)
-        calibration = calibration_images(images, predictor, _CALIBRATION, seed)
+        pool = np.clip(unlabelled_images(_POOL, _CALIBRATION_SEED), 0, 1)
+        chosen = calibration_images(pool, predictor, _CALIBRATION, seed)
+        sources[True] = inference_graph(predictor), chosen
         if int8_finetune_steps:
-            integer_model = inference_graph(predictor)
-            finetune_int8(
-                integer_model,
-                images,
-                calibration,
-                steps=int8_finetune_steps,
-                seed=seed,
-            )
+            finetune_int8(*sources[True], pool, steps=int8_finetune_steps, seed=seed)
     directory.mkdir(parents=True, exist_ok=True)
     for left in directory.glob(f"{_UNFINISHED}*"):  # of a killed process
         shutil.rmtree(left, ignore_errors=True)
@@ -101,10 +94,7 @@ def export(
         for row in rows:
             written = pathlib.Path(scratch, row.file)
             try:
-                if row.calibrated:
-                    row.write(integer_model, written, calibration)
-                else:
-                    row.write(model, written, None)
+                row.write(*sources[row.calibrated], written)
                 row.attach(written, _completed(description, row))
                 figures = verify(row, written, batches, expected)
             except Exception as error:

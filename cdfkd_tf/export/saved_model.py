@@ -13,9 +13,7 @@ from cdfkd_tf.runtime.silence_stderr import quiet_tensorflow
 _DESCRIPTION = pathlib.Path("assets.extra", "metadata.json")
 
 
-def write_saved_model(
-    model: Any, path: pathlib.Path, calibration: np.ndarray | None = None
-) -> None:
+def write_saved_model(model: Any, calibration: None, path: pathlib.Path) -> None:
     """Writes the signatures `serving_default` and `serve_uint8`.
 
     Both take `image`, of any batch size, and give `probabilities`: the first takes
@@ -23,8 +21,8 @@ def write_saved_model(
 
     Args:
         model: Keras model, images in [0, 1] to probabilities.
+        calibration: none.
         path: the folder to write.
-        calibration: not used.
     """
     import tensorflow as tf
 

@@ -16,7 +16,7 @@ _DESCRIPTION, _LABELS = "metadata.json", "labels.txt"
 
 
 def write_tflite(
-    model: Any, path: pathlib.Path, calibration: np.ndarray | None = None, **how: bool
+    model: Any, calibration: np.ndarray | None, path: pathlib.Path, **how: bool
 ) -> None:
     """Writes one TFLite file, for any batch size; arguments as of `convert`."""
     path.write_bytes(convert(model, calibration, **how))
@@ -47,23 +47,25 @@ def convert(
     module = tf.Module()
     module.weights = [variable.value for variable in model.variables]
     serve = serving_function(model).get_concrete_function()
-    converter = tf.lite.TFLiteConverter.from_concrete_functions([serve], module)
-    if quantised:
-        converter.optimizations = [tf.lite.Optimize.DEFAULT]
-    if half:
-        converter.target_spec.supported_types = [tf.float16]
-    if calibration is not None:
-        converter.representative_dataset = lambda: ([x[None]] for x in calibration)
-        converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
-        converter.inference_input_type = converter.inference_output_type = tf.uint8
-    with quiet_stderr():
-        content = converter.convert()
-        if calibration is not None and float_tensors(TfliteRunner(content)):
-            # Where one map is padded and concatenated, the converter's present
-            # quantiser leaves floats (ResNets with several headers); its earlier one
-            # rescales between the two.
+    for is_last in (False, True):
+        converter = tf.lite.TFLiteConverter.from_concrete_functions([serve], module)
+        if quantised:
+            converter.optimizations = [tf.lite.Optimize.DEFAULT]
+        if half:
+            converter.target_spec.supported_types = [tf.float16]
+        if calibration is not None:
+            converter.representative_dataset = lambda: ([x[None]] for x in calibration)
+            converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
+            converter.inference_input_type = converter.inference_output_type = tf.uint8
+        if is_last:
             use_earlier_quantizer(converter)
+        with quiet_stderr():
             content = converter.convert()
+        # Where one map is padded and concatenated, the converter's present quantiser
+        # leaves floats (ResNets with several headers); its earlier one rescales
+        # between the two.
+        if calibration is None or not float_tensors(TfliteRunner(content)):
+            break
     return pack(content)
 
 
@@ -80,15 +82,15 @@ class TfliteRunner(Runner):
     def __init__(self, source: pathlib.Path | bytes):
         from ai_edge_litert.interpreter import Interpreter
 
-        is_content = isinstance(source, bytes)
-        given = {"model_content": source} if is_content else {"model_path": str(source)}
+        is_file = not isinstance(source, bytes)
+        content = source.read_bytes() if is_file else source
         with quiet_stderr():
-            self._interpreter = Interpreter(num_threads=1, **given)
+            self._interpreter = Interpreter(model_content=content, num_threads=1)
             self._interpreter.allocate_tensors()
         (self._input,) = self._interpreter.get_input_details()
         (self._output,) = self._interpreter.get_output_details()
         self.image_shape = tuple(int(n) for n in self._input["shape"][1:])
-        self.description = {} if is_content else _attached(source)
+        self.description = _attached(source) if is_file else {}
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
         """See `Runner`."""
@@ -96,12 +98,16 @@ class TfliteRunner(Runner):
             self._interpreter.resize_tensor_input(self._input["index"], images.shape)
             self._interpreter.allocate_tensors()
             (self._input,) = self._interpreter.get_input_details()
-        values = _quantise(images, self._input)
-        self._interpreter.set_tensor(self._input["index"], values)
+        scale, zero = self._input["quantization"]
+        if scale:
+            limits = np.iinfo(self._input["dtype"])
+            images = np.clip(np.rint(images / scale) + zero, limits.min, limits.max)
+        images = images.astype(self._input["dtype"])
+        self._interpreter.set_tensor(self._input["index"], images)
         self._interpreter.invoke()
-        return _dequantise(
-            self._interpreter.get_tensor(self._output["index"]), self._output
-        )
+        output = self._interpreter.get_tensor(self._output["index"])
+        scale, zero = self._output["quantization"]
+        return (output.astype("float32") - zero) * scale if scale else output
 
     def repeated(self, images: np.ndarray) -> Callable[[], Any]:
         """See `Runner`; the images are set once, before."""
@@ -122,23 +128,12 @@ class TfliteRunner(Runner):
 
 def float_tensors(run: TfliteRunner) -> list[str]:
     """Names of the tensors that hold floating-point numbers."""
-    return [
-        tensor["name"]
-        for tensor in run.tensors()
-        if np.issubdtype(tensor["dtype"], np.floating)
-    ]
+    floats = [t for t in run.tensors() if np.issubdtype(t["dtype"], np.floating)]
+    return [tensor["name"] for tensor in floats]
 
 
-def refuse_floats(run: TfliteRunner, images: np.ndarray) -> None:
-    """Checks that a file computes in integers.
-
-    Args:
-        run: the loaded file.
-        images: not used.
-
-    Raises:
-        RunError: if it does not.
-    """
+def refuse_floats(run: TfliteRunner) -> None:
+    """Raises RunError if a file does not compute in integers throughout."""
     floats = float_tensors(run)
     if floats:
         raise RunError(
@@ -169,17 +164,3 @@ def _attached(path: pathlib.Path) -> dict[str, Any]:
     with zipfile.ZipFile(path) as archive:
         known = _DESCRIPTION in archive.namelist()
         return json.loads(archive.read(_DESCRIPTION)) if known else {}
-
-
-def _quantise(values: np.ndarray, details: dict) -> np.ndarray:
-    scale, zero = details["quantization"]
-    if not scale:
-        return values.astype(details["dtype"])
-    limits = np.iinfo(details["dtype"])
-    steps = np.rint(values / scale) + zero
-    return np.clip(steps, limits.min, limits.max).astype(details["dtype"])
-
-
-def _dequantise(values: np.ndarray, details: dict) -> np.ndarray:
-    scale, zero = details["quantization"]
-    return (values.astype("float32") - zero) * scale if scale else values

@@ -54,9 +54,10 @@ def run(config: RunConfig) -> None:
         return
     if config.action == "search":
         quiet_tensorflow()
+        from cdfkd_tf.pipeline.steps import Run
         from cdfkd_tf.tuning.run import search  # Keras Tuner takes seconds
 
-        search(config, perform)
+        search(config, perform, Run)
         return
     whole = config.action == "pipeline"
     wanted = STEPS if whole else (config.action,)

@@ -1,134 +1,119 @@
-"""What a trial is judged by. Never the test split."""
+"""What a trial is judged by; never the test split."""
 
 import pathlib
-from collections.abc import Iterable
+from collections.abc import Sequence
+from typing import Any
 
 import keras
 import numpy as np
 
-from cdfkd_tf.assembly import HELD_OUT_SEED, Assembly
 from cdfkd_tf.config import RunConfig
 from cdfkd_tf.distillation.fit_aggregator import fit_aggregator
+from cdfkd_tf.distillation.image_source import HELD_OUT_SEED
 from cdfkd_tf.distillation.methods import METHODS
 from cdfkd_tf.errors import RequestError, RunError
 from cdfkd_tf.networks.aggregators import build_aggregator
 from cdfkd_tf.runtime.files import replacing
 
-HELD_OUT_ACCURACY = "held_out_accuracy"
-POOLED_AGREEMENT = "agreement_pooled"
-POOL = "invented_pool.npz"
+POOL = "generated_pool.npz"  # within a trial's folder
 _IMAGES = 256
 
 
-def objective_of(config: RunConfig) -> str:
-    """Name of the number that trials of this request are judged by; more is better.
+def objective_name(config: RunConfig) -> str:
+    """What trials of this request are judged by, in [0, 1]; more is better.
 
     Raises:
-        RequestError: neither real samples nor a generator to judge by.
+        RequestError: neither labelled samples nor a generator to judge by.
     """
-    if config.real_samples:
-        return HELD_OUT_ACCURACY
+    if config.labelled_samples:
+        return "held_out_accuracy"
     if not METHODS[config.method].generator:
         raise RequestError(
-            f"--action=search with --method={config.method} has no invented images to "
-            "judge by. Give labelled ones with --real_samples."
+            f"--action=search with --method={config.method} has no generated images to "
+            "judge by. Give labelled ones with --labelled_samples."
         )
-    return POOLED_AGREEMENT
+    return "agreement_pooled"
 
 
-def judge(config: RunConfig, assembly: Assembly) -> float:
-    """The objective of a distilled trial.
+def held_out_accuracy(run: Any, images: np.ndarray, labels: np.ndarray) -> float:
+    """Accuracy of student and aggregator on images that the aggregator did not see.
 
-    With real samples: accuracy of student and aggregator on half of them, which the
-    aggregator does not see (on all of them if it is the mean, which learns nothing).
-    Without: agreement with the teachers on images of held-out noise, through the
-    generators of all trials so far.
+    The first half is held out; all are, where the aggregator is the mean, which learns
+    nothing.
 
     Args:
-        config: the trial's.
-        assembly: of the same.
+        run: `pipeline.steps.Run` of a distilled trial.
+        images: normalised, `(n, height, width, channels)`, n at least 2.
+        labels: `(n,)`.
 
     Raises:
-        RunError: the student's answers are no numbers.
+        RunError: logits that are not finite.
     """
-    if not config.real_samples:
-        keep_images(assembly)
-        folders = assembly.workdir.path.parent.glob(f"trial_*/{POOL}")
-        return pooled_agreement(assembly, [file.parent for file in sorted(folders)])
-    student = assembly.load(assembly.workdir.student, "distill")
-    images, labels = assembly.images.few_shot(config.real_samples, config.seed)
+    config, student = run.config, run.network("student", "distill")
     one_header = student.output["logits"].shape[1] == 1
     kind = "mean" if one_header else config.aggregator
-    aggregator = build_aggregator(kind, student)
-    held_out = slice(0, None)
+    aggregator, held_out = build_aggregator(kind, student), slice(None)
     if kind != "mean":
-        half = max(1, len(labels) // 2)
-        held_out = slice(0, half)
+        held_out = slice(max(1, len(labels) // 2))
         keras.utils.set_random_seed(config.seed)
         fit_aggregator(
             aggregator,
             student,
-            images[half:],
-            labels[half:],
+            images[held_out.stop :],
+            labels[held_out.stop :],
             epochs=config.aggregator_epochs,
             learning_rate=config.aggregator_learning_rate,
             seed=config.seed,
         )
-    answers = student.predict(images[held_out], verbose=0)
-    logits = np.asarray(aggregator(answers, training=False))
-    if not np.isfinite(logits).all():
-        raise RunError("The student answers NaN.")
+    outputs = student.predict(images[held_out], verbose=0)
+    logits = _finite(np.asarray(aggregator(outputs, training=False)))
     return float(np.mean(logits.argmax(-1) == labels[held_out]))
 
 
-def pooled_agreement(assembly: Assembly, trials: Iterable[pathlib.Path]) -> float:
-    """Share of the trials' invented images on which the student says what they should.
+def pooled_agreement(student: keras.Model, trials: Sequence[pathlib.Path]) -> float:
+    """Share of all trials' generated images on which student and teachers agree.
 
     A trial's own images alone would tell nothing: those of a weak generator are easy
     to agree on. Every trial's count alike.
 
     Args:
-        assembly: of a distilled trial.
+        student: normalised images to logits `(B, H, C)`; their mean over H counts.
         trials: folders of distilled trials, each with the images that it kept.
 
     Raises:
-        RunError: the student's answers are no numbers.
+        RunError: logits that are not finite.
     """
-    student = assembly.load(assembly.workdir.student, "distill")
     shares = []
     for folder in trials:
         with np.load(folder / POOL, allow_pickle=False) as pool:
-            classes, answers = pool["classes"], _answers(student, pool["images"])
-        shares.append(np.mean(answers.argmax(-1) == classes))
+            logits = student.predict(pool["images"], verbose=0)["logits"].mean(axis=1)
+            shares.append(np.mean(_finite(logits).argmax(-1) == pool["classes"]))
     return float(np.mean(shares))
 
 
-def keep_images(assembly: Assembly) -> None:
-    """Leaves a trial's invented images, and the teachers' classes, for all to judge by.
+def keep_images(run: Any) -> None:
+    """Writes a trial's generated images, and the teachers' classes, to judge all by.
 
-    Those of held-out noise through its earlier generators, or, if it was too short to
-    keep any, through its last one.
+    Images of held-out noise through its earlier generators, or through its last one if
+    it was too short to keep any.
 
     Args:
-        assembly: of a distilled trial.
+        run: `pipeline.steps.Run` of a distilled trial.
     """
-    workdir = assembly.workdir
-    earlier = workdir.checkpoints / "earlier_images.npz"
-    if earlier.exists():
-        with np.load(earlier, allow_pickle=False) as kept:
-            images = kept["images"].reshape(-1, *assembly.spec.image_shape)
-            classes = kept["classes"].reshape(-1)
+    if run.workdir.earlier_images.exists():
+        with np.load(run.workdir.earlier_images, allow_pickle=False) as kept:
+            images = np.concatenate(kept["images"])
+            classes = np.concatenate(kept["classes"])
     else:
-        pixels = assembly.unlabelled_pixels(_IMAGES, HELD_OUT_SEED)
-        images = assembly.spec.normalise(pixels).astype("float32")
-        classes = np.asarray(assembly.ask_ensemble(images)).argmax(-1)
-    with replacing(workdir.path / POOL) as temporary:
+        pixels = run.unlabelled_images(_IMAGES, HELD_OUT_SEED)
+        images = run.spec.normalise(pixels).astype("float32")
+        mean = run.teachers.mean_logits(run.teachers(images).logits)
+        classes = np.asarray(mean).argmax(-1)
+    with replacing(run.workdir.path / POOL) as temporary:
         np.savez(temporary, images=images, classes=classes)
 
 
-def _answers(student: keras.Model, images: np.ndarray) -> np.ndarray:
-    """Mean header `(n, C)`."""
-    logits = student.predict(images, verbose=0)["logits"].mean(axis=1)
+def _finite(logits: np.ndarray) -> np.ndarray:
     if not np.isfinite(logits).all():
-        raise RunError("The student answers NaN.")
+        raise RunError("The student's logits are not finite.")
     return logits

@@ -1,11 +1,13 @@
-"""What a search varies: fields of `RunConfig`, each with a range or choices.
+"""What a search varies: options of a run, each with a range or choices.
 
-A space is a table from field to text, as in a file with one field per line:
+A space is a table from option to text, as in a file with one option per line:
 
     student_learning_rate = 0.01..0.2 log
-    student_rounds = 2..10
-    student_width = 0.25 | 0.5 | 1
+    student_steps = 2..10
+    student_loss.feature = 0 | 0.1 | 0.5
     milestones = 16,21 | 12,18
+
+What may stand on the left follows from the rows in `config`.
 """
 
 import dataclasses
@@ -15,124 +17,76 @@ from typing import Any
 
 import keras_tuner
 
-from cdfkd_tf.config import RunConfig
-from cdfkd_tf.distillation.methods import METHODS
+from cdfkd_tf.config import FIELDS, RunConfig, hint_for, text_of, value_type
+from cdfkd_tf.distillation.build import build_method
 from cdfkd_tf.errors import RequestError
-from cdfkd_tf.options import read_value, value_type
-
-# Groups of options that describe the computer and the files, not the experiment.
-_FIXED_GROUPS = ("data", "running", "export", "predict", "search")
-_STILL_VARIED = ("dtype_policy",)
-_FIXED = ("action", "workdir", "teachers", "real_samples", "evaluate_every")
-_NAMED = ("weights", "schedule", "student")
 
 
 @dataclasses.dataclass(frozen=True)
 class Range:
-    """Numbers from `low` to `high`, both included; `log`: equally dense in orders."""
+    """Numbers from `low` to `high`, both included; `log`: drawn log-uniformly."""
 
     low: float
     high: float
     log: bool = False
 
-    def holds(self, value: Any) -> bool:
-        """Whether `value` lies in the range."""
+    def __contains__(self, value: Any) -> bool:
         return value is not None and self.low <= value <= self.high
 
 
-@dataclasses.dataclass(frozen=True)
-class Choices:
-    """One of `values`."""
-
-    values: tuple[Any, ...]
-
-    def holds(self, value: Any) -> bool:
-        """Whether `value` is one of them."""
-        return value in self.values
+# Name of an option, or `student_loss.TERM` -> its range or choices, of its type.
+Fields = dict[str, Range | tuple]
 
 
 class Space(keras_tuner.HyperModel):
     """A search space over `RunConfig`: hyper-parameters in, options of a run out.
 
     Args:
-        fields: name of a field -> its `Range` or `Choices`.
+        fields: name of an option, or `student_loss.TERM` -> a `Range` or choices.
     """
 
-    def __init__(self, fields: Mapping[str, Range | Choices]):
+    def __init__(self, fields: Fields):
         super().__init__()
         self.fields = dict(fields)
 
     def build(self, hp: keras_tuner.HyperParameters) -> dict[str, Any]:
-        """The options that a trial changes, drawn through `hp`."""
+        """The options that a trial changes, as `RunConfig.with_values` takes them."""
         return {name: _draw(hp, name, kind) for name, kind in self.fields.items()}
 
     def values_of(self, config: RunConfig) -> dict[str, Any]:
         """The hyper-parameters with which a trial is the run itself.
 
-        Args:
-            config: the run that trials vary.
-
         Returns:
             Name -> value; empty if the run lies outside the space.
         """
         values = {name: _value_of(config, name) for name in self.fields}
-        if not all(kind.holds(values[name]) for name, kind in self.fields.items()):
-            return {}
-        return {name: _text_of(value) for name, value in values.items()}
-
-
-def _draw(hp, name: str, kind: Range | Choices) -> Any:
-    if isinstance(kind, Choices):
-        if not isinstance(kind.values[0], tuple):
-            return hp.Choice(name, list(kind.values))
-        texts = [_text_of(value) for value in kind.values]
-        return kind.values[texts.index(hp.Choice(name, texts))]
-    draw = hp.Int if isinstance(kind.low, int) else hp.Float
-    sampling = "log" if kind.log else "linear"
-    return draw(name, kind.low, kind.high, sampling=sampling)
-
-
-def _text_of(value: Any) -> Any:
-    """A value as Keras Tuner can hold it."""
-    return ",".join(map(str, value)) if isinstance(value, tuple) else value
-
-
-def _value_of(config: RunConfig, name: str) -> Any:
-    """An option of a run; for a weight that was not given, the method's."""
-    value, (player, _, term) = getattr(config, name), name.partition("_")
-    if value is None and player in ("student", "generator"):
-        weights = getattr(METHODS[config.method], player)
-        return weights.get(term.removesuffix("_weight"))
-    return value
+        inside = all(values[name] in kind for name, kind in self.fields.items())
+        return {name: _plain(v) for name, v in values.items()} if inside else {}
 
 
 def find_space(config: RunConfig) -> Space:
     """The space that `--search_space` names.
 
     Raises:
-        RequestError: no such name or file, or a line that says nothing.
+        RequestError: no such name or file, a line that cannot be read, or a method
+            without weights to vary.
     """
     if config.search_space in _NAMED:
-        return Space(_named_fields(config))
+        return Space(_NAMED[config.search_space](config))
     file = pathlib.Path(config.search_space)
     if not file.is_file():
         raise RequestError(
             f"--search_space must be {', '.join(_NAMED)}, or a file; there is no "
             f"{config.search_space!r}."
         )
-    texts = {}
+    texts: dict[str, str] = {}
     for number, line in enumerate(file.read_text().splitlines(), start=1):
-        name, equals, text = line.partition("#")[0].partition("=")
-        if not name.strip():
-            continue
-        if not equals:
-            raise RequestError(
-                f"{file}, line {number}: expected `field = low..high` or `field = a | "
-                f"b`; got {line.strip()!r}."
-            )
-        if name.strip() in texts:
-            raise RequestError(f"{file}, line {number}: a second line for {name}.")
-        texts[name.strip()] = text.strip()
+        name, equals, text = (p.strip() for p in line.partition("#")[0].partition("="))
+        if name in texts or (name and not equals):
+            problem = "a second line for" if equals else "expected OPTION = VALUES; got"
+            raise RequestError(f"{file}, line {number}: {problem} {name!r}.")
+        if name:
+            texts[name] = text
     return read_space(texts, config, str(file))
 
 
@@ -140,27 +94,27 @@ def read_space(texts: Mapping[str, Any], config: RunConfig, source: str) -> Spac
     """A space from a table of texts, or of lists of choices.
 
     Args:
-        texts: field -> `0.01..0.2 log`, `2..10`, `a | b`, or a list of values.
-        config: the run whose fields are varied; says whether values are allowed.
+        texts: option -> `0.01..0.2 log`, `2..10`, `a | b`, or a list of values.
+        config: the run whose options are varied; says whether values are allowed.
         source: where the table comes from, for messages.
 
     Raises:
-        RequestError: naming field and source.
+        RequestError: naming option and source.
     """
     fields = {}
     for name, text in texts.items():
-        field = RunConfig.__dataclass_fields__.get(name)
-        if field is None or not _may_vary(field):
+        option, dot, _ = name.partition(".")
+        row = FIELDS.get(option)
+        is_table = row is not None and value_type(row) is dict
+        if row is None or not row.metadata["searched"] or is_table != bool(dot):
             raise RequestError(
-                f"{source}: {name!r} cannot be searched. Name an option of the "
-                "teachers', the method, its weights, the schedule or the aggregator."
+                f"{source}: {name!r} cannot be searched{'.' if row else hint_for(name)}"
+                " Name an option of teachers, method, schedule or aggregator; of "
+                "losses one term, such as student_loss.feature."
             )
         try:
-            kind = fields[name] = _read_kind(field, text)
-            ends = kind.values if isinstance(kind, Choices) else (kind.low, kind.high)
-            for value in ends:
-                dataclasses.replace(config, **{name: value})
-        except ValueError as error:
+            fields[name] = _read_kind(config, name, text)
+        except (ValueError, TypeError) as error:
             raise RequestError(
                 f"{source}: {name} = {text} cannot be used: {error} Write low..high, "
                 "low..high log, or a | b."
@@ -170,59 +124,81 @@ def read_space(texts: Mapping[str, Any], config: RunConfig, source: str) -> Spac
     return Space(fields)
 
 
-def _may_vary(field: dataclasses.Field) -> bool:
-    fixed = field.name in _FIXED or field.metadata["group"] in _FIXED_GROUPS
-    return not fixed or field.name in _STILL_VARIED
-
-
-def _read_kind(field: dataclasses.Field, text: Any) -> Range | Choices:
-    if not isinstance(text, str):
-        return Choices(tuple(text))
-    if ".." not in text:
-        parts = [part.strip() for part in text.split("|")]
-        if not all(parts):
+def _read_kind(config: RunConfig, name: str, text: Any) -> Range | tuple:
+    def read(value: Any) -> Any:  # in the option's type; refused if the run cannot
+        if value == "":
             raise ValueError("a choice is empty.")
-        return Choices(tuple(read_value(field, part) for part in parts))
-    ends, _, log = text.partition(" ")
-    if value_type(field) not in (int, float):
+        return _value_of(config.with_values({name: value}), name)
+
+    if not isinstance(text, str):
+        return tuple(map(read, text))
+    if ".." not in text:
+        return tuple(read(part.strip()) for part in text.split("|"))
+    if "." not in name and value_type(FIELDS[name]) not in (int, float):
         raise ValueError("it takes no number.")
-    if log.strip() not in ("", "log"):
-        raise ValueError(f"{log.strip()!r} is not 'log'.")
-    low, high = (read_value(field, end) for end in ends.split("..", 1))
+    ends, _, scale = text.partition(" ")
+    if scale.strip() not in ("", "log"):
+        raise ValueError(f"{scale.strip()!r} is not 'log'.")
+    low, high = map(read, ends.split("..", 1))
     if not low < high:
         raise ValueError(f"{low} is not below {high}.")
-    if log and low <= 0:
+    if scale and low <= 0:
         raise ValueError("on a log scale all must be positive.")
-    return Range(low, high, bool(log))
+    return Range(low, high, bool(scale))
 
 
-def _named_fields(config: RunConfig) -> dict[str, Range | Choices]:
-    if config.search_space == "schedule":
-        names = ["student_learning_rate", "generator_learning_rate"]
-        fields = {name: _around(getattr(config, name)) for name in names}
-        return {**fields, "student_rounds": Range(2, 10)}
-    if config.search_space == "student":
-        widths = [config.student_width * factor for factor in (0.5, 0.75, 1.0, 1.5)]
-        fields = {"student_width": Choices(tuple(widths))}
-        if METHODS[config.method].sharing != "single":
-            fields["student_headers"] = Choices(("multi_level", "split"))
-        return fields
-    method, fields = METHODS[config.method], {}
-    for player in ("student", "generator"):
-        for term, weight in getattr(method, player).items():
-            name = f"{player}_{term}_weight"
-            asked = getattr(config, name)
-            weight = weight if asked is None else asked
-            # The losses' scale is the learning rate's: the adversarial terms and the
-            # student's headers stay, the others are weighed against them.
-            if weight > 0 and name != "student_header_weight":
-                fields[name] = _around(weight)
-    if len(method.student) == len(method.generator) == 1:
+def _value_of(config: RunConfig, name: str) -> Any:
+    """An option of a run; of a loss term that is not named there, the method's."""
+    option, dot, term = name.partition(".")
+    if not dot:
+        return getattr(config, option)
+    return build_method(config).weights(option.removesuffix("_loss")).get(term)
+
+
+def _draw(hp: keras_tuner.HyperParameters, name: str, kind: Range | tuple) -> Any:
+    if isinstance(kind, tuple):
+        drawn = hp.Choice(name, [_plain(value) for value in kind])
+        return next(value for value in kind if _plain(value) == drawn)
+    draw = hp.Int if isinstance(kind.low, int) else hp.Float
+    return draw(name, kind.low, kind.high, sampling="log" if kind.log else "linear")
+
+
+def _plain(value: Any) -> Any:
+    """A value as Keras Tuner can hold it."""
+    return text_of(value) if isinstance(value, tuple) else value
+
+
+def _weights(config: RunConfig) -> Fields:
+    method, fields = build_method(config), {}
+    for role in ("student", "generator"):
+        weights = {term: w for term, w in method.weights(role).items() if w}
+        # Scaling a whole loss is the learning rate's part: the student's header term
+        # and adversarial terms stay, the others are weighed against them.
+        for term, weight in weights.items() if len(weights) > 1 else ():
+            if weight > 0 and (role, term) != ("student", "header"):
+                fields[f"{role}_loss.{term}"] = _around(weight)
+    if not fields:
         raise RequestError(
-            f"--method={config.method} has one loss term: no weights to search. Use "
-            "--search_space=schedule, student or a file."
+            f"--method={config.method} has one loss term for each network: no weights "
+            "to search. Use --search_space=schedule, student or a file."
         )
     return fields
+
+
+def _schedule(config: RunConfig) -> Fields:
+    rates = ("student_learning_rate", "generator_learning_rate")
+    fields = {name: _around(getattr(config, name)) for name in rates}
+    return {**fields, "student_steps": Range(2, 10)}
+
+
+def _student(config: RunConfig) -> Fields:
+    widths = tuple(config.student_width * factor for factor in (0.5, 0.75, 1.0, 1.5))
+    if build_method(config).sharing == "single":
+        return {"student_width": widths}
+    return {"student_width": widths, "student_headers": ("multi_level", "split")}
+
+
+_NAMED = {"weights": _weights, "schedule": _schedule, "student": _student}
 
 
 def _around(value: float) -> Range:

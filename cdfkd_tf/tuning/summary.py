@@ -1,16 +1,23 @@
-"""What the trials of a search amount to: a table, the best one, a correlation."""
+"""What trials leave, and what they amount to: a table, the best one, a correlation."""
 
 import csv
 import dataclasses
 import io
 import pathlib
+import shutil
 from typing import Any
 
-from cdfkd_tf.config import RunConfig
-from cdfkd_tf.tuning.objective import objective_of
-from cdfkd_tf.workdir import write_text
+from cdfkd_tf.config import RunConfig, names_in
+from cdfkd_tf.report import charts
+from cdfkd_tf.report.page import Section, render, shell_command
+from cdfkd_tf.report.tables import Table, written
+from cdfkd_tf.tuning.objective import objective_name
+from cdfkd_tf.workdir import read_json, write_json, write_text
 
-_FEWEST = 3  # pairs that a rank correlation is told of
+FOLDER = "search"  # within the workdir
+_OUTCOME = "outcome.json"  # within a trial's folder
+_COLUMNS = ("trial", "status", "objective", "test_accuracy", "epochs", "seconds")
+_FEWEST = 3  # pairs that make a rank correlation
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,32 +27,23 @@ class Summary:
     Attributes:
         config: the run that trials varied, their teachers named.
         outcomes: a table per trial, best first: `trial`, `status` (`finished` or
-            `failed`), `objective`, `test_accuracy`, `epochs`, `seconds`, `values`,
-            `options`, `reason`, `folder`.
+            `failed`), `objective` and `test_accuracy` in [0, 1] or None, `epochs`,
+            `seconds`, `values` of the hyper-parameters, `options` (the same, as
+            `distill` takes them), `reason` of a failure, `folder`.
     """
 
     config: RunConfig
     outcomes: list[dict[str, Any]]
 
     @property
-    def best(self) -> dict[str, Any] | None:
-        """The best finished trial."""
-        finished = [o for o in self.outcomes if o["status"] == "finished"]
-        return finished[0] if finished else None
+    def finished(self) -> list[dict[str, Any]]:
+        """The trials that did not fail, best first."""
+        return [o for o in self.outcomes if o["status"] == "finished"]
 
     @property
-    def best_config(self) -> RunConfig | None:
-        """The whole run that the best trial stands for."""
-        if not self.best:
-            return None
-        usual = {
-            name: RunConfig.__dataclass_fields__[name].default
-            for name in ("max_trials", "tuner", "search_space", "action", "resume")
-        }
-        workdir = str(pathlib.Path(self.config.workdir) / "best")
-        return dataclasses.replace(
-            self.config, workdir=workdir, **usual | options_of(self.best)
-        )
+    def best(self) -> dict[str, Any] | None:
+        """The best finished trial."""
+        return next(iter(self.finished), None)
 
     @property
     def names(self) -> list[str]:
@@ -54,90 +52,152 @@ class Summary:
 
     @property
     def rank_correlation(self) -> float | None:
-        """Spearman's, of objective with test accuracy; None: too few, or all alike."""
+        """Spearman's, of objective and test accuracy; None: too few, or all alike."""
         from scipy.stats import spearmanr
 
-        pairs = [
-            (o["objective"], o["test_accuracy"])
-            for o in self.outcomes
-            if o["objective"] is not None and o["test_accuracy"] is not None
-        ]
-        columns = list(zip(*pairs))
-        if len(pairs) < _FEWEST or any(len(set(column)) == 1 for column in columns):
+        columns = list(zip(*self._measured()))
+        if len(self._measured()) < _FEWEST or any(len(set(c)) == 1 for c in columns):
             return None
         return float(spearmanr(*columns).statistic)
 
-    def write(self, directory: pathlib.Path) -> None:
-        """Writes `summary.csv`, and `best.flags` if a trial finished."""
-        objective = objective_of(self.config)
-        text = io.StringIO()
-        table = csv.writer(text, lineterminator="\n")
-        head = ("trial", "status", objective, "test_accuracy", "epochs", "seconds")
-        table.writerow([*head, *self.names, "reason"])
+    def best_config(self) -> RunConfig:
+        """The whole run that the best trial stands for."""
+        names = ("action", "resume", *names_in("search"))
+        usual = {name: getattr(RunConfig(), name) for name in names}
+        workdir = str(pathlib.Path(self.config.workdir) / "best")
+        options = self.best["options"]
+        return self.config.with_values({**usual, "workdir": workdir, **options})
+
+    def write(self) -> str:
+        """Writes `summary.csv`, `report.html` and, if a trial finished, `best.flags`.
+
+        Returns:
+            The same for the terminal.
+        """
+        directory = pathlib.Path(self.config.workdir) / FOLDER
+        name, flagfile = objective_name(self.config), directory / "best.flags"
+        text, varied = io.StringIO(), self.names
+        rows = csv.writer(text, lineterminator="\n")
+        rows.writerow([*_COLUMNS, *varied, "reason"])
         for o in self.outcomes:
-            cells = (o["status"], o["objective"], o["test_accuracy"])
-            values = [o["values"].get(name) for name in self.names]
-            reason = o["reason"]
-            table.writerow(
-                [o["trial"], *cells, o["epochs"], o["seconds"], *values, reason]
-            )
-        write_text(directory / "summary.csv", text.getvalue())
+            values = [o["values"].get(option) for option in varied]
+            rows.writerow([*(o[column] for column in _COLUMNS), *values, o["reason"]])
+        content = text.getvalue().replace("objective", name, 1)
+        write_text(directory / "summary.csv", content)
+        write_text(directory / "report.html", self._page(name, flagfile))
         if self.best:
             note = (
                 f"# Trial {self.best['trial']} of {len(self.outcomes)}, the best by "
-                f"{objective}: {self.best['objective']:.4f}.\n"
+                f"{name}: {self.best['objective']:.4f}.\n"
             )
-            write_text(directory / "best.flags", note + self.best_config.flag_lines())
-
-    def __str__(self):
-        names = self.names
-        head = f"{'trial':8}{objective_of(self.config):>20}{'test':>9}{'epochs':>8}"
-        lines = ["", head + "  " + "  ".join(names)]
-        for o in self.outcomes:
-            if o["status"] == "finished":
-                test = o["test_accuracy"]
-                test = "-" if test is None else f"{test:.2%}"
-                values = "  ".join(
-                    f"{shown(o['values'].get(name)):>{len(name)}}" for name in names
-                )
-                lines.append(
-                    f"{o['trial']:8}{o['objective']:>20.4f}{test:>9}{o['epochs']:>8}"
-                    f"  {values}"
-                )
-            else:
-                lines.append(f"{o['trial']:8}failed: {o['reason']}")
-        correlation = self.rank_correlation
-        measured = "-" if correlation is None else f"{correlation:.2f}"
-        lines.append(f"Rank correlation of objective and test accuracy: {measured}")
+            write_text(flagfile, note + self.best_config().flag_lines())
+        table = self._table(name)
+        rows = [table.head, *table.rows]
+        widths = [max(map(len, column)) for column in list(zip(*rows))[:-1]]
+        lines = ["  ".join(map(str.rjust, row, (*widths, 0))) for row in rows]
+        found = self.rank_correlation
+        lines.append(
+            "Rank correlation of objective and test accuracy: "
+            + ("-" if found is None else f"{found:.2f}")
+        )
         if self.best:
-            folder = pathlib.Path(self.config.workdir) / "search"
-            lines.append(f"The best one: --flagfile={folder / 'best.flags'}")
+            lines.append(f"The best one: --flagfile={flagfile}")
         return "\n".join(lines)
+
+    def _measured(self) -> list[tuple[float, float]]:
+        pairs = [(o["objective"], o["test_accuracy"]) for o in self.finished]
+        return [pair for pair in pairs if pair[1] is not None]
+
+    def _table(self, objective: str) -> Table:
+        rows = [
+            (
+                ("*" if o is self.best else "") + o["trial"],
+                "failed" if o["objective"] is None else f"{o['objective']:.4f}",
+                written(o["test_accuracy"]),
+                str(o["epochs"]),
+                *(_short(o["values"].get(option)) for option in self.names),
+                f"{o['seconds']:.0f}",
+                o["reason"],
+            )
+            for o in self.outcomes
+        ]
+        head = ("trial", objective, "test", "epochs", *self.names, "seconds", "")
+        return Table("Trials", head, rows)
+
+    def _page(self, name: str, flagfile: pathlib.Path) -> str:
+        best, config, shown = self.best, self.config, name.replace("_", " ")
+        figures = []
+        for option in self.names:
+            pairs = [(o["values"].get(option), o["objective"]) for o in self.finished]
+            pairs = [pair for pair in pairs if pair[0] is not None]
+            if pairs:
+                caption = f"{option} and {shown}"
+                figures.append(charts.points(pairs, caption, option, shown))
+        if self._measured():
+            caption = f"{shown} and test accuracy"
+            figures.append(charts.points(self._measured(), caption, shown, "test"))
+        note = (
+            ""
+            if self.rank_correlation is None
+            else (
+                f"Rank correlation of {shown}, by which the search chose, with test "
+                f"accuracy, which it never saw: {self.rank_correlation:.2f}."
+            )
+        )
+        failed = len(self.outcomes) - len(self.finished)
+        lead = f"{len(self.finished)} runs finished, {failed} failed."
+        if best:
+            lead += f" The best reached {shown} *{best['objective']:.4f}*, test "
+            lead += f"{written(best['test_accuracy'])}."
+        again = shell_command([f"--flagfile={flagfile}"]) if best else ""
+        return render(
+            f"{config.dataset}, search",
+            [
+                Section("Effect of each option", note, charts=figures),
+                Section("Every run", table=self._table(shown)),
+                Section("The best one again", command=again),
+            ],
+            kicker=f"{config.dataset} · {config.method} · {config.tuner} search",
+            question="Which settings are best?",
+            lead=lead,
+        )
 
 
 def summarise(config: RunConfig, outcomes: list[dict[str, Any]]) -> Summary:
-    """Sorts the trials: longest trained first, among them the best, failed ones last.
-
-    Args:
-        config: the run that trials varied.
-        outcomes: what they left.
-    """
+    """Sorts trials: longest trained first, among them the best, failed ones last."""
 
     def place(outcome):
-        objective = outcome["objective"]
-        if objective is None:
-            return (1, 0, 0)
-        return (0, -outcome["epochs"], -objective)
+        failed = outcome["objective"] is None
+        return (failed, -outcome["epochs"], -(outcome["objective"] or 0))
 
     return Summary(config, sorted(outcomes, key=place))
 
 
-def options_of(outcome: dict[str, Any]) -> dict[str, Any]:
-    """The options that a trial changed, as `RunConfig` takes them."""
-    options = outcome["options"].items()
-    return {k: tuple(v) if isinstance(v, list) else v for k, v in options}
+def keep_outcome(folder: pathlib.Path, objective: str, outcome: dict[str, Any]) -> None:
+    """Writes what came out of a trial, also for TensorBoard's HParams page.
+
+    Args:
+        folder: of the trial.
+        objective: its name.
+        outcome: see `Summary.outcomes`.
+    """
+    import tensorflow as tf
+    from tensorboard.plugins.hparams import api
+
+    write_json(folder / _OUTCOME, outcome)
+    directory = folder / "logs/hparams"
+    shutil.rmtree(directory, ignore_errors=True)
+    with tf.summary.create_file_writer(str(directory)).as_default():
+        api.hparams(outcome["values"], trial_id=f"trial {outcome['trial']}")
+        if outcome["objective"] is not None:
+            tf.summary.scalar(objective, outcome["objective"], step=outcome["epochs"])
 
 
-def shown(value: Any) -> str:
-    """An option's value in a table."""
+def read_outcomes(workdir: pathlib.Path) -> list[dict[str, Any]]:
+    """What the trials of a search left so far, in their order."""
+    files = sorted((workdir / FOLDER).glob(f"trial_*/{_OUTCOME}"))
+    return [{**read_json(file), "folder": str(file.parent)} for file in files]
+
+
+def _short(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)

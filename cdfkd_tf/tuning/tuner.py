@@ -1,34 +1,28 @@
-"""Keras Tuner around ordinary runs: one tuner, three oracles."""
+"""Keras Tuner around ordinary runs: its oracles choose, each trial is a run."""
 
-import dataclasses
+import functools
 import gc
-import json
 import math
-import os
 import pathlib
 import shutil
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import keras
 import keras_tuner
-from keras_tuner.engine.base_tuner import BaseTuner
+from keras_tuner import oracles
 
-from cdfkd_tf.assembly import Assembly
-from cdfkd_tf.config import RunConfig
-from cdfkd_tf.errors import RequestError
-from cdfkd_tf.locking import only_one
-from cdfkd_tf.pipeline import perform
-from cdfkd_tf.teachers.build import TRAINING
-from cdfkd_tf.tuning.objective import judge, objective_of
-from cdfkd_tf.tuning.oracles import build_oracle
-from cdfkd_tf.workdir import Workdir, read_json, write_json, write_text
+from cdfkd_tf.config import RunConfig, names_in
+from cdfkd_tf.errors import RequestError, one_line
+from cdfkd_tf.tuning import objective
+from cdfkd_tf.tuning.space import Space
+from cdfkd_tf.tuning.summary import FOLDER, keep_outcome
+from cdfkd_tf.workdir import Workdir, read_json
 
-FOLDER = "search"  # within the workdir
-OUTCOME = "outcome.json"  # within a trial's folder
 # Options of a trial that are the same for all of them, and cost or show something.
-_LEAN = {
+_SAVING = {
+    "action": "distill",
     "evaluate_every": 0,
     "export_formats": (),
     "report": False,
@@ -37,111 +31,108 @@ _LEAN = {
 }
 
 
-class SearchTuner(BaseTuner):
+class SearchTuner(keras_tuner.Tuner):
     """Runs trials, each an ordinary distillation in a folder of its own.
 
     Args:
         config: the run that trials vary; `teachers` names files that all share.
         hypermodel: its `build(hp)` returns the options that a trial changes.
+        perform: `pipeline.run.perform`.
+        open_run: a `RunConfig` to a fresh `pipeline.steps.Run`.
     """
 
-    def __init__(self, config: RunConfig, hypermodel: keras_tuner.HyperModel):
-        self.config = config
-        _know_the_search(pathlib.Path(config.workdir) / FOLDER)
+    def __init__(
+        self,
+        config: RunConfig,
+        hypermodel: keras_tuner.HyperModel,
+        perform: Callable[..., Any],
+        open_run: Callable[[RunConfig], Any],
+    ):
+        self.config, self._perform, self._open_run = config, perform, open_run
+        oracle = build_oracle(config, hypermodel)
         super().__init__(
-            build_oracle(config, hypermodel),
-            hypermodel,
-            directory=config.workdir,
-            project_name=FOLDER,
+            oracle, hypermodel, directory=config.workdir, project_name=FOLDER
         )
+        # Keras Tuner itself goes on with what a process of the same name began.
+        begun = pathlib.Path(self.project_dir, "oracle.json").exists()
+        if begun and not oracle.trials:
+            oracle.reload()
+        oracle.verbose = 0
 
     def run_trial(self, trial: Any) -> dict[str, float]:
-        """One distillation and its objective; NaN if it failed.
+        """One distillation and its objective in [0, 1]; NaN if it failed.
 
         It may diverge, or its options fit no run: the search goes on, and the reason
         is kept beside the trial.
         """
-        values, start = trial.hyperparameters.values, time.monotonic()
+        hp, start = trial.hyperparameters, time.monotonic()
         folder = pathlib.Path(self.get_trial_dir(trial.trial_id))
+        name = objective.objective_name(self.config)
+        value, options, reason = None, {}, ""
+        try:
+            drawn = self.hypermodel.build(hp)
+            config = trial_config(self.config, drawn, folder)
+            # Tables as a whole, as `RunConfig` and `distill` take them.
+            known = config.option_dict()
+            options = {n: known[n] for n in (name.partition(".")[0] for name in drawn)}
+            with Workdir(folder).locked():
+                value = self._distill_and_judge(config, hp.values)
+        except Exception as error:  # whatever one trial meets, the search goes on
+            own = hasattr(error, "exit_code")  # our words, which name what to do
+            reason = ("" if own else f"{type(error).__name__}: ") + one_line(error)
+        known = read_json(folder / "results.json").get("seconds", {})
+        seconds = max(time.monotonic() - start, known.get("distill") or 0)  # of all
         outcome = {
             "trial": trial.trial_id,
-            "status": "failed",
-            "values": {k: v for k, v in values.items() if not k.startswith("tuner/")},
-            "epochs": values.get("tuner/epochs", self.config.epochs),
-            "objective": None,
-            "reason": "",
+            "status": "failed" if value is None else "finished",
+            "objective": value,
+            "test_accuracy": None,
+            "epochs": hp.values.get("tuner/epochs", self.config.epochs),
+            "seconds": round(seconds, 1),
+            "values": {k: v for k, v in hp.values.items() if k[:6] != "tuner/"},
+            "options": options,
+            "reason": reason,
         }
-        try:
-            options = self.hypermodel.build(trial.hyperparameters)
-            outcome["options"] = _plain(options)
-            outcome["objective"] = self._distil(folder, options, values)
-            outcome["status"] = "finished"
-        except Exception as error:  # whatever one trial meets, the search goes on
-            outcome["reason"] = _one_line(error)
-        finally:
-            if outcome["status"] == "finished" or outcome["reason"]:
-                seconds = max(time.monotonic() - start, _distilled_for(folder))
-                outcome["seconds"] = round(seconds, 1)
-                keep_outcome(folder, self.config, outcome)
+        keep_outcome(folder, name, outcome)
+        text = f" failed: {reason}" if value is None else f": {name} {value:.4f}"
+        print(f"Trial {trial.trial_id}{text}", flush=True)
         # Keras Tuner takes NaN for a failed trial; an exception it would also print.
-        failed = outcome["objective"] is None
-        score = math.nan if failed else outcome["objective"]
-        return {objective_of(self.config): score}
+        return {name: math.nan if value is None else value}
 
-    def _distil(self, folder: pathlib.Path, options: dict, values: dict) -> float:
-        config = trial_config(self.config, options, folder)
+    def _distill_and_judge(self, config: RunConfig, values: dict) -> float:
         keras.utils.clear_session()  # a hundred trials' graphs would fill the memory
         gc.collect()
-        with only_one(folder):
-            if "tuner/trial_id" in values:
-                earlier = f"trial_{values['tuner/trial_id']}"
-                _take_over(folder.parent / earlier, folder)
-            until = values.get("tuner/epochs")
-            callbacks = [StopAfter(until)] if until else []
-            own = () if config.teachers else ("train_teachers",)
-            perform(config, (*own, "distill"), callbacks)
-            return judge(config, Assembly(config, Workdir(config.workdir)))
+        folder = pathlib.Path(config.workdir)
+        if "tuner/trial_id" in values:
+            _take_over(folder.with_name(f"trial_{values['tuner/trial_id']}"), folder)
+        callbacks = [_stop_after(values.get("tuner/epochs", config.epochs))]
+        own = () if config.teachers else ("train_teachers",)
+        run = self._perform(config, (*own, "distill"), callbacks=callbacks)
+        run = run or self._open_run(config)  # killed before it was judged
+        if config.labelled_samples:
+            return objective.held_out_accuracy(run, *self._labelled)
+        objective.keep_images(run)
+        pools = sorted(folder.parent.glob(f"trial_*/{objective.POOL}"))
+        student = run.network("student", "distill")
+        return objective.pooled_agreement(student, [pool.parent for pool in pools])
 
-    def on_trial_end(self, trial: Any) -> None:
-        """Says what came out; Keras Tuner keeps it."""
-        super().on_trial_end(trial)
-        outcome = read_json(pathlib.Path(self.get_trial_dir(trial.trial_id)) / OUTCOME)
-        if outcome.get("objective") is None:
-            print(f"Trial {trial.trial_id} failed: {outcome['reason']}", flush=True)
-        else:
-            name, value = objective_of(self.config), outcome["objective"]
-            print(f"Trial {trial.trial_id}: {name} {value:.4f}", flush=True)
-
-
-class StopAfter(keras.callbacks.Callback):
-    """Ends `fit` early, so that what is done is the beginning of the whole run.
-
-    Args:
-        epochs: of the whole run that are done then.
-    """
-
-    def __init__(self, epochs: int):
-        super().__init__()
-        self.epochs = epochs
-
-    def on_epoch_end(self, epoch, logs=None):
-        """Stops Keras's loop after the given epoch."""
-        if epoch + 1 >= self.epochs:
-            self.model.stop_training = True
+    @functools.cached_property
+    def _labelled(self) -> tuple:
+        """Images and labels that all trials are judged by, read once."""
+        images = self._open_run(self.config).real_images
+        return images.few_shot(self.config.labelled_samples, self.config.seed)
 
 
 def trial_config(
     config: RunConfig, options: dict[str, Any], folder: pathlib.Path
 ) -> RunConfig:
-    """The run that a trial is.
+    """The run that a trial with these options is, in its folder.
 
     Raises:
         RequestError: options that fit no run, or not the given teachers.
     """
     refuse_training(config, options)
-    return dataclasses.replace(
-        config, action="distill", workdir=str(folder), **_LEAN | options
-    )
+    return config.with_values({**options, **_SAVING, "workdir": str(folder)})
 
 
 def refuse_training(config: RunConfig, names: Iterable[str]) -> None:
@@ -150,7 +141,7 @@ def refuse_training(config: RunConfig, names: Iterable[str]) -> None:
     Raises:
         RequestError: naming the options.
     """
-    varied = [name for name in names if name in TRAINING]
+    varied = [name for name in names if name in names_in("training")]
     if varied and config.teachers:
         raise RequestError(
             f"The search varies {', '.join(varied)}, but its teachers are trained "
@@ -158,19 +149,53 @@ def refuse_training(config: RunConfig, names: Iterable[str]) -> None:
         )
 
 
-def _know_the_search(directory: pathlib.Path) -> None:
-    """Lets Keras Tuner go on with a search that processes of other names began.
+def build_oracle(
+    config: RunConfig, hypermodel: keras_tuner.HyperModel
+) -> keras_tuner.Oracle:
+    """The oracle that `--tuner` names.
 
-    It looks for a file named after this process, and that file is always empty.
+    Its first trial is the run as it stands, if the space holds it: what a search finds
+    can then be compared with what it began with.
     """
-    own = directory / f"{os.environ.get('KERASTUNER_TUNER_ID', 'tuner0')}.json"
-    if (directory / "oracle.json").exists() and not own.exists():
-        write_text(own, "{}")
+    first = max(2, config.max_trials // 3)  # random ones, to learn from
+    kind, more = {
+        "random": (oracles.RandomSearchOracle, {}),
+        "bayesian": (oracles.BayesianOptimizationOracle, {"num_initial_points": first}),
+        "hyperband": (oracles.HyperbandOracle, {"max_epochs": config.epochs}),
+    }[config.tuner]
+    own = hypermodel.values_of(config) if isinstance(hypermodel, Space) else {}
+
+    class OwnFirst(kind):
+        def populate_space(self, trial_id):
+            answer = super().populate_space(trial_id)
+            if not self.trials and answer["values"]:
+                answer["values"] |= own
+            return answer
+
+    oracle = OwnFirst(
+        objective=keras_tuner.Objective(objective.objective_name(config), "max"),
+        seed=config.seed + 1,  # to Keras Tuner, 0 is no seed
+        max_consecutive_failed_trials=10**9,  # the summary lists them
+        **more,
+    )
+    oracle.max_trials = config.max_trials or None
+    return oracle
+
+
+def _stop_after(epochs: int) -> keras.callbacks.Callback:
+    """Ends training there; what is done is the beginning of the whole run."""
+
+    def stop(epoch, logs):
+        if epoch + 1 >= epochs:
+            callback.model.stop_training = True
+
+    callback = keras.callbacks.LambdaCallback(on_epoch_end=stop)
+    return callback
 
 
 def _take_over(earlier: pathlib.Path, folder: pathlib.Path) -> None:
-    """A rung goes on from the checkpoint that the rung below ended with."""
-    source, goal = Workdir(str(earlier)), Workdir(str(folder))
+    """A rung of Hyperband continues from the checkpoint that the rung below left."""
+    source, goal = Workdir(earlier), Workdir(folder)
     if goal.holds("distill"):
         return  # killed within this rung, which has checkpoints of its own
     aside = folder / "checkpoints.part"
@@ -180,58 +205,3 @@ def _take_over(earlier: pathlib.Path, folder: pathlib.Path) -> None:
     if source.holds("train_teachers"):  # a trial's own
         shutil.copytree(source.teachers, goal.teachers, dirs_exist_ok=True)
     aside.rename(goal.checkpoints)
-
-
-def _one_line(error: Exception) -> str:
-    text = " ".join(str(error).split())[:300]
-    own = hasattr(error, "exit_code")  # our words, which name what to do
-    return text if own else f"{type(error).__name__}: {text}"
-
-
-def _plain(options: dict[str, Any]) -> dict[str, Any]:
-    return {
-        name: list(value) if isinstance(value, tuple) else value
-        for name, value in options.items()
-    }
-
-
-def _distilled_for(folder: pathlib.Path) -> float:
-    """Seconds of a distillation, also of processes that were interrupted."""
-    known = read_json(folder / "results.json").get("seconds", {})
-    return known.get("distill") or 0.0
-
-
-def keep_outcome(
-    folder: pathlib.Path, config: RunConfig, outcome: dict[str, Any]
-) -> None:
-    """Writes what came out of a trial, also for TensorBoard's HParams page.
-
-    Args:
-        folder: of the trial.
-        config: the run that trials vary.
-        outcome: `trial`, `values`, `epochs`, `objective` and so on.
-    """
-    import tensorflow as tf
-    from tensorboard.plugins.hparams import api
-
-    write_json(folder / OUTCOME, outcome)
-    directory = folder / "logs/hparams"
-    shutil.rmtree(directory, ignore_errors=True)
-    with tf.summary.create_file_writer(str(directory)).as_default():
-        api.hparams(outcome["values"], trial_id=f"trial {outcome['trial']}")
-        if outcome["objective"] is not None:
-            name = objective_of(config)
-            tf.summary.scalar(name, outcome["objective"], step=outcome["epochs"])
-
-
-def read_outcomes(workdir: pathlib.Path) -> list[dict[str, Any]]:
-    """What the trials so far left, in their order."""
-    files = sorted((workdir / FOLDER).glob(f"trial_*/{OUTCOME}"))
-    outcomes = []
-    for file in files:
-        outcome = json.loads(file.read_text())
-        results = read_json(file.with_name("results.json"))
-        outcome["test_accuracy"] = results.get("aggregator", {}).get("accuracy")
-        outcome["folder"] = str(file.parent)
-        outcomes.append(outcome)
-    return outcomes

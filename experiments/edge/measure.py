@@ -1,4 +1,4 @@
-"""Sizes and latencies of all five formats, and int8 calibrated in three ways.
+"""Sizes and latencies of all formats, and int8 calibrated in three ways.
 
     python experiments/edge/measure.py --student=resnet18
     python experiments/edge/measure.py --runs=runs/repeat/quickstart-seed0,...
@@ -23,21 +23,17 @@ quiet_tensorflow()
 
 import keras  # noqa: E402
 import numpy as np  # noqa: E402
-from cdfkd_tf.assembly import Assembly  # noqa: E402
-from cdfkd_tf.export.checking import Reference  # noqa: E402
-from cdfkd_tf.export.exporting import export_checked  # noqa: E402
-from cdfkd_tf.export.step import calibration_pool  # noqa: E402
-from cdfkd_tf.limits import EXPORT_FORMATS  # noqa: E402
 
 from cdfkd_tf.config import RunConfig  # noqa: E402
-from cdfkd_tf.export import metadata  # noqa: E402
-from cdfkd_tf.export.calibration import calibration_pixels  # noqa: E402
-from cdfkd_tf.export.finetuning import finetune_int8  # noqa: E402
+from cdfkd_tf.export.format import FORMATS  # noqa: E402
+from cdfkd_tf.export.run import describe, export  # noqa: E402
 from cdfkd_tf.networks.aggregators import build_aggregator, build_predictor  # noqa: E402
 from cdfkd_tf.networks.students import build_student  # noqa: E402
+from cdfkd_tf.pipeline.steps import Run  # noqa: E402
 from cdfkd_tf.workdir import Workdir, read_json  # noqa: E402
 
 _HEADERS, _CLASSES, _STEPS = 3, 100, 200
+_CALIBRATION_SEED = 2  # as the export's
 
 
 def main() -> None:
@@ -62,7 +58,7 @@ def random_weights(backbone: str) -> None:
     predictor = build_predictor(student, aggregator, (0.5,) * 3, (0.25,) * 3)
     pixels = np.random.default_rng(0).uniform(size=(64, *shape)).astype("float32")
     with tempfile.TemporaryDirectory() as folder:
-        entries = _export(predictor, EXPORT_FORMATS, folder, pixels, [(pixels, None)])
+        entries = _export(predictor, FORMATS, folder, pixels, [(pixels, None)])
     print("| format | bytes | ms per image | operators | largest difference |")
     print("|---|---|---|---|---|")
     for entry in entries:
@@ -81,30 +77,26 @@ def calibrations(folders: list[str]) -> None:
         known = read_json(workdir.config)
         lists = {name: tuple(v) for name, v in known.items() if isinstance(v, list)}
         config = RunConfig(**{**known, **lists})
-        assembly = Assembly(config, workdir)
-        predictor = assembly.load(workdir.predictor, "fit_aggregator")
-        pool = calibration_pool(assembly)
-        generated = calibration_pixels(pool, predictor, 512, config.seed)
-        real = assembly.images.some_training_pixels(512, [config.seed, 0])
-
-        def finetune(model, pool=pool, generated=generated, seed=config.seed):
-            finetune_int8(model, pool, generated, steps=_STEPS, seed=seed)
-
+        run = Run(config)
+        predictor = run.network("predictor", "fit_aggregator")
+        pool = run.calibration_images(1024, _CALIBRATION_SEED)
+        real = run.real_images.some_training_pixels(512, [config.seed, 0])
         ways = {
-            "generated, balanced over classes": (generated, None),
-            "the first 512 generated": (_with_ramp(pool[:512]), None),
-            "real training images": (_with_ramp(real), None),
-            f"generated, {_STEPS} steps of fine-tuning": (generated, finetune),
+            "generated, balanced over classes": (pool, 0),
+            "the first 512 generated": (pool[:512], 0),
+            "real training images": (real, 0),
+            f"generated, {_STEPS} steps of fine-tuning": (pool, _STEPS),
         }
-        for name, (images, change) in ways.items():
+        for name, (images, steps) in ways.items():
             with tempfile.TemporaryDirectory() as scratch:
                 (entry,) = _export(
                     predictor,
                     ("tflite_int8",),
                     scratch,
                     images,
-                    assembly.evaluation_batches,
-                    finetune=change,
+                    run.evaluation_batches,
+                    int8_finetune_steps=steps,
+                    seed=config.seed,
                 )
             rows.setdefault(name, []).append(entry)
         results = read_json(workdir.results)
@@ -122,14 +114,14 @@ def calibrations(folders: list[str]) -> None:
     print(f"\nTeachers' latency over int8 student's: {_range(ratios)}")
 
 
-def _export(predictor, formats, folder, calibration, batches, **more):
-    return export_checked(
+def _export(predictor, formats, folder, images, batches, **more):
+    return export(
         predictor,
-        formats,
+        list(formats),
         pathlib.Path(folder),
-        calibration=calibration,
-        reference=Reference.of(predictor, batches),
-        description=metadata.describe(
+        batches=batches,
+        unlabelled_images=lambda count, seed: images,
+        description=describe(
             dataset="",
             method="",
             student="",
@@ -138,11 +130,6 @@ def _export(predictor, formats, folder, calibration, batches, **more):
         ),
         **more,
     )
-
-
-def _with_ramp(images):
-    ramp = np.linspace(0, 1, images[0].size, dtype="float32")
-    return np.concatenate([images, ramp.reshape(1, *images.shape[1:])])
 
 
 def _mean(entries, key):

@@ -9,8 +9,8 @@ from cdfkd_tf.data.images import RealImages
 from cdfkd_tf.data.sampling import stratified_split
 from cdfkd_tf.data.specs import spec_of
 from cdfkd_tf.errors import RequestError
-from tests.conftest import run_main
 from tests.data import archives
+from tests.toys import run_main
 
 
 def read(name, data_dir):

@@ -12,14 +12,14 @@ from cdfkd_tf.data.images import RealImages
 from cdfkd_tf.data.specs import plain_spec
 from cdfkd_tf.errors import RequestError
 from cdfkd_tf.export.predict import read_image
-from tests import strangers
+from tests import toys
 
 SHAPE = (8, 8, 1)
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    return strangers.image_folder(tmp_path_factory.mktemp("own"))
+    return toys.image_folder(tmp_path_factory.mktemp("own"))
 
 
 @pytest.fixture

@@ -12,22 +12,23 @@ import tensorflow as tf
 from cdfkd_tf.data.noise import latent_dataset
 from cdfkd_tf.distillation.checkpoints import TrainingState, seed_states
 from cdfkd_tf.errors import DistillationWarning, RunError
-from tests.small import LATENT, largest_difference, small_distiller, state_values
+from tests import toys
+from tests.toys import LATENT, largest_difference, state_values
 
 STEPS = 3
 
 
 class SignalAt(keras.callbacks.Callback):
-    """Sends SIGTERM to this process at the end of one step, counted from 1."""
+    """Sends a signal to this process at the end of one step, counted from 1."""
 
-    def __init__(self, step):
+    def __init__(self, step, number=signal.SIGTERM):
         super().__init__()
-        self.left = step
+        self.left, self.number = step, number
 
     def on_train_batch_end(self, batch, logs=None):
         self.left -= 1
         if not self.left:
-            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), self.number)
 
 
 class Log(keras.callbacks.Callback):
@@ -54,17 +55,18 @@ def distil(distiller, folder, epochs, *callbacks, every=1):
     return position, log.rows
 
 
-def test_resuming_within_an_epoch_equals_going_on(tmp_path):
-    whole = small_distiller()
+def test_restore_within_an_epoch_equals_going_on(tmp_path):
+    whole = toys.distiller()
     _, expected = distil(whole, tmp_path / "whole", 2, every=0)
     assert not (tmp_path / "whole").exists()
-    first = small_distiller()
+    first = toys.distiller()
     before = signal.getsignal(signal.SIGTERM)
     with pytest.raises(KeyboardInterrupt):
         distil(first, tmp_path / "parts", 2, SignalAt(5))
     assert signal.getsignal(signal.SIGTERM) is before
-    second = small_distiller()
-    for network in (second.student, second.generator):  # all must come from the file
+    second = toys.distiller()
+    # All must come from the file.
+    for network in (second.student, second.source.generator):
         network.set_weights([weight + 1 for weight in network.get_weights()])
     position, rows = distil(second, tmp_path / "parts", 2)
     assert position == (1, 2)
@@ -105,7 +107,7 @@ def fit(model, folder, epochs, *callbacks, **options):
     return model.get_weights()
 
 
-def test_random_draws_within_a_network_go_on_too(tmp_path):
+def test_checkpoint_holds_where_random_draws_within_a_network_stand(tmp_path):
     expected = fit(drawing_model(), tmp_path / "whole", 2)
     with pytest.raises(KeyboardInterrupt):
         fit(drawing_model(), tmp_path / "parts", 2, SignalAt(4))
@@ -123,7 +125,7 @@ def files_of(*steps):
     return sorted(f"ckpt-{step}.{ending}" for step in steps for ending in endings)
 
 
-def test_only_the_last_checkpoints_stay_and_remains_are_cleared_away(tmp_path):
+def test_checkpoints_keep_the_last_and_remains_are_cleared_away(tmp_path):
     model = drawing_model()
     (tmp_path / "ckpt-99_temp").mkdir()  # killed while writing
     (tmp_path / "ckpt-98.index").write_text("half of it")
@@ -134,34 +136,41 @@ def test_only_the_last_checkpoints_stay_and_remains_are_cleared_away(tmp_path):
     assert names(tmp_path) == files_of(3, 6, 12)
 
 
-def test_long_epochs_are_saved_within(tmp_path):
+def test_checkpoints_are_written_within_long_epochs(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         fit(drawing_model(), tmp_path, 1, SignalAt(2), minutes=1e-9, keep=9)
     assert names(tmp_path) == files_of(1, 2)
 
 
-def test_a_second_signal_does_not_wait(tmp_path):
-    with pytest.raises(KeyboardInterrupt):
-        fit(drawing_model(), tmp_path, 1, SignalAt(1), SignalAt(1), every=0)
+def test_interruption_by_a_second_signal_does_not_wait(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         fit(drawing_model(), tmp_path, 1, SignalAt(1), SignalAt(1))
     assert not list(tmp_path.iterdir())
 
 
-def test_an_interruption_in_the_last_step_waits_for_the_end_of_the_epoch(tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_interruption_ends_a_run_without_checkpoints_too(number, tmp_path, capfd):
+    with pytest.raises(KeyboardInterrupt):
+        fit(drawing_model(), tmp_path, 4, SignalAt(2, number), every=0)
+    printed = "".join(capfd.readouterr())
+    assert "Stopped after 0 epochs and 2 steps." in printed and "Sav" not in printed
+    assert not list(tmp_path.iterdir())
+
+
+def test_interruption_in_the_last_step_waits_for_the_end_of_the_epoch(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         fit(drawing_model(), tmp_path, 4, SignalAt(3), every=4)
     state = state_of(drawing_model(), tmp_path)
     assert (state.epoch, state.step) == (1, 0)
 
 
-def test_nothing_to_restore_starts_at_zero(tmp_path):
+def test_restore_without_any_checkpoint_starts_at_zero(tmp_path):
     state = state_of(drawing_model(), tmp_path)
     assert state.steps_done == 0 and state.seconds == 0
 
 
 @pytest.mark.parametrize("ending", ["data-00000-of-00001", "index", "json"])
-def test_a_truncated_checkpoint_gives_way_to_the_one_before(tmp_path, ending):
+def test_restore_leaves_a_truncated_checkpoint_for_the_one_before(tmp_path, ending):
     expected = fit(drawing_model(), tmp_path, 3)
     file = tmp_path / f"ckpt-9.{ending}"
     file.write_bytes(file.read_bytes()[:-40])
@@ -174,7 +183,7 @@ def test_a_truncated_checkpoint_gives_way_to_the_one_before(tmp_path, ending):
         np.testing.assert_array_equal(a, b)
 
 
-def test_where_no_checkpoint_can_be_read_it_says_what_to_delete(tmp_path):
+def test_restore_of_unreadable_checkpoints_says_what_to_delete(tmp_path):
     fit(drawing_model(), tmp_path, 1)
     for file in tmp_path.glob("*.data*"):
         file.write_bytes(b"")
@@ -182,24 +191,24 @@ def test_where_no_checkpoint_can_be_read_it_says_what_to_delete(tmp_path):
         state_of(drawing_model(), tmp_path)
 
 
-def test_a_record_says_where_the_run_stands(tmp_path):
+def test_checkpoint_record_says_where_the_run_stands(tmp_path):
     fit(drawing_model(), tmp_path, 1)
     record = json.loads((tmp_path / "ckpt-3.json").read_text())
     assert (record["epoch"], record["step"]) == (1, 0) and record["seconds"] > 0
 
 
-def test_one_process_that_is_stopped_stops_all_of_a_run(tmp_path):
-    wishes = []
+def test_interruption_of_one_process_stops_all_of_a_run(tmp_path):
+    requests = []
 
-    def agree(wish):
-        wishes.append(wish)
-        return wish + 1000 * (len(wishes) == 2)  # somebody else's
+    def all_reduce(request):
+        requests.append(request)
+        return request + 1000 * (len(requests) == 2)  # another process's
 
     with pytest.raises(KeyboardInterrupt):
-        fit(drawing_model(), tmp_path, 1, agree=agree)
-    assert wishes == [0, 0] and names(tmp_path) == files_of(2)
+        fit(drawing_model(), tmp_path, 1, all_reduce=all_reduce)
+    assert requests == [0, 0] and names(tmp_path) == files_of(2)
 
 
-def test_only_one_process_of_a_run_writes(tmp_path):
+def test_checkpoints_are_written_by_one_process_of_a_run(tmp_path):
     fit(drawing_model(), tmp_path, 1, writes=False)
     assert names(tmp_path) == []

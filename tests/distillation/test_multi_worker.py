@@ -18,16 +18,17 @@ import pytest
 
 from cdfkd_tf.errors import RequestError, RunError
 from cdfkd_tf.runtime.multi_worker import Cluster
-from tests.conftest import run_main
-from tests.small import small_run
+from tests.toys import Files, run_main
 
 ROOT = pathlib.Path(__file__).parents[2]
 
 
 @pytest.fixture
 def flags(tmp_path, float64):
-    """Of a small run in double precision."""
-    return small_run(tmp_path)
+    """Of a toy run in double precision."""
+    files = Files(tmp_path)
+    files.make()
+    return files.without_data
 
 
 def free_ports(count):
@@ -78,6 +79,7 @@ def weights_of(workdir, name):
     return keras.saving.load_model(workdir / f"{name}.keras").get_weights()
 
 
+@pytest.mark.slow
 def test_two_worker_replicas_equal_one_process_killed_and_resumed(flags, tmp_path):
     killed = f"{signal.SIGKILL:d}:5"  # within the second epoch
     chief, worker = start_both(flags, tmp_path / "two", "0:0", killed)
@@ -90,7 +92,6 @@ def test_two_worker_replicas_equal_one_process_killed_and_resumed(flags, tmp_pat
     assert (chief[2], worker[2]) == (0, 0), (chief, worker)
     assert "Going on after epoch 1 of 2." in chief[0]
     assert "The part of process 1 of 2 is done." in worker[0]
-    assert not [file for file in (tmp_path / "two").rglob("*") if "lock" in file.name]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
             "cdfkd_tf.distillation.build.dtype_policy",

@@ -27,7 +27,7 @@ def run(optimizer):
 
 
 @pytest.mark.parametrize("nesterov", [False, True])
-def test_sgd_couples_decay_and_keeps_the_rate_out_of_its_buffer(nesterov):
+def test_coupled_sgd_couples_decay_and_keeps_the_rate_out_of_its_buffer(nesterov):
     w, v = START.copy(), np.zeros(7)
     for g, rate in zip(GRADIENTS, RATES):
         g = g + 0.05 * w
@@ -37,7 +37,7 @@ def test_sgd_couples_decay_and_keeps_the_rate_out_of_its_buffer(nesterov):
     np.testing.assert_allclose(ours, w, rtol=1e-5)
 
 
-def test_adam_adds_epsilon_to_the_corrected_root():
+def test_paper_adam_adds_epsilon_to_the_corrected_root():
     epsilon = 0.3  # large, so that its place is seen
     w, m, v = START.copy(), np.zeros(7), np.zeros(7)
     for t, (g, rate) in enumerate(zip(GRADIENTS, RATES), start=1):
@@ -53,12 +53,12 @@ def test_optimizers_come_back_from_their_config():
         assert copy.get_config() == optimizer.get_config()
 
 
-def test_sgd_without_momentum_is_refused():
+def test_coupled_sgd_without_momentum_is_refused():
     with pytest.raises(ValueError, match=r"momentum must be above 0; got 0\.0"):
         CoupledSGD(momentum=0.0)
 
 
-def test_steps_drop_to_a_tenth_at_each_milestone():
+def test_schedule_steps_drop_to_a_tenth_at_each_milestone():
     factors = [
         learning_rate_factor(e, schedule="steps", epochs=6, milestones=(2, 4))
         for e in range(6)
@@ -66,7 +66,7 @@ def test_steps_drop_to_a_tenth_at_each_milestone():
     np.testing.assert_allclose(factors, [1, 1, 0.1, 0.1, 0.01, 0.01])
 
 
-def test_cosine_is_half_a_wave():
+def test_schedule_cosine_is_half_a_wave():
     factors = [
         learning_rate_factor(e, schedule="cosine", epochs=4, milestones=())
         for e in range(5)
@@ -74,10 +74,11 @@ def test_cosine_is_half_a_wave():
     np.testing.assert_allclose(factors, [1, 0.8535534, 0.5, 0.1464466, 0], atol=1e-7)
 
 
-def test_each_optimizer_follows_its_schedule():
+def test_learning_rates_follow_each_optimizers_schedule():
     student = (CoupledSGD(0.5), 0.1, "steps")
     generator = (PaperAdam(0.5), 0.002, "constant")
-    rates = LearningRates([student, generator], epochs=9, milestones=(3,))
+    optimizers = {"student": student, "generator": generator}
+    rates = LearningRates(optimizers, epochs=9, milestones=(3,))
     for epoch, factor in ((0, 1), (3, 0.1), (1, 1)):
         rates.on_epoch_begin(epoch)
         np.testing.assert_allclose(float(student[0].learning_rate), 0.1 * factor)

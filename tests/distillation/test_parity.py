@@ -8,22 +8,24 @@ float64, all twelve updates are compared with an independent PyTorch implementat
 import keras
 import numpy as np
 import pytest
-from cdfkd_tf.distillation.adversarial import AdversarialDistiller
 
-from cdfkd_tf.distillation.methods import METHODS, with_overrides
+from cdfkd_tf.distillation.distiller import Distiller
+from cdfkd_tf.distillation.image_source import GeneratedImages
+from cdfkd_tf.distillation.losses import Objective
 from cdfkd_tf.distillation.optimizers import CoupledSGD, PaperAdam
 from cdfkd_tf.networks.classifiers import build_classifier
 from cdfkd_tf.networks.generators import build_generator
 from cdfkd_tf.networks.pytorch_weights import load_pytorch_tensors
 from cdfkd_tf.networks.students import build_student
-from cdfkd_tf.teachers.teacher import TeacherEnsemble
+from cdfkd_tf.teachers.ensemble import TeacherEnsemble
+from tests import toys
 from tests.parity.filling import RECORDED, draw, fill, load
 
 TEACHERS = {
     "iteration_wrn": ["wrn16_1"] * 3,
     "iteration_mixed": ["wrn16_1", "wrn16_1", "wrn16_2"],
 }
-SHAPE, CLASSES, ROUNDS = (32, 32, 3), 10, 5
+SHAPE, CLASSES, STEPS = (32, 32, 3), 10, 5
 
 
 def filled(model, salt, like):
@@ -43,41 +45,45 @@ def distiller_of(tag, settings):
     ]
     student = build_student("wrn16_1", SHAPE, CLASSES, num_headers=3)
     generator = build_generator("dafl", SHAPE, 256, standardised=True)
-    method = with_overrides(
-        METHODS["cdfkd_mfs"],
-        student_feature=settings["weight_feature"],
-        student_ensemble=settings["weight_ensemble"],
-        generator_bn=settings["weight_bn"],
+    method = toys.method(
+        student={
+            "header": 1.0,
+            "feature": settings["weight_feature"],
+            "ensemble": settings["weight_ensemble"],
+        },
+        generator={"header": -1.0, "bn": settings["weight_bn"]},
     )
-    distiller = AdversarialDistiller(
-        filled(student, f"{salt}/student", "mh_wrn16_1"),
-        TeacherEnsemble(teachers),
-        method,
-        filled(generator, f"{salt}/generator", "generator_32"),
-        generator_moves_statistics=True,
-    )
+    ensemble = TeacherEnsemble(teachers)
     sgd, adam = settings["sgd"], settings["adam"]
-    distiller.compile(
-        CoupledSGD(sgd["lr"], sgd["momentum"], sgd["coupled_l2"]),
+    source = GeneratedImages(
+        filled(generator, f"{salt}/generator", "generator_32"),
+        ensemble,
+        Objective("generator", method),
         PaperAdam(
             adam["lr"],
             beta_1=adam["betas"][0],
             beta_2=adam["betas"][1],
             epsilon=adam["eps"],
         ),
+        student_steps=STEPS,
+        batch_size=settings["batch"],
+        seed=0,
+        updates_statistics=True,
     )
+    student = filled(student, f"{salt}/student", "mh_wrn16_1")
+    distiller = Distiller(student, ensemble, method, source)
+    distiller.compile(CoupledSGD(sgd["lr"], sgd["momentum"], sgd["coupled_l2"]))
     return distiller
 
 
-def read_terms(distiller, player):
+def read_terms(distiller, role):
     """The weighted terms of the last update, in the recorded order."""
-    weights = distiller.weights_of[player]
-    order = ("header", "feature", "ensemble", "bn")
+    weights = distiller.method.weights(role)
     values = [
-        weights[term] * float(distiller.trackers[f"{player}_{term}"].result())
+        weights[term] * float(distiller.trackers[f"{role}_{term}"].result())
         if weights.get(term)
         else 0.0
-        for term in order
+        for term in ("header", "feature", "ensemble", "bn")
         if term in weights
     ]
     distiller.reset_metrics()
@@ -89,15 +95,15 @@ def run_iterations(tag):
     settings, salt = RECORDED[tag], tag.removeprefix("iteration_")
     distiller, rows = distiller_of(tag, settings), []
     for iteration in range(settings["iterations"]):
-        names = [*range(ROUNDS), "g"]
+        names = [*range(STEPS), "g"]
         shape = (settings["batch"], 256)
         noise = [draw(salt, f"z{iteration}.{name}", shape) for name in names]
         latents = np.stack(noise, axis=1).astype(keras.config.floatx())
-        rounds = distiller.prepare_rounds(latents)
-        for index in range(ROUNDS):
-            distiller.student_round(rounds, index)
+        batches = distiller.prepare(latents)
+        for index in range(STEPS):
+            distiller.student_step(batches, index)
             rows.append(read_terms(distiller, "student"))
-        distiller.generator_round(latents)
+        distiller.source_step(latents)
         rows.append([*read_terms(distiller, "generator"), 0.0])
     probe = draw(salt, "probe", (8, *SHAPE))
     logits = distiller.student(probe, training=False)["logits"]
@@ -105,7 +111,7 @@ def run_iterations(tag):
 
 
 @pytest.mark.parametrize("tag", sorted(TEACHERS))
-def test_all_updates_equal_an_independent_implementation(tag, float64):
+def test_iterations_equal_an_independent_implementation(tag, float64):
     losses, logits = run_iterations(tag)
     expected = load(f"{tag}_float64")
     np.testing.assert_allclose(losses, expected["losses"], rtol=1e-6)
@@ -115,13 +121,13 @@ def test_all_updates_equal_an_independent_implementation(tag, float64):
 
 
 @pytest.mark.parametrize("tag", sorted(TEACHERS))
-def test_losses_follow_the_published_float32_ones(tag):
+def test_iterations_follow_the_published_float32_losses(tag):
     losses, _ = run_iterations(tag)
     assert_follows(losses, load(tag)["losses"][:, 2:])
 
 
 @pytest.mark.parametrize("tag", sorted(TEACHERS))
-def test_the_independent_implementation_follows_the_published_one(tag):
+def test_independent_implementation_follows_the_published_one(tag):
     assert_follows(load(f"{tag}_float64")["losses"], load(tag)["losses"][:, 2:])
 
 

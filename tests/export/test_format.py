@@ -116,7 +116,7 @@ def test_int8_computes_in_integers_throughout(load):
     scales = [len(t["quantization_parameters"]["scales"]) for t in run.tensors()]
     assert max(scales) > 1  # one per output channel of a kernel
     with pytest.raises(RunError, match="computes with floats in"):
-        refuse_floats(load("tflite_dynamic"), IMAGES)
+        refuse_floats(load("tflite_dynamic"))
 
 
 def test_int8_of_a_residual_network_has_no_float_either(tmp_path):
@@ -167,7 +167,7 @@ def test_a_row_is_all_that_a_new_format_takes(predictor, tmp_path, monkeypatch):
     row = type(FORMATS["onnx"])(
         "keras",
         "student.keras",
-        write=lambda model, path, calibration: predictor.save(path),
+        write=lambda model, calibration, path: predictor.save(path),
         load=KerasRunner,
         attach=lambda path, description: None,
         tolerance=1e-6,

@@ -7,11 +7,12 @@ import sys
 
 import numpy as np
 import pytest
+from absl import flags
 from PIL import Image
 
+from cdfkd_tf import cli
 from cdfkd_tf.export.predict import read_image
 from cdfkd_tf.export.tflite import TfliteRunner
-from tests.conftest import run_main
 from tests.export.small import NAMES, export_small, predictor_with
 
 
@@ -19,7 +20,7 @@ from tests.export.small import NAMES, export_small, predictor_with
 def run_folder(tmp_path_factory):
     """A workdir with a predictor and two exported files, and a folder of pictures."""
     folder = tmp_path_factory.mktemp("run")
-    predictor = predictor_with("attention", headers=3)
+    predictor = predictor_with("attention", "lenet", headers=3)
     predictor.save(folder / "predictor.keras")
     export_small(predictor, folder / "export", ("saved_model", "onnx", "tflite_int8"))
     pictures = folder / "pictures"
@@ -33,7 +34,8 @@ def run_folder(tmp_path_factory):
 
 
 def predict(folder, *more):
-    return run_main("--action=predict", f"--workdir={folder}", *more)
+    arguments = ["main.py", "--action=predict", f"--workdir={folder}", *more]
+    return cli.main(arguments, flags.FlagValues())
 
 
 def rows_of(file):

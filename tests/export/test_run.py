@@ -21,7 +21,7 @@ FLOAT32 = FORMATS["tflite_float32"]
 
 @pytest.fixture(scope="module")
 def predictor():
-    return predictor_with()
+    return predictor_with("mean", "lenet")
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +51,7 @@ def test_second_export_replaces_its_files_and_touches_no_other(predictor, tmp_pa
     (tmp_path / "notes.txt").write_text("mine")
     (tmp_path / "saved_model" / "mine.txt").write_text("mine")
     first = content_of(tmp_path)
-    other = predictor_with("mean", headers=2)
+    other = predictor_with("mean", "lenet", headers=2)
     export_small(other, tmp_path, ("saved_model",))
     second = content_of(tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {
@@ -66,7 +66,7 @@ def test_second_export_replaces_its_files_and_touches_no_other(predictor, tmp_pa
 
 
 def test_failed_second_export_leaves_the_first(predictor, tmp_path, monkeypatch):
-    def write_garbage(model, path, calibration):
+    def write_garbage(model, calibration, path):
         path.write_bytes(b"no network at all")
 
     broken = type(FLOAT32)("broken", "b.tflite", write_garbage, TfliteRunner,
@@ -74,7 +74,7 @@ def test_failed_second_export_leaves_the_first(predictor, tmp_path, monkeypatch)
     monkeypatch.setitem(FORMATS, "broken", broken)
     export_small(predictor, tmp_path, ("saved_model", "tflite_float32"))
     before = content_of(tmp_path)
-    other = predictor_with("mean", headers=2)
+    other = predictor_with("mean", "lenet", headers=2)
     with pytest.raises(RunError, match="broken file cannot be run"):
         export_small(other, tmp_path, ("saved_model", "tflite_float32", "broken"))
     assert content_of(tmp_path) == before
@@ -114,14 +114,14 @@ def test_wrong_export_is_refused(predictor, tmp_path, formats, options, words):
 
 def test_verify_refuses_what_computes_something_else(file):
     batches = [(IMAGES, None)]
-    other = predictor_with("weights", headers=2).predict(IMAGES, verbose=0)
+    other = predictor_with("weights", "lenet", headers=2).predict(IMAGES, verbose=0)
     with pytest.raises(RunError, match="something else than the Keras model"):
         verify(FLOAT32, file, batches, other)
     for row in (FLOAT32, FORMATS["tflite_dynamic"]):
         with pytest.raises(RunError, match="something else than the Keras model"):
             verify(row, file, batches, other * np.nan)
     swapped = np.roll(np.eye(4)[TfliteRunner(file)(IMAGES).argmax(-1)], 1, axis=-1)
-    with pytest.raises(RunError, match="share of probability given to other classes"):
+    with pytest.raises(RunError, match="of the probability is on other classes"):
         verify(FORMATS["tflite_dynamic"], file, batches, swapped)
 
 
@@ -150,7 +150,7 @@ _CHILD = """
 
     full = how == "full"
     pathlib.Path.write_bytes = write_to_a_full_disk if full else write_half
-    export_small(predictor_with(), directory, ("tflite_float32",))
+    export_small(predictor_with("mean", "lenet"), directory, ("tflite_float32",))
 """
 
 

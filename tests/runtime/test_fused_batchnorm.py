@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 
 from cdfkd_tf.runtime import fused_batchnorm as kernels
-from tests.conftest import values_of
+from tests.toys import values_of
 
 SHAPE = (4, 5, 6, 8)
 

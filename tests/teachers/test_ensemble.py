@@ -9,7 +9,7 @@ from cdfkd_tf.errors import RequestError
 from cdfkd_tf.networks.classifiers import build_classifier
 from cdfkd_tf.teachers.class_map import ClassMap
 from cdfkd_tf.teachers.ensemble import TeacherEnsemble
-from tests import strangers
+from tests import toys
 from tests.networks.test_bn_folding import with_statistics
 from tests.teachers.test_teacher import state_of, teacher_of
 
@@ -117,7 +117,7 @@ def test_ensemble_sees_new_weights_when_optimised_again():
 
 
 def test_ensemble_of_the_same_models_a_second_time_wraps_nothing_twice():
-    models = [classifier(), strangers.nested()]
+    models = [classifier(), toys.nested()]
     before = [state_of(model) for model in models]
     expected = TeacherEnsemble(models)(IMAGES, BN)
     calls = [vars(layer).get("call") for m in models for layer in m._flatten_layers()]
@@ -148,7 +148,7 @@ def test_ensemble_releases_models_that_share_layers():
 
 
 def test_ensemble_calibration_brings_logits_to_one_scale():
-    models = [strangers.logits(), strangers.logits()]
+    models = [toys.classifier(), toys.classifier()]
     models[1].layers[-1].kernel.assign(models[1].layers[-1].kernel * 50)
     ensemble = TeacherEnsemble([teacher_of(model) for model in models])
     before = np.asarray(ensemble(IMAGES).logits)

@@ -5,7 +5,7 @@ import pytest
 
 from cdfkd_tf.data.specs import plain_spec, spec_of
 from cdfkd_tf.teachers.input_adapter import InputAdapter
-from tests import strangers
+from tests import toys
 
 PIXELS = np.random.default_rng(0).random((2, 8, 8, 3)).astype("float32")
 SPEC = plain_spec("none", (8, 8, 3), 4)
@@ -42,6 +42,6 @@ def test_input_adapter_resizes():
 
 
 def test_input_adapter_gives_bytes_to_a_models_own_preprocessing():
-    model = strangers.probabilities_of_bytes((8, 8, 3))
+    model = toys.probabilities_of_bytes((8, 8, 3))
     seen = InputAdapter(SPEC, "0..255", (8, 8, 3))(SPEC.normalise(PIXELS))
     np.testing.assert_allclose(model.layers[0](seen), PIXELS, atol=1e-6)

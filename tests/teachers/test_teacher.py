@@ -13,7 +13,7 @@ from cdfkd_tf.networks.classifiers import build_classifier
 from cdfkd_tf.networks.loading import load_classifier
 from cdfkd_tf.teachers.input_adapter import InputAdapter
 from cdfkd_tf.teachers.teacher import Teacher
-from tests import strangers
+from tests import toys
 from tests.networks.test_bn_folding import with_statistics
 
 SPEC = plain_spec("none", (8, 8, 1), 4)
@@ -47,10 +47,10 @@ def state_of(model):
 @pytest.mark.parametrize(
     "build, num_bn, width",
     [
-        (strangers.logits, 1, 6),
-        (strangers.nested, 2, 5),
-        (lambda: strangers.logits(norm=layers.LayerNormalization), 0, 6),
-        (strangers.Subclassed, 2, 4),
+        (toys.classifier, 1, 6),
+        (toys.nested, 2, 5),
+        (lambda: toys.classifier(norm=layers.LayerNormalization), 0, 6),
+        (toys.Subclassed, 2, 4),
     ],
 )
 def test_teacher_may_be_any_make_of_model(build, num_bn, width):
@@ -67,7 +67,7 @@ def test_teacher_may_be_any_make_of_model(build, num_bn, width):
 
 
 def test_teacher_of_a_saved_model_provides_gradients_alone(tmp_path):
-    model = strangers.logits()
+    model = toys.classifier()
     model.export(tmp_path / "saved", verbose=False)
     teacher = teacher_of(load_classifier(tmp_path / "saved"))
     assert (teacher.num_batch_norms, teacher.feature_width) == (0, None)
@@ -82,7 +82,7 @@ def test_teacher_of_a_saved_model_provides_gradients_alone(tmp_path):
 
 def test_teacher_with_a_cast_to_whole_numbers_provides_no_gradient():
     image = keras.Input((8, 8, 1))
-    tensor = layers.Flatten()(strangers.Casting()(image))
+    tensor = layers.Flatten()(toys.Casting()(image))
     model = keras.Model(image, layers.Dense(4)(tensor))
     assert "gradient" not in teacher_of(model).provides
 
@@ -119,9 +119,7 @@ def test_teacher_hooks_layers_that_are_called_by_keyword():
     np.testing.assert_allclose(logits, model(PIXELS), atol=1e-5)
 
 
-@pytest.mark.parametrize(
-    "build", [strangers.nested, strangers.Subclassed, lambda: wrn()]
-)
+@pytest.mark.parametrize("build", [toys.nested, toys.Subclassed, lambda: wrn()])
 def test_teacher_has_nothing_to_train_and_its_statistics_stay(build):
     model = build()
     model(PIXELS)
@@ -136,7 +134,7 @@ def test_teacher_has_nothing_to_train_and_its_statistics_stay(build):
 
 
 def test_teacher_turns_probabilities_into_centred_logits():
-    model = strangers.probabilities_of_bytes()
+    model = toys.probabilities_of_bytes()
     teacher = teacher_of(model, "0..255")
     assert teacher.output == "probabilities"
     logits = np.asarray(teacher(NORMALISED).logits)
@@ -149,7 +147,7 @@ def test_teacher_turns_probabilities_into_centred_logits():
 
 
 def test_teacher_of_certain_probabilities_stays_finite_and_so_do_gradients():
-    model = strangers.probabilities_of_bytes()
+    model = toys.probabilities_of_bytes()
     model.layers[-1].kernel.assign(model.layers[-1].kernel * 1e4)
     teacher = teacher_of(model, "0..255")
     images = tf.constant(NORMALISED)
@@ -175,7 +173,7 @@ def test_teacher_of_separate_sigmoids_is_refused_and_its_model_given_back():
 
 
 def test_teacher_reads_features_of_a_named_layer():
-    model = strangers.nested()
+    model = toys.nested()
     teacher = teacher_of(model, feature_layer=model.layers[1].layers[0].name)
     assert teacher.feature_width == 5
     convolved = model.layers[1].layers[0](PIXELS)
@@ -183,7 +181,7 @@ def test_teacher_reads_features_of_a_named_layer():
         teacher(NORMALISED).features, np.mean(convolved, (1, 2)), atol=1e-5
     )
     with pytest.raises(RequestError, match=r"no layer 'absent'.*--teacher_features"):
-        teacher_of(strangers.logits(), feature_layer="absent")
+        teacher_of(toys.classifier(), feature_layer="absent")
 
 
 @pytest.mark.parametrize("place", [0, 1])
@@ -196,7 +194,7 @@ def test_teacher_does_not_fold_the_layer_that_features_are_read_of(place):
 
 
 def test_teacher_records_bn_inputs_in_forward_order_at_any_depth():
-    model = strangers.nested()
+    model = toys.nested()
     outputs = Teacher(model)(PIXELS, BN)
     convolved = model.layers[1].layers[0](PIXELS)
     assert [inputs.shape for inputs, _, _ in outputs.bn] == [(5, 6, 6, 5)] * 2
@@ -280,12 +278,12 @@ def test_teacher_may_be_traced_at_its_first_call():
     np.testing.assert_allclose(traced, teacher(NORMALISED, BN).logits, rtol=1e-4)
 
 
-@pytest.mark.parametrize("build", [strangers.Subclassed, None])
+@pytest.mark.parametrize("build", [toys.Subclassed, None])
 def test_teacher_that_stays_in_float32_says_why(build, tmp_path):
     if build:
         model = build()
     else:
-        strangers.logits().export(tmp_path / "saved", verbose=False)
+        toys.classifier().export(tmp_path / "saved", verbose=False)
         model = load_classifier(tmp_path / "saved")
     teacher = teacher_of(model, name="mine")
     with pytest.warns(DistillationWarning, match=r"mine does not compute in mixed_bf"):
@@ -312,7 +310,7 @@ def test_teacher_whose_layers_cannot_be_built_again_says_why():
 # The model is lent, not taken.
 
 
-@pytest.mark.parametrize("build", [strangers.nested, strangers.Subclassed, wrn])
+@pytest.mark.parametrize("build", [toys.nested, toys.Subclassed, wrn])
 def test_teacher_releases_its_model_as_it_was(build):
     model = build()
     model(PIXELS)

@@ -1,15 +1,18 @@
-"""A student really learns from strangers' teachers: README's example, made smaller."""
+"""A student really learns from own teachers: README's example, made smaller."""
 
 import json
 import pathlib
 
+import pytest
+
 from experiments.own_teachers import make_teachers
-from tests.conftest import run_main
+from tests.toys import run_main
 
 ROOT = pathlib.Path(__file__).parent.parent
 
 
-def test_one_command_distils_strangers_teachers(tmp_path):
+@pytest.mark.slow
+def test_one_command_distils_own_teachers(tmp_path):
     make_teachers.main([f"--folder={tmp_path}", "--epochs=4"])
     files = ",".join(str(tmp_path / f"{name}.keras") for name in "abc")
     code = run_main(
@@ -19,7 +22,7 @@ def test_one_command_distils_strangers_teachers(tmp_path):
         f"--image_folder={tmp_path / 'images'}",
         "--image_shape=12,12,1",  # teachers see it enlarged
         "--epochs=6",
-        "--student_rounds=3",
+        "--student_steps=3",
         "--export_formats=",
         "--noreport",
         f"--workdir={tmp_path / 'run'}",

@@ -5,7 +5,7 @@ import pytest
 from cdfkd_tf.runtime.files import replacing
 
 
-def test_the_file_appears_at_the_end(tmp_path):
+def test_replacing_makes_the_file_appear_at_the_end(tmp_path):
     file = tmp_path / "new/folder/a.txt"
     with replacing(file) as temporary:
         temporary.write_text("whole")
@@ -14,7 +14,7 @@ def test_the_file_appears_at_the_end(tmp_path):
     assert list(file.parent.iterdir()) == [file]
 
 
-def test_a_failure_leaves_the_old_file_alone(tmp_path):
+def test_replacing_leaves_the_old_file_alone_after_a_failure(tmp_path):
     file = tmp_path / "a.txt"
     file.write_text("old")
     with pytest.raises(OSError, match="disk full"), replacing(file) as temporary:

@@ -1,0 +1,85 @@
+"""What users are told where something goes wrong."""
+
+import errno
+
+import pytest
+import tensorflow as tf
+
+from cdfkd_tf.errors import (
+    RequestError,
+    RunError,
+    file_system_error,
+    lookup,
+    one_line,
+    reason,
+)
+
+
+def test_one_line_joins_and_cuts():
+    assert one_line(ValueError("a\n  b\tc")) == "a b c"
+    assert one_line("x" * 9, limit=4) == "xxxx ..."
+
+
+def test_reason_ends_with_a_whole_sentence_or_a_mark():
+    assert reason(ValueError("No. Yes")) == "No. Yes."
+    assert reason(ValueError("One sentence. Another one that is cut"), 20) == (
+        "One sentence."
+    )
+    assert reason(ValueError("x" * 30), 20) == "x" * 20 + " ..."
+
+
+def test_lookup_lists_what_is_known():
+    assert lookup({"a": 1}, "a", "letter") == 1
+    with pytest.raises(RequestError, match=r"Unknown letter 'c'\. Known: a, b\."):
+        lookup({"a": 1, "b": 2}, "c", "letter")
+
+
+@pytest.mark.parametrize(
+    "error, words",
+    [
+        (
+            FileExistsError(errno.EEXIST, "File exists", "/x/a/b"),
+            "Cannot use /x/a/b: a file is in the place of a folder",
+        ),
+        (
+            PermissionError(errno.EACCES, "Permission denied", "/x/.a.json.tmp"),
+            "Cannot use /x: Permission denied",  # not the name of the half file
+        ),
+        (
+            tf.errors.PermissionDeniedError(None, None, "/x/ckpt; Permission denied"),
+            "Cannot use /x/ckpt: Permission denied",
+        ),
+    ],
+)
+def test_file_system_error_makes_refusals_a_wrong_request(error, words):
+    told = file_system_error(error)
+    assert isinstance(told, RequestError) and words in str(told)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        OSError(errno.EFBIG, "File too large"),
+        tf.errors.ResourceExhaustedError(
+            None, None, "/x/a.index; No space left on device"
+        ),
+    ],
+)
+def test_file_system_error_of_a_full_disk_is_a_failed_run(error):
+    told = file_system_error(error)
+    assert isinstance(told, RunError) and "Make room" in str(told)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ValueError("a table says: File exists in /x/a"),  # B18: anybody may write that
+        KeyError("No such file or directory: /x/b"),
+        RequestError("Cannot read /x/a: Permission denied."),
+        OSError("File exists"),  # without any path there is nothing to say
+        RuntimeError("anything else"),
+    ],
+)
+def test_file_system_error_leaves_other_errors_alone(error):
+    assert file_system_error(error) is error
