@@ -3,77 +3,32 @@
 A SavedModel is a program. TensorFlow runs parts of it while it loads it, and the rest
 when it is called. A classifier has no reason to call Python, to open files or sockets,
 or to load code; all of these need a string (a path, an address, code) or a state.
+
+Importable without TensorFlow.
 """
 
 import pathlib
 from collections.abc import Iterator
 from typing import Any
 
-import tensorflow as tf
-
 from cdfkd_tf.errors import RequestError
-from cdfkd_tf.runtime.keras_internals import operation_definition
 
 # With a state or a string, and yet only computation: variables, calls, random numbers.
-_HARMLESS = frozenset(
-    [
-        "VarHandleOp",
-        "ReadVariableOp",
-        "AssignVariableOp",
-        "AssignAddVariableOp",
-        "AssignSubVariableOp",
-        "VarIsInitializedOp",
-        "ResourceGather",
-        "ResourceGatherNd",
-        "DisableCopyOnRead",
-        "VariableV2",
-        "Assign",
-        "AssignAdd",
-        "AssignSub",
-        "PartitionedCall",
-        "StatefulPartitionedCall",
-        "If",
-        "StatelessIf",
-        "While",
-        "StatelessWhile",
-        "Case",
-        "StatelessCase",
-        "Enter",
-        "RefEnter",
-        "Assert",
-        "RandomUniform",
-        "RandomUniformInt",
-        "RandomStandardNormal",
-        "TruncatedNormal",
-        "RandomShuffle",
-        "Multinomial",
-        "StatefulUniform",
-        "StatefulStandardNormalV2",
-        "StatefulTruncatedNormal",
-        "RngReadAndSkip",
-        "Einsum",
-        "ScaleAndTranslate",
-        "ImageProjectiveTransformV2",
-        "ImageProjectiveTransformV3",
-        "TensorArrayV3",
-        "TensorArrayReadV3",
-        "TensorArrayWriteV3",
-        "TensorArrayGatherV3",
-        "TensorArrayScatterV3",
-        "TensorArraySizeV3",
-    ]
-)
+_HARMLESS = """
+    VarHandleOp ReadVariableOp AssignVariableOp AssignAddVariableOp AssignSubVariableOp
+    VarIsInitializedOp ResourceGather ResourceGatherNd DisableCopyOnRead VariableV2
+    Assign AssignAdd AssignSub PartitionedCall StatefulPartitionedCall If StatelessIf
+    While StatelessWhile Case StatelessCase Enter RefEnter Assert RandomUniform
+    RandomUniformInt RandomStandardNormal TruncatedNormal RandomShuffle Multinomial
+    StatefulUniform StatefulStandardNormalV2 StatefulTruncatedNormal RngReadAndSkip
+    Einsum ScaleAndTranslate ImageProjectiveTransformV2 ImageProjectiveTransformV3
+    TensorArrayV3 TensorArrayReadV3 TensorArrayWriteV3 TensorArrayGatherV3
+    TensorArrayScatterV3 TensorArraySizeV3
+"""
 # Every SavedModel holds these, to be saved again; nothing else may call them.
-_OF_THE_SAVER = frozenset(
-    [
-        "SaveV2",
-        "RestoreV2",
-        "MergeV2Checkpoints",
-        "ShardedFilename",
-        "StringJoin",
-        "StaticRegexFullMatch",
-    ]
-)
+_OF_THE_SAVER = """
+    SaveV2 RestoreV2 MergeV2Checkpoints ShardedFilename StringJoin StaticRegexFullMatch
+"""
 
 
 def check_saved_model(folder: pathlib.Path) -> None:
@@ -94,12 +49,9 @@ def check_saved_model(folder: pathlib.Path) -> None:
         bodies = {f.signature.name: f.node_def for f in library}
         called = _called(graph, bodies)
         for name, nodes in {"": graph.graph_def.node, **bodies}.items():
-            allowed = frozenset() if name in called else _OF_THE_SAVER
-            found |= {
-                node.op
-                for node in nodes
-                if node.op not in allowed | bodies.keys() and not _computes(node.op)
-            }
+            allowed = bodies.keys() | (() if name in called else _OF_THE_SAVER.split())
+            operations = {node.op for node in nodes} - allowed
+            found |= {name for name in operations if not _computes(name)}
     if found:
         raise RequestError(
             f"SavedModel {folder} holds {', '.join(sorted(found))}, which could run "
@@ -109,8 +61,12 @@ def check_saved_model(folder: pathlib.Path) -> None:
 
 def _computes(name: str) -> bool:
     """Whether an operation is known, and is harmless or has no state and no string."""
+    from tensorflow.core.framework.types_pb2 import DT_STRING
+
+    from cdfkd_tf.runtime.keras_internals import operation_definition
+
     operation = operation_definition(name)
-    if operation is None or name in _HARMLESS:
+    if operation is None or name in _HARMLESS.split():
         return operation is not None
     strings = [
         attribute
@@ -118,7 +74,7 @@ def _computes(name: str) -> bool:
         if attribute.type in ("string", "list(string)", "func", "list(func)")
         and not attribute.allowed_values.list.s  # such as "SAME" and "VALID"
     ]
-    strings += [a for a in operation.input_arg if a.type == tf.string.as_datatype_enum]
+    strings += [a for a in operation.input_arg if a.type == DT_STRING]
     return not (operation.is_stateful or strings)
 
 

@@ -6,7 +6,11 @@ import tensorflow as tf
 from keras import layers
 
 from cdfkd_tf.export.tflite import TfliteRunner, convert
-from cdfkd_tf.runtime.keras_internals import operator_names, use_earlier_quantizer
+from cdfkd_tf.runtime.keras_internals import (
+    operation_definition,
+    operator_names,
+    use_earlier_quantizer,
+)
 
 
 @pytest.fixture(scope="module")
@@ -32,3 +36,11 @@ def test_earlier_quantizer_is_one_that_the_converter_has(model):
     assert converter.experimental_new_quantizer is True
     use_earlier_quantizer(converter)
     assert converter.experimental_new_quantizer is False
+
+
+def test_operation_definition_tells_state_and_strings():
+    convolution, reading = map(operation_definition, ("Conv2D", "ReadVariableOp"))
+    assert not convolution.is_stateful and reading.is_stateful
+    padding = {a.name: a for a in convolution.attr}["padding"]
+    assert b"SAME" in padding.allowed_values.list.s
+    assert operation_definition("NoSuchOperation") is None
