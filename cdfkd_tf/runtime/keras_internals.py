@@ -203,3 +203,10 @@ def operator_names(interpreter: Any) -> list[str]:
 def use_earlier_quantizer(converter: Any) -> None:
     """Lets a `tf.lite.TFLiteConverter` quantise as it did before TensorFlow 2.5."""
     converter.experimental_new_quantizer = False
+
+
+def operation_definition(name: str) -> Any | None:
+    """What TensorFlow registers for an operation (an `OpDef`); None if unknown."""
+    from tensorflow.python.framework import op_def_registry
+
+    return op_def_registry.get(name)
