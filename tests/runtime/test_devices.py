@@ -24,8 +24,9 @@ def test_one_device_is_the_default():
 
 
 def test_auto_takes_the_most_gpus_that_share_the_batch():
-    for batch, gpus, expected in [(256, 0, 1), (256, 1, 1), (256, 3, 2), (256, 5, 4), (256, 7, 4), (256, 8, 8)]
-    + [(7, 4, 1), (96, 5, 4), (9, 5, 3)]:
+    of_256 = {0: 1, 1: 1, 3: 2, 5: 4, 7: 4, 8: 8}
+    others = [(7, 4, 1), (96, 5, 4), (9, 5, 3)]
+    for batch, gpus, expected in [*((256, *pair) for pair in of_256.items()), *others]:
         assert number_that_shares(batch, gpus) == expected
 
 
