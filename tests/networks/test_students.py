@@ -10,7 +10,6 @@ from cdfkd_tf.networks.classifiers import build_classifier
 from cdfkd_tf.networks.layers import conv, scale_width
 from cdfkd_tf.networks.students import build_student, feature_maps_model
 
-
 FAMILIES = ("lenet", "resnet18", "wrn10_1")  # the others are deeper or wider
 
 
