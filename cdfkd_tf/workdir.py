@@ -230,7 +230,7 @@ class Results:
 
     Args:
         file: results.json; created with the first value.
-        about: `dataset`, `method`, `seed` and `versions` of the run.
+        about: `dataset`, `method`, `images`, `seed` and `versions` of the run.
         aggregator: `kind` and `labelled_samples` as asked for.
     """
 

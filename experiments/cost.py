@@ -129,18 +129,16 @@ def cost_of(flagfile: str) -> Cost:
     """Counted from the networks that the flagfile builds."""
     from absl import flags as absl_flags
 
-    from cdfkd_tf import flags
+    from cdfkd_tf import cli
     from cdfkd_tf.data.specs import spec_of
-    from cdfkd_tf.distillation.methods import METHODS, with_overrides
+    from cdfkd_tf.distillation import build
     from cdfkd_tf.networks.classifiers import build_classifier
-    from cdfkd_tf.networks.generators import build_generator
     from cdfkd_tf.networks.introspection import multiply_adds
-    from cdfkd_tf.networks.students import build_student
     from experiments.iteration_cost import iteration_multiply_adds
 
     values = absl_flags.FlagValues()
-    flags.define(values)
-    config = flags.parse(["", f"--flagfile={flagfile}"], values)
+    cli.define(values)
+    config = cli.parse(["", f"--flagfile={flagfile}"], values)
     spec = spec_of(config.dataset)
     shape = (spec.image_shape, spec.num_classes)
     network = pathlib.Path(config.teachers[0]).parts[2] if config.teachers else ""
@@ -151,27 +149,10 @@ def cost_of(flagfile: str) -> Cost:
         total = 3 * multiply_adds(teacher) * images * config.num_teachers
         updates = images // config.teacher_batch_size
         return Cost("teachers", updates, total / SUSTAINED, None)
-    method = with_overrides(
-        METHODS[config.method], generator_bn=config.generator_bn_weight
-    )
+    method = build.build_method(config)
     num_teachers = len(config.teachers) or config.num_teachers
-    sharing = config.student_headers or method.sharing
-    student = build_student(
-        config.student,
-        *shape,
-        1 if sharing == "single" else num_teachers,
-        sharing=sharing,
-        width=config.student_width,
-    )
-    generator = None
-    if method.generator:
-        generator = build_generator(
-            config.generator,
-            spec.image_shape,
-            config.latent_size,
-            standardised=spec.standardised,
-            width=config.generator_width,
-        )
+    student = build.build_student(config, spec, num_teachers)
+    generator = build.build_generator(config, spec) if method.generator else None
     iterations = config.epochs * config.steps_per_epoch
     each = iteration_multiply_adds(
         multiply_adds(student),

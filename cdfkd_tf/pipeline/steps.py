@@ -99,6 +99,7 @@ class Run:
             {
                 "dataset": config.dataset,
                 "method": config.method,
+                "images": self.method.images,
                 "seed": config.seed,
                 "versions": _versions(),
             },

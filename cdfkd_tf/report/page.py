@@ -11,8 +11,7 @@ import jinja2
 from PIL import Image
 
 from cdfkd_tf.config import RunConfig
-from cdfkd_tf.distillation.methods import METHODS
-from cdfkd_tf.errors import RequestError, lookup
+from cdfkd_tf.errors import RequestError
 from cdfkd_tf.report import charts, tables
 from cdfkd_tf.report.charts import Chart
 from cdfkd_tf.report.tables import Table, written
@@ -90,7 +89,7 @@ def write_report(workdir: Workdir) -> pathlib.Path:
             "first, or check --workdir."
         )
     teachers = len(results["teachers"])
-    has_generator = bool(lookup(METHODS, results["method"], "method").generator)
+    has_generator = results.get("images") != "real"
     headers = len(results["student"]["header_accuracy"] or [None])
     names = ("its teachers", "one teacher", "two teachers", "three teachers")
     who = names[teachers] if teachers < len(names) else f"{teachers} teachers"

@@ -16,17 +16,6 @@ from cdfkd_tf.teachers.input_adapter import InputAdapter
 from cdfkd_tf.teachers.teacher import Teacher
 from cdfkd_tf.workdir import Workdir
 
-# Options that decide how a teacher is trained; they mean nothing to given ones.
-TRAINING = (
-    "teacher",
-    "teacher_width",
-    "num_teachers",
-    "teacher_epochs",
-    "teacher_batch_size",
-    "teacher_learning_rate",
-    "teacher_milestones",
-)
-
 
 def find_spec(
     config: RunConfig, models: Sequence[keras.Model] | None = None

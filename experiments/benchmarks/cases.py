@@ -10,14 +10,16 @@ class Case:
     """One iteration to time: several teachers into one student.
 
     Attributes:
-        flags: options of the run, as `RunConfig` has them.
+        teacher: architecture of the teachers.
+        options: of the run, as `RunConfig` has them.
         num_teachers: T.
         torch_teacher: family, blocks per stage, channels of stem and stages.
         torch_student: the same.
         generator_widths: channels of the generator's three maps.
     """
 
-    flags: dict
+    teacher: str
+    options: dict
     torch_teacher: tuple
     torch_student: tuple
     generator_widths: tuple[int, int, int] = (128, 128, 64)
@@ -26,14 +28,14 @@ class Case:
     classes: int = 100
     batch_size: int = 16
     latent_size: int = 256
-    rounds: int = 5
+    student_steps: int = 5
     num_teachers: int = 3
 
 
 CASES = {
     "digits": Case(
-        flags={
-            "teacher": "wrn16_1",
+        teacher="wrn16_1",
+        options={
             "student": "wrn10_1",
             "student_width": 0.5,
             "generator_width": 0.5,
@@ -47,12 +49,14 @@ CASES = {
         latent_size=64,
     ),
     "wrn": Case(
-        flags={"teacher": "wrn40_2", "student": "wrn16_1"},
+        teacher="wrn40_2",
+        options={"student": "wrn16_1"},
         torch_teacher=("wrn", (6, 6, 6), (16, 32, 64, 128)),
         torch_student=("wrn", (2, 2, 2), (16, 16, 32, 64)),
     ),
     "resnet": Case(
-        flags={"teacher": "resnet34", "student": "resnet18"},
+        teacher="resnet34",
+        options={"student": "resnet18"},
         torch_teacher=("resnet", (3, 4, 6, 3), (64, 64, 128, 256, 512)),
         torch_student=("resnet", (2, 2, 2, 2), (64, 64, 128, 256, 512)),
         feature_weight=0.2,
@@ -82,28 +86,28 @@ def gigaflop(case: Case, *, one_header: bool = False) -> float:
     from cdfkd_tf.networks.students import build_student
     from experiments.iteration_cost import iteration_multiply_adds
 
-    teacher = build_classifier(case.flags["teacher"], case.image, case.classes)
+    teacher = build_classifier(case.teacher, case.image, case.classes)
     student = build_student(
-        case.flags["student"],
+        case.options["student"],
         case.image,
         case.classes,
         1 if one_header else case.num_teachers,
         sharing="single" if one_header else "multi_level",
-        width=case.flags.get("student_width", 1.0),
+        width=case.options.get("student_width", 1.0),
     )
     generator = build_generator(
         "dafl",
         case.image,
         case.latent_size,
         standardised=True,
-        width=case.flags.get("generator_width", 1.0),
+        width=case.options.get("generator_width", 1.0),
     )
     counted = iteration_multiply_adds(
         multiply_adds(student),
         case.num_teachers * multiply_adds(teacher),
         multiply_adds(generator),
         batch_size=case.batch_size,
-        student_steps=case.rounds,
+        student_steps=case.student_steps,
     )
     return 2 * counted / 1e9
 

@@ -1,9 +1,9 @@
-"""Our engine, plain PyTorch and the machine's limit, in turn, in one run.
+"""This package, plain PyTorch and the machine's limit, in turn, in one run.
 
     pip install -e '.[bench]'
     python -m experiments.benchmarks.compare --output=results.json
 
-Each measurement is a process of its own; engine, PyTorch and limit take turns
+Each measurement is a process of its own; package, PyTorch and limit take turns
 `--repeats` times, so that all see the machine at its fast and slow moments. Prints a
 Markdown table: medians over all iterations of all turns, and their range.
 """
@@ -21,10 +21,10 @@ from experiments.benchmarks.cases import CASES, gigaflop
 
 ROOT = pathlib.Path(__file__).parents[2]
 POLICIES = ("float32", "mixed_bfloat16")
-LOW_MEMORY = ["--option=low_memory=1", "--iterations=3"]
-PLAYERS = {
+RECOMPUTED = ["--option=recompute_teachers=true", "--iterations=3"]
+PROGRAMS = {
     "ours": ("engine_loop", []),
-    "ours, low memory": ("engine_loop", LOW_MEMORY),
+    "ours, recomputed": ("engine_loop", RECOMPUTED),
     "pytorch": ("pytorch_loop", []),
 }
 
@@ -39,15 +39,15 @@ def run(module: str, *arguments: str) -> dict:
 
 
 def measure(cases: list[str], policies: list[str], repeats: int):
-    """All turns: `(case, policy, player) -> list of measurements`, and limits."""
+    """All turns: `(case, policy, program) -> list of measurements`, and limits."""
     turns, limits = {}, []
     for turn in range(repeats):
         limits.append(run("limit"))
-        for row in itertools.product(cases, policies, PLAYERS):
-            case, policy, player = row
-            if player == "ours, low memory" and policy != "float32":
+        for row in itertools.product(cases, policies, PROGRAMS):
+            case, policy, program = row
+            if program == "ours, recomputed" and policy != "float32":
                 continue
-            module, options = PLAYERS[player]
+            module, options = PROGRAMS[program]
             measured = run(module, f"--case={case}", f"--policy={policy}", *options)
             turns.setdefault(row, []).append(measured)
             median = statistics.median(measured["seconds"])
@@ -56,19 +56,19 @@ def measure(cases: list[str], policies: list[str], repeats: int):
 
 
 def summarise(turns: dict, limits: list[dict]) -> list[dict]:
-    """One row per case, policy and player."""
+    """One row per case, policy and program."""
     rows = []
-    for (case, policy, player), measured in turns.items():
+    for (case, policy, program), measured in turns.items():
         seconds = [s for one in measured for s in one["seconds"]]
         median = statistics.median(seconds)
         dtype = policy.removeprefix("mixed_")
         limit = statistics.median(one[dtype] for one in limits)
-        images = CASES[case].batch_size * (CASES[case].rounds + 1)
+        images = CASES[case].batch_size * (CASES[case].student_steps + 1)
         rows.append(
             {
                 "case": case,
                 "policy": policy,
-                "player": player,
+                "program": program,
                 "seconds": median,
                 "range": [min(seconds), max(seconds)],
                 "images_per_second": images / median,
@@ -93,14 +93,14 @@ def table(rows: list[dict]) -> str:
     plain = {
         row["case"]: row["seconds"]
         for row in rows
-        if row["player"] == "pytorch" and row["policy"] == "float32"
+        if row["program"] == "pytorch" and row["policy"] == "float32"
     }
     for row in rows:
         ratio = plain.get(row["case"], float("nan")) / row["seconds"]
         low, high = row["range"]
         arithmetic = row["policy"].removeprefix("mixed_")
         lines.append(
-            f"| {row['case']} | {arithmetic} | {row['player']} "
+            f"| {row['case']} | {arithmetic} | {row['program']} "
             f"| {row['seconds']:.3f} ({low:.3f} to {high:.3f}) "
             f"| {row['images_per_second']:.0f} | {row['share_of_limit']:.2f} "
             f"| {row['imported_megabytes']:.0f} | {row['peak_megabytes']:.0f} "
@@ -125,8 +125,8 @@ def main() -> None:
     if arguments.output:
         machine = {"processor": platform.processor(), "python": sys.version.split()[0]}
         every = [
-            {"case": case, "policy": policy, "player": player, "turns": measured}
-            for (case, policy, player), measured in turns.items()
+            {"case": case, "policy": policy, "program": program, "turns": measured}
+            for (case, policy, program), measured in turns.items()
         ]
         record = {"rows": rows, "limits": limits, "machine": machine, "all": every}
         pathlib.Path(arguments.output).write_text(json.dumps(record, indent=1) + "\n")

@@ -1,4 +1,4 @@
-"""Times our engine through `fit` on one case; prints a line of JSON.
+"""Times this package through `fit` on one case; prints a line of JSON.
 
     python -m experiments.benchmarks.engine_loop --case=wrn --policy=float32
 
@@ -18,34 +18,42 @@ from experiments.benchmarks.cases import (
 )
 
 
-def assemble(case, **more):
-    """The run that `case` describes, its teachers fresh ones in memory."""
-    from cdfkd_tf.assembly import Assembly
-
+def config_of(case, **more):
+    """The options of the run that `case` describes."""
     from cdfkd_tf.config import RunConfig
-    from cdfkd_tf.networks.classifiers import build_classifier
     from cdfkd_tf.networks.pixel_ranges import NORMALISED
-    from cdfkd_tf.workdir import Workdir
 
-    options = dict(
-        dataset="none",
-        image_shape=case.image,
-        num_classes=case.classes,
-        teachers=tuple(f"teacher {index}" for index in range(case.num_teachers)),
-        teacher_input=(NORMALISED,),
-        teacher_output="logits",
-        student_feature_weight=case.feature_weight,
-        batch_size=case.batch_size,
-        latent_size=case.latent_size,
-        student_rounds=case.rounds,
-        **{k: v for k, v in case.flags.items() if k != "teacher"},
-    )
-    config = RunConfig(**{**options, **more})
-    teachers = [
-        build_classifier(case.flags["teacher"], case.image, case.classes)
+    options = {
+        "dataset": "none",
+        "image_shape": case.image,
+        "num_classes": case.classes,
+        "teachers": tuple(f"teacher {index}" for index in range(case.num_teachers)),
+        "teacher_input": (NORMALISED,),
+        "teacher_output": "logits",
+        "student_loss": {"feature": case.feature_weight},
+        "batch_size": case.batch_size,
+        "latent_size": case.latent_size,
+        "student_steps": case.student_steps,
+        **case.options,
+    }
+    return RunConfig(**{**options, **more})
+
+
+def build(case, config):
+    """The distiller that `fit` trains, with fresh teachers in memory."""
+    from cdfkd_tf.data.images import RealImages
+    from cdfkd_tf.distillation.build import build_distiller
+    from cdfkd_tf.networks.classifiers import build_classifier
+    from cdfkd_tf.teachers.build import build_teachers, find_spec
+
+    spec = find_spec(config)
+    models = [
+        build_classifier(case.teacher, case.image, case.classes)
         for _ in range(case.num_teachers)
     ]
-    return Assembly(config, Workdir("runs/benchmark"), teachers)
+    teachers = build_teachers(config, spec, config.teachers, models)
+    images = RealImages(spec, config.data_dir, config.evaluation_split)
+    return build_distiller(config, spec, teachers, images)
 
 
 def main():
@@ -70,16 +78,14 @@ def main():
     quiet_tensorflow()
     import keras
 
-    from cdfkd_tf.data.noise import latent_dataset
-    from cdfkd_tf.distillation.build import build_distiller
     from cdfkd_tf.runtime.precision import make_deterministic
 
     keras.utils.set_random_seed(0)
     imported = resident_megabytes()
     started = time.monotonic()
     more = dict(option.split("=", 1) for option in arguments.option)
-    assembly = assemble(case, dtype_policy=arguments.policy, **more)
-    make_deterministic(assembly.config)
+    config = config_of(case, dtype_policy=arguments.policy, **more)
+    make_deterministic(config.deterministic)
     seconds = []
 
     class Clock(keras.callbacks.Callback):
@@ -96,12 +102,9 @@ def main():
     import tensorflow as tf
 
     clock = Clock()
-    distiller = build_distiller(assembly)
-    noise = latent_dataset(
-        case.batch_size, assembly.rounds, case.latent_size, seed=0, first_step=0
-    )
+    distiller = build(case, config)
     distiller.fit(
-        noise,
+        distiller.source.dataset(0),
         steps_per_epoch=arguments.iterations + 1,
         callbacks=[clock],
         shuffle=False,

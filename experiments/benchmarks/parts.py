@@ -13,7 +13,7 @@ import tempfile
 import time
 
 from experiments.benchmarks.cases import CASES
-from experiments.benchmarks.engine_loop import assemble
+from experiments.benchmarks.engine_loop import build, config_of
 
 REPEATS, SHOWN = 4, 12
 
@@ -70,23 +70,21 @@ def main() -> None:
     import keras
     import tensorflow as tf
 
-    from cdfkd_tf.distillation.build import build_distiller
     from cdfkd_tf.runtime.precision import make_deterministic
 
     keras.utils.set_random_seed(0)
     case = CASES[arguments.case]
-    assembly = assemble(case, dtype_policy=arguments.policy)
-    make_deterministic(assembly.config)
-    distiller = build_distiller(assembly)
-    distiller.teachers.optimise_for_inference(distiller.teacher_policy)
-    noise = tf.random.normal((case.batch_size, assembly.rounds, case.latent_size))
-    rounds = tf.function(distiller.prepare_rounds)(noise)
-    student_round = tf.function(lambda: distiller.student_round(rounds, tf.constant(1)))
-    generator_round = tf.function(lambda: distiller.generator_round(noise))
-    prepare = tf.function(lambda: distiller.prepare_rounds(noise))
-    show("images of all student rounds and the teachers' answers", prepare)
-    show(f"one of {case.rounds} student rounds", student_round)
-    show("the generator's round", generator_round)
+    config = config_of(case, dtype_policy=arguments.policy)
+    make_deterministic(config.deterministic)
+    distiller = build(case, config)
+    noise = next(iter(distiller.source.dataset(0)))
+    batches = tf.function(distiller.prepare)(noise)
+    prepare = tf.function(lambda: distiller.prepare(noise))
+    student_step = tf.function(lambda: distiller.student_step(batches, tf.constant(1)))
+    generator_step = tf.function(lambda: distiller.source_step(noise))
+    show("images of all student steps and the teachers' logits", prepare)
+    show(f"one of {case.student_steps} student steps", student_step)
+    show("the generator step", generator_step)
 
 
 if __name__ == "__main__":

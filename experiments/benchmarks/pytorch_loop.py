@@ -55,9 +55,9 @@ def main():
     seconds = []
     for _ in range(arguments.iterations + 1):
         before = time.perf_counter()
-        noise = torch.randn(case.rounds + 1, case.batch_size, case.latent_size)
+        noise = torch.randn(case.student_steps + 1, case.batch_size, case.latent_size)
         with half:
-            for k in range(case.rounds):
+            for k in range(case.student_steps):
                 iteration.student_round(noise[k])
             iteration.generator_round(noise[-1])
         seconds.append(time.perf_counter() - before)

@@ -193,7 +193,7 @@ def watch_bn(teacher):
 
 
 class Iteration:
-    """One CDFKD-MFS iteration, student rounds and generator round, written plainly.
+    """One CDFKD-MFS iteration, student steps and generator step, written plainly.
 
     Args:
         teachers: in evaluation mode.

@@ -176,19 +176,18 @@ def control_row(folder: pathlib.Path, given: list[str], seed: int) -> dict:
     import keras
     import numpy as np
     from absl import flags as absl_flags
-    from cdfkd_tf.assembly import Assembly
     from keras import layers
 
-    from cdfkd_tf import flags as project_flags
+    from cdfkd_tf import cli
     from cdfkd_tf.distillation.fit_aggregator import fit_aggregator
-    from cdfkd_tf.workdir import Workdir
+    from cdfkd_tf.pipeline.steps import Run
 
     start = time.monotonic()
     values = absl_flags.FlagValues()
-    project_flags.define(values)
-    config = project_flags.parse(["", f"--flagfile={FLAGFILE}", *given], values)
-    assembly = Assembly(config, Workdir(str(folder)))
-    student = assembly.load(folder / "student.keras", "distill")
+    cli.define(values)
+    flags = [f"--flagfile={FLAGFILE}", *given, f"--workdir={folder}"]
+    run = Run(cli.parse(["", *flags], values))
+    config, student = run.config, run.network("student", "distill")
     inputs = {
         name: keras.Input(tensor.shape[1:], name=name)
         for name, tensor in student.output.items()
@@ -208,17 +207,15 @@ def control_row(folder: pathlib.Path, given: list[str], seed: int) -> dict:
     fit = fit_aggregator(
         control,
         student,
-        *assembly.images.few_shot(config.labelled_samples, seed),
+        *run.real_images.few_shot(config.labelled_samples, seed),
         epochs=config.aggregator_epochs,
         learning_rate=config.aggregator_learning_rate,
         seed=seed,
     )
     hits = [
-        np.argmax(
-            control(student.predict_on_batch(assembly.spec.normalise(pixels))), -1
-        )
+        np.argmax(control(student.predict_on_batch(run.spec.normalise(images))), -1)
         == labels
-        for pixels, labels in assembly.evaluation_batches
+        for images, labels in run.evaluation_batches
     ]
     return {
         "accuracy": float(np.mean(np.concatenate(hits))),

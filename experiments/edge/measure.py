@@ -1,4 +1,4 @@
-"""Sizes and latencies of all formats, and int8 calibrated in three ways.
+"""Sizes and latencies of all five formats, and int8 calibrated in three ways.
 
     python experiments/edge/measure.py --student=resnet18
     python experiments/edge/measure.py --runs=runs/repeat/quickstart-seed0,...
@@ -32,8 +32,8 @@ from cdfkd_tf.networks.students import build_student  # noqa: E402
 from cdfkd_tf.pipeline.steps import Run  # noqa: E402
 from cdfkd_tf.workdir import Workdir, read_json  # noqa: E402
 
-_HEADERS, _CLASSES, _STEPS = 3, 100, 200
-_CALIBRATION_SEED = 2  # as the export's
+_HEADERS, _CLASSES = 3, 100
+_CALIBRATION, _STEPS = 512, 200
 
 
 def main() -> None:
@@ -58,7 +58,10 @@ def random_weights(backbone: str) -> None:
     predictor = build_predictor(student, aggregator, (0.5,) * 3, (0.25,) * 3)
     pixels = np.random.default_rng(0).uniform(size=(64, *shape)).astype("float32")
     with tempfile.TemporaryDirectory() as folder:
-        entries = _export(predictor, FORMATS, folder, pixels, [(pixels, None)])
+        formats = [row.name for row in FORMATS.values() if not row.extra]
+        entries = _export(
+            predictor, formats, folder, lambda *_: pixels, [(pixels, None)]
+        )
     print("| format | bytes | ms per image | operators | largest difference |")
     print("|---|---|---|---|---|")
     for entry in entries:
@@ -74,29 +77,32 @@ def calibrations(folders: list[str]) -> None:
     ratios = []
     for folder in folders:
         workdir = Workdir(folder)
-        known = read_json(workdir.config)
-        lists = {name: tuple(v) for name, v in known.items() if isinstance(v, list)}
-        config = RunConfig(**{**known, **lists})
-        run = Run(config)
+        run = Run(RunConfig(**read_json(workdir.config)))
         predictor = run.network("predictor", "fit_aggregator")
-        pool = run.calibration_images(1024, _CALIBRATION_SEED)
-        real = run.real_images.some_training_pixels(512, [config.seed, 0])
+        generated = run.calibration_images
+
+        def first(count, seed, generated=generated):
+            return generated(count, seed)[:_CALIBRATION]
+
+        def real(count, seed, run=run):
+            return run.real_images.some_training_pixels(_CALIBRATION, [seed, 0])
+
         ways = {
-            "generated, balanced over classes": (pool, 0),
-            "the first 512 generated": (pool[:512], 0),
+            "generated, balanced over classes": (generated, 0),
+            f"the first {_CALIBRATION} generated": (first, 0),
             "real training images": (real, 0),
-            f"generated, {_STEPS} steps of fine-tuning": (pool, _STEPS),
+            f"generated, {_STEPS} steps of fine-tuning": (generated, _STEPS),
         }
         for name, (images, steps) in ways.items():
             with tempfile.TemporaryDirectory() as scratch:
                 (entry,) = _export(
                     predictor,
-                    ("tflite_int8",),
+                    ["tflite_int8"],
                     scratch,
                     images,
                     run.evaluation_batches,
                     int8_finetune_steps=steps,
-                    seed=config.seed,
+                    seed=run.config.seed,
                 )
             rows.setdefault(name, []).append(entry)
         results = read_json(workdir.results)
@@ -115,19 +121,20 @@ def calibrations(folders: list[str]) -> None:
 
 
 def _export(predictor, formats, folder, images, batches, **more):
+    description = describe(
+        dataset="",
+        method="",
+        student="",
+        class_names=[str(i) for i in range(predictor.output_shape[-1])],
+        image_shape=predictor.input_shape[1:],
+    )
     return export(
         predictor,
-        list(formats),
+        formats,
         pathlib.Path(folder),
         batches=batches,
-        unlabelled_images=lambda count, seed: images,
-        description=describe(
-            dataset="",
-            method="",
-            student="",
-            class_names=[str(i) for i in range(predictor.output_shape[-1])],
-            image_shape=predictor.input_shape[1:],
-        ),
+        unlabelled_images=images,
+        description=description,
         **more,
     )
 

@@ -27,7 +27,7 @@ def test_ensemble_stacks_teachers_of_different_architectures():
     outputs = ensemble(IMAGES, BN)
     assert outputs.logits.shape == (4, 2, 4)
     for index, model in enumerate(models):
-        np.testing.assert_allclose(outputs.logits[:, index], model(IMAGES), rtol=1e-5)
+        np.testing.assert_allclose(outputs.logits[:, index], model(IMAGES), rtol=1e-4)
     assert [f.shape[-1] for f in outputs.features] == [64, 128]
     assert [len(bn) for bn in outputs.bn] == [7, 13]
     assert len(ensemble) == 2 and ensemble.mask is None
