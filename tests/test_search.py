@@ -41,7 +41,7 @@ SMALL = {
     "student_headers": "multi_level",
     "epochs": 1,
     "steps_per_epoch": 2,
-    "batch_size": 8,
+    "batch_size": 64,
     "milestones": (1,),
     "aggregator_epochs": 2,
 }
@@ -200,8 +200,9 @@ def test_search_that_cannot_be_is_refused(more, words, options, tmp_path, capsys
 class Untrained:
     """Performs runs that end with fresh networks, and counts what was asked for."""
 
-    def __init__(self, fails=lambda config: None):
-        self.fails, self.performed, self.opened = fails, [], 0
+    def __init__(self, fails=lambda config: None, keeps_images=True):
+        self.fails, self.keeps_images = fails, keeps_images
+        self.performed, self.opened = [], 0
 
     def __call__(self, config, wanted, callbacks=()):
         self.performed.append((pathlib.Path(config.workdir).name, wanted, config))
@@ -215,6 +216,10 @@ class Untrained:
             keras.utils.set_random_seed(config.seed)
             run.keep("student", build.build_student(config, run.spec, 2))
             run.keep("generator", build.build_generator(config, run.spec))
+        if "distill" in wanted and self.keeps_images:
+            images = np.random.default_rng(0).normal(size=(2, 4, *SHAPE))
+            run.workdir.checkpoints.mkdir()
+            np.savez(run.workdir.earlier_images, images=images, classes=[[0] * 4] * 2)
         return run
 
     def open(self, config):
@@ -227,7 +232,7 @@ class Untrained:
 
 
 @pytest.fixture
-def config(options, tmp_path):
+def config(options, tmp_path, eagerly):
     """A search of two trials that measures nothing."""
     (tmp_path / "a.space").write_text(SPACE)
     return RunConfig(
@@ -350,6 +355,17 @@ def test_search_finds_the_number_of_classes_once(config):
     assert perform.opened == 1
 
 
+def test_trial_too_short_to_keep_images_is_judged_by_its_last_generator(config):
+    perform = Untrained(keeps_images=False)
+    search(config.with_values({"max_trials": 1}), perform, perform.open)
+    folder = pathlib.Path(config.workdir) / "search/trial_0"
+    with np.load(folder / "generated_pool.npz") as pool:
+        assert pool["images"].shape == (256, *SHAPE)
+        teachers = [keras.saving.load_model(file) for file in config.teachers]
+        logits = sum(teacher.predict(pool["images"], verbose=0) for teacher in teachers)
+        np.testing.assert_array_equal(pool["classes"], logits.argmax(-1))
+
+
 @pytest.mark.parametrize("tuner", ["bayesian", "hyperband"])
 def test_every_tuner_searches(tuner, config):
     perform = Untrained()
@@ -360,9 +376,7 @@ def test_every_tuner_searches(tuner, config):
     assert summary.rank_correlation is None
 
 
-def test_hyperband_goes_on_with_the_weights_of_the_rung_below(
-    config, tmp_path, eagerly
-):
+def test_hyperband_goes_on_with_the_weights_of_the_rung_below(config, tmp_path):
     more = {"tuner": "hyperband", "max_trials": 4, "epochs": 3, "action": "search"}
     config = config.with_values({**more, "steps_per_epoch": 1})
     assert run_main(*config.changed_flags()) == 0

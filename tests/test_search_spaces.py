@@ -96,9 +96,8 @@ def test_space_knows_the_values_of_the_run_that_it_varies():
     assert elsewhere.values_of(RunConfig()) == {}
 
 
-@pytest.mark.parametrize(
-    "name,text,words",
-    [
+def test_space_that_cannot_be_is_refused_by_name():
+    for name, text, words in [
         ("student_widht", "1 | 2", "did you mean 'student_width'"),
         ("student_feature_weight", "0 | 1", "student_loss=feature=WEIGHT"),
         ("workdir", "a | b", "cannot be searched"),
@@ -113,12 +112,10 @@ def test_space_knows_the_values_of_the_run_that_it_varies():
         ("student_headers", "a..b", "takes no number"),
         ("aggregator", "mean | median", "attention"),
         ("student_width", "1 |", "a choice is empty"),
-    ],
-)
-def test_space_that_cannot_be_is_refused_by_name(name, text, words):
-    with pytest.raises(RequestError, match=name) as refused:
-        read_space({name: text}, RunConfig(), "here")
-    assert words in str(refused.value)
+    ]:
+        with pytest.raises(RequestError, match=name) as refused:
+            read_space({name: text}, RunConfig(), "here")
+        assert words in str(refused.value)
 
 
 @pytest.mark.parametrize(

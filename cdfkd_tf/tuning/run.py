@@ -1,7 +1,6 @@
 """`--action=search`: teachers once, then trials, then a summary of them."""
 
 import contextlib
-import gc
 import pathlib
 import shutil
 from collections.abc import Callable
@@ -131,7 +130,6 @@ def _sum_up(shared: RunConfig, workdir: Workdir, perform, open_run) -> Summary:
     measures = shared.evaluation_split != "none" and open_run(shared).can_measure
     for outcome, folder in zip(finished, folders):
         keras.utils.clear_session()
-        gc.collect()
         if not shared.labelled_samples:
             # On all images: early trials were judged on fewer than late ones.
             student = load_network(Workdir(folder).student, "student")

@@ -1,7 +1,6 @@
 """Keras Tuner around ordinary runs: its oracles choose, each trial is a run."""
 
 import functools
-import gc
 import math
 import pathlib
 import shutil
@@ -101,7 +100,6 @@ class SearchTuner(keras_tuner.Tuner):
 
     def _distill_and_judge(self, config: RunConfig, values: dict) -> float:
         keras.utils.clear_session()  # a hundred trials' graphs would fill the memory
-        gc.collect()
         folder = pathlib.Path(config.workdir)
         if "tuner/trial_id" in values:
             _take_over(folder.with_name(f"trial_{values['tuner/trial_id']}"), folder)
