@@ -235,11 +235,6 @@ def test_random_state_puts_seeds_back():
         assert float(tf.random.uniform(())) == expected
 
 
-from cdfkd_tf.runtime.keras_internals import (
-    operation_definition,
-)
-
-
 @pytest.fixture(scope="module")
 def model():
     image = keras.Input((4, 4, 1), name="image")
@@ -266,8 +261,10 @@ def test_earlier_quantizer_is_one_that_the_converter_has(model):
 
 
 def test_operation_definition_tells_state_and_strings():
-    convolution, reading = map(operation_definition, ("Conv2D", "ReadVariableOp"))
+    convolution, reading = map(
+        internals.operation_definition, ("Conv2D", "ReadVariableOp")
+    )
     assert not convolution.is_stateful and reading.is_stateful
     padding = {a.name: a for a in convolution.attr}["padding"]
     assert b"SAME" in padding.allowed_values.list.s
-    assert operation_definition("NoSuchOperation") is None
+    assert internals.operation_definition("NoSuchOperation") is None
