@@ -58,7 +58,9 @@ def test_ensemble_of_no_teacher_is_refused():
 
 
 def test_ensemble_refuses_a_class_map_of_other_teachers():
-    with pytest.raises(RequestError, match=r"of \[2, 4\] classes; they answer"):
+    with pytest.raises(
+        RequestError, match=r"know \[2, 4\] of the class map"
+    ):
         TeacherEnsemble(
             [classifier(), classifier()], ClassMap([(0, 1), (0, 1, 2, 3)], 4)
         )
