@@ -281,6 +281,7 @@ def test_report_is_an_action(page, tmp_path, capsys):
     assert error.startswith("error: ") and "holds no results.json" in error
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not BROWSER, reason=NO_BROWSER)
 @pytest.mark.parametrize("width", [390, 1200])
 def test_report_is_shown_by_a_browser_without_complaint(page, tmp_path, width):

@@ -469,6 +469,7 @@ def test_chief_on_a_port_in_use_is_refused(address):
         pass
 
 
+@pytest.mark.slow
 def test_chief_and_two_workers_share_six_trials(config, address):
     program = (
         "import sys, tensorflow as tf; tf.config.run_functions_eagerly(True);"

@@ -123,11 +123,10 @@ def test_bn_term_stays_where_one_teacher_has_bn(recwarn):
 def test_header_terms_need_a_header_per_teacher(headers, teachers):
     models = ensemble(*(toys.classifier() for _ in range(teachers)))
     message = f"{headers} headers and there are {teachers} teachers"
-    with (
-        pytest.warns(DistillationWarning, match=message),
-        pytest.raises(RequestError, match=f"generator's header term.*|{message}"),
-    ):
-        suited(toys.method(generator={"header": -1.0}), models, toys.student(headers))
+    with pytest.raises(RequestError, match=f"header term cannot be had.*{message}"):
+        suited(ROW, models, toys.student(headers))
+    row = toys.method("dfad")  # compares means alone
+    assert suited(row, models, toys.student(headers)) == row
 
 
 def test_projection_learns_with_the_student_and_closes_the_gap():

@@ -10,8 +10,16 @@ from cdfkd_tf.networks.classifiers import build_classifier
 from cdfkd_tf.networks.layers import conv, scale_width
 from cdfkd_tf.networks.students import build_student, feature_maps_model
 
+FAMILIES = ("lenet", "resnet18", "wrn10_1")  # the others are deeper or wider
 
-@pytest.mark.parametrize("backbone", BACKBONES)
+
+@pytest.mark.parametrize(
+    "backbone",
+    [
+        pytest.param(name, marks=() if name in FAMILIES else pytest.mark.slow)
+        for name in BACKBONES
+    ],
+)
 @pytest.mark.parametrize("sharing", ["single", "split", "multi_level"])
 def test_every_backbone_carries_every_kind_of_header(backbone, sharing):
     headers = 1 if sharing == "single" else 2
