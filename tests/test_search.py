@@ -126,35 +126,27 @@ def test_finished_search_is_known_to_a_process_of_another_name(complete, monkeyp
     assert len(tuner.oracle.trials) == 3 and tuner.oracle.create_trial("another").status
 
 
-@pytest.mark.parametrize(
-    "more,words",
-    [
+def test_another_search_in_the_same_workdir_is_refused(complete, capsys):
+    for more, words in (
         ("--student_steps=3", "--student_steps=2"),
         ("--search_space=weights", "--noresume"),
         ("--tuner=bayesian", "--tuner=random"),
-    ],
-)
-def test_another_search_in_the_same_workdir_is_refused(more, words, complete, capsys):
-    assert toys.run_main(*complete[0].changed_flags(), more) == 2
-    assert words in capsys.readouterr().err
+    ):
+        assert toys.run_main(*complete[0].changed_flags(), more) == 2
+        assert words in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(
-    "more,words",
-    [
+def test_search_that_cannot_be_is_refused(request_of, tmp_path, capsys):
+    flags = request_of(tmp_path).changed_flags()
+    weights = ("--method=kd", "--labelled_samples=6", "--search_space=weights")
+    for more, words in (
         (["--search_space=nowhere"], "weights, schedule, student, or a file"),
         (["--method=kd"], "--labelled_samples"),
-        (
-            ["--method=kd", "--labelled_samples=6", "--search_space=weights"],
-            "one loss term",
-        ),
+        (weights, "one loss term"),
         (["--max_trials=0"], "hyperband"),
-    ],
-)
-def test_search_that_cannot_be_is_refused(more, words, request_of, tmp_path, capsys):
-    flags = request_of(tmp_path).changed_flags()
-    assert toys.run_main(*flags, *more) == 2
-    assert words in capsys.readouterr().err
+    ):
+        assert toys.run_main(*flags, *more) == 2
+        assert words in capsys.readouterr().err
 
 
 class Untrained:
@@ -443,6 +435,6 @@ def test_chief_and_two_workers_share_six_trials(config, address):
         [line.split()[1] for line in text.splitlines() if line.startswith("Trial ")]
         for text in printed[1:]
     ]
-    assert all(complete), "one worker did all"
+    assert all(finished), "one worker did all"
     assert sorted([*finished[0], *finished[1]]) == [f"{trial}:" for trial in range(6)]
     assert len(rows_of(pathlib.Path(config.workdir))) == 6
