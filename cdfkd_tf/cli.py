@@ -161,7 +161,7 @@ def _explained(message: str) -> str:
     unknown = re.search(r"Unknown command line flag '(?:no)?(\w+)'", message)
     if unknown and unknown[1] in RENAMED:
         return f"There is no flag --{unknown[1]}{hint_for(unknown[1])}"
-    boolean = re.fullmatch(r"flag --(\w+)=(.*?): Non-boolean .*", message)
+    boolean = re.fullmatch(r"flag --(\w+)=(.*?): .*Non-boolean .*", message)
     if boolean:
         return f"--{boolean[1]} must be true or false; got {boolean[2]!r}."
     message = re.sub(r"Did you mean: (\w+) \?", r"Did you mean --\1?", message)

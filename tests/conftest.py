@@ -8,6 +8,7 @@ import filelock
 import hypothesis
 import keras
 import pytest
+import tensorflow as tf
 from sklearn.datasets import load_digits
 from sklearn.utils import Bunch
 
@@ -120,6 +121,14 @@ def few_digits(folder):
         patch.setattr("sklearn.datasets.load_digits", lambda: few)
         prepared_builder(spec_of("digits"), str(folder))
     return folder
+
+
+@pytest.fixture
+def eagerly():
+    """Without tracing: for what trains nothing, where tracing takes all the time."""
+    tf.config.run_functions_eagerly(True)
+    yield
+    tf.config.run_functions_eagerly(False)
 
 
 @pytest.fixture

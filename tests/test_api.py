@@ -131,9 +131,8 @@ def test_evaluate_takes_arrays_whole_numbers_and_datasets(result):
 
 
 def test_evaluate_measures_teachers_as_plain_keras_does(seen, result):
-    """Each in its own way: normalised images, and bytes."""
-    spec = result._run.spec
-    pixels = (spec.normalise(IMAGES).astype("float32"), IMAGES * 255)
+    """Each in its own way: grey values in [0, 1], and bytes."""
+    pixels = (IMAGES, IMAGES * 255)
     measured = result.evaluate(X, Y)["teachers"]
     for entry, model, images in zip(measured, seen.models, pixels, strict=True):
         share = np.mean(np.asarray(model(images)).argmax(-1) == Y)
@@ -205,6 +204,15 @@ def test_distill_goes_on_with_the_batches_it_would_have_seen(toy_files, tmp_path
         cdfkd_tf.distill(teachers, **{**parts, "batch_size": 4})
 
 
+def assert_same_weights(*folders):
+    for name in ("student.keras", "generator.keras", "predictor.keras"):
+        ours, theirs = (
+            keras.saving.load_model(folder / name).get_weights() for folder in folders
+        )
+        for a, b in zip(ours, theirs, strict=True):
+            np.testing.assert_array_equal(a, b)
+
+
 def test_distill_leaves_the_folder_that_the_command_line_leaves(
     toy_files, finished, tmp_path, capsys
 ):
@@ -235,17 +243,12 @@ def test_distill_leaves_the_folder_that_the_command_line_leaves(
     missing = {n for n in names(finished) - names(tmp_path) if "export" not in n}
     assert {n for n in missing if not n.startswith(("teachers/", "splits/"))} <= later
     assert names(tmp_path) <= names(finished)
-    for name in ("student.keras", "generator.keras", "predictor.keras"):
-        ours, theirs = (
-            keras.saving.load_model(folder / name).get_weights()
-            for folder in (tmp_path, finished)
-        )
-        for a, b in zip(ours, theirs, strict=True):
-            np.testing.assert_array_equal(a, b)
+    assert_same_weights(tmp_path, finished)
     assert json.loads((tmp_path / "config.json").read_text())["epochs"] == 2
     assert toys.run_main(*flags, f"--workdir={tmp_path}", "--export_formats=") == 0
     printed = capsys.readouterr().out
-    assert "-- evaluate" in printed and "-- distill" not in printed
+    assert "-- evaluate" in printed and "Epoch" not in printed
+    assert_same_weights(tmp_path, finished)
 
 
 def test_distill_refuses_a_folder_in_use(toy_files, tmp_path):
@@ -258,9 +261,8 @@ def test_distill_refuses_a_folder_in_use(toy_files, tmp_path):
         cdfkd_tf.distill([toys.classifier()], workdir=tmp_path, **options_of(toy_files))
 
 
-@pytest.mark.parametrize(
-    "teachers, options, message",
-    [
+def test_distill_refuses_wrong_calls(toy_files):
+    for teachers, options, message in [
         ([], {}, "one teacher is needed"),
         ("a.keras", {}, r"The teachers are a list.* Write \[teacher\]"),
         (["absent.keras"], {}, r"no teacher file absent\.keras"),
@@ -268,18 +270,15 @@ def test_distill_refuses_a_folder_in_use(toy_files, tmp_path):
         ([toys.classifier], {"student_rounds": 1}, "it is called --student_steps"),
         ([toys.classifier], {"epochs": 0}, "--epochs must be at least 1"),
         ([toys.Subclassed], {}, "Give image_shape"),
-    ],
-)
-def test_distill_refuses_wrong_calls(teachers, options, message, toy_files):
-    if not isinstance(teachers, str):
-        teachers = [build() if callable(build) else build for build in teachers]
-    with pytest.raises(ValueError, match=message):
-        cdfkd_tf.distill(teachers, **options_of(toy_files, **options))
+    ]:
+        if not isinstance(teachers, str):
+            teachers = [build() if callable(build) else build for build in teachers]
+        with pytest.raises(ValueError, match=message):
+            cdfkd_tf.distill(teachers, **options_of(toy_files, **options))
 
 
-@pytest.mark.parametrize(
-    "call, message",
-    [
+def test_distillation_refuses_wrong_arrays(result):
+    for call, message in [
         (lambda result: result.evaluate(X[:, :4], Y), r"\(8, 8, 1\); got \(40, 4, 8"),
         (lambda result: result.evaluate(X * 255, Y), r"images in \[0, 1\]"),
         (lambda result: result.evaluate(X, Y[:3]), "40 images and 3 labels"),
@@ -287,8 +286,6 @@ def test_distill_refuses_wrong_calls(teachers, options, message, toy_files):
         (lambda result: result.evaluate(X[:0], Y[:0]), "no images"),
         (lambda result: result.fit_aggregator(X), "at least 2 images with labels"),
         (lambda result: result.export("x", ["tflite"]), "got 'tflite'"),
-    ],
-)
-def test_distillation_refuses_wrong_arrays(result, call, message):
-    with pytest.raises(RequestError, match=message):
-        call(result)
+    ]:
+        with pytest.raises(RequestError, match=message):
+            call(result)

@@ -280,7 +280,8 @@ def main():
         rows += [(bad, *make(place, bad)[:2]) for bad in MADE]
     print("| what is wrong | exit code | what is said |\n|---|---|---|")
     for bad, code, printed in rows:
-        (line, *_) = (line for line in printed.splitlines() if line[:6] == "error:")
+        errors = [line for line in printed.splitlines() if line[:6] == "error:"]
+        (line, *_) = errors or ["was not refused"]
         message = line.removeprefix("error: ").replace("|", "\\|")
         print(f"| {bad.what} | {code} | {message} |")
 

@@ -98,9 +98,8 @@ def test_run_config_reads_what_python_has():
     assert parse(*config.flag_lines().splitlines()) == config
 
 
-@pytest.mark.parametrize(
-    "options, message",
-    [
+def test_run_config_refuses_values_of_another_kind():
+    for options, message in [
         ({"epochs": True}, "--epochs must be a whole number; got bool True"),
         ({"epochs": 1.5}, "--epochs must be a whole number; got float 1.5"),
         ({"resume": 1}, "--resume must be true or false; got int 1"),
@@ -109,11 +108,9 @@ def test_run_config_reads_what_python_has():
         ({"workdir": None}, "--workdir must be text; got NoneType"),
         ({"generator_loss": {"bn": np.inf}}, "a finite number; got inf"),
         ({"student_width": 10**6}, "--student_width must be at most 64"),
-    ],
-)
-def test_run_config_refuses_values_of_another_kind(options, message):
-    with pytest.raises(RequestError, match=message):
-        RunConfig(**options)
+    ]:
+        with pytest.raises(RequestError, match=message):
+            RunConfig(**options)
 
 
 def test_with_values_replaces_options_and_entries_of_tables():

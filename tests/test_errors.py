@@ -34,9 +34,8 @@ def test_lookup_lists_what_is_known():
         lookup({"a": 1, "b": 2}, "c", "letter")
 
 
-@pytest.mark.parametrize(
-    "error, words",
-    [
+def test_file_system_error_makes_refusals_a_wrong_request():
+    for error, words in [
         (
             FileExistsError(errno.EEXIST, "File exists", "/x/a/b"),
             "Cannot use /x/a/b: a file is in the place of a folder",
@@ -49,37 +48,29 @@ def test_lookup_lists_what_is_known():
             tf.errors.PermissionDeniedError(None, None, "/x/ckpt; Permission denied"),
             "Cannot use /x/ckpt: Permission denied",
         ),
-    ],
-)
-def test_file_system_error_makes_refusals_a_wrong_request(error, words):
-    told = file_system_error(error)
-    assert isinstance(told, RequestError) and words in str(told)
+    ]:
+        told = file_system_error(error)
+        assert isinstance(told, RequestError) and words in str(told)
 
 
-@pytest.mark.parametrize(
-    "error",
-    [
+def test_file_system_error_of_a_full_disk_is_a_failed_run():
+    for error in [
         OSError(errno.ENOSPC, "No space left on device"),
         OSError(errno.EFBIG, "File too large"),
         tf.errors.ResourceExhaustedError(
             None, None, "/x/a.index; No space left on device"
         ),
-    ],
-)
-def test_file_system_error_of_a_full_disk_is_a_failed_run(error):
-    told = file_system_error(error)
-    assert isinstance(told, RunError) and "Make room" in str(told)
+    ]:
+        told = file_system_error(error)
+        assert isinstance(told, RunError) and "Make room" in str(told)
 
 
-@pytest.mark.parametrize(
-    "error",
-    [
+def test_file_system_error_leaves_other_errors_alone():
+    for error in [
         ValueError("a table says: File exists in /x/a"),  # B18: anybody may write that
         KeyError("No such file or directory: /x/b"),
         RequestError("Cannot read /x/a: Permission denied."),
         OSError("File exists"),  # without any path there is nothing to say
         RuntimeError("anything else"),
-    ],
-)
-def test_file_system_error_leaves_other_errors_alone(error):
-    assert file_system_error(error) is error
+    ]:
+        assert file_system_error(error) is error

@@ -102,23 +102,19 @@ def test_predict_all_refuses_labels_of_some_batches_alone(missing):
         predict_all(*networks(), SPEC, given)
 
 
-@pytest.mark.parametrize(
-    "labels",
-    [
+def test_as_labels_gives_whole_numbers_in_one_row():
+    for labels in [
         [0, 3, 1],
         np.array([[0], [3], [1]], "uint8"),
         np.array([0.0, 3.0, 1.0], "float32"),
         ops.convert_to_tensor([0, 3, 1]),
-    ],
-)
-def test_as_labels_gives_whole_numbers_in_one_row(labels):
-    found = as_labels(labels, 3, 4)
-    assert found.dtype == "int64" and found.tolist() == [0, 3, 1]
+    ]:
+        found = as_labels(labels, 3, 4)
+        assert found.dtype == "int64" and found.tolist() == [0, 3, 1]
 
 
-@pytest.mark.parametrize(
-    "labels, found",
-    [
+def test_as_labels_refuses_what_is_no_label():
+    for labels, found in [
         ([0, 1], r"shape \(2,\)"),
         (np.eye(4)[:3], r"shape \(3, 4\)"),
         (np.zeros((1, 3)), r"shape \(1, 3\)"),
@@ -127,12 +123,12 @@ def test_as_labels_gives_whole_numbers_in_one_row(labels):
         ([0, 1.5, 1], "the value 1.5"),
         ([0, float("nan"), 1], "the value nan"),
         (["0", "1", "2"], "values of type"),
-    ],
-)
-def test_as_labels_refuses_what_is_no_label(labels, found):
-    expected = f"Expected one label per image, 3 whole numbers from 0 to 3; got {found}"
-    with pytest.raises(RequestError, match=expected):
-        as_labels(labels, 3, 4)
+    ]:
+        expected = (
+            f"Expected one label per image, 3 whole numbers from 0 to 3; got {found}"
+        )
+        with pytest.raises(RequestError, match=expected):
+            as_labels(labels, 3, 4)
 
 
 def test_compute_metrics_are_shares_of_images():

@@ -260,12 +260,12 @@ def test_read_history_gives_columns_with_gaps(tmp_path):
     assert read_history(tmp_path / "none.csv") == {}
 
 
-@pytest.mark.parametrize("text", ["epoch,loss\n1,low\n", "epoch,loss\n1\n", "a\n\xe4"])
-def test_read_history_refuses_what_was_changed_by_hand(tmp_path, text):
-    file = tmp_path / "history.csv"
-    file.write_text(text, encoding="latin-1")
-    with pytest.raises(RequestError, match="is not as this package wrote it"):
-        read_history(file)
+def test_read_history_refuses_what_was_changed_by_hand(tmp_path):
+    for text in ["epoch,loss\n1,low\n", "epoch,loss\n1\n", "a\n\xe4"]:
+        file = tmp_path / "history.csv"
+        file.write_text(text, encoding="latin-1")
+        with pytest.raises(RequestError, match="is not as this package wrote it"):
+            read_history(file)
 
 
 def test_report_is_an_action(page, tmp_path, capsys):
@@ -281,6 +281,7 @@ def test_report_is_an_action(page, tmp_path, capsys):
     assert error.startswith("error: ") and "holds no results.json" in error
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not BROWSER, reason=NO_BROWSER)
 @pytest.mark.parametrize("width", [390, 1200])
 def test_report_is_shown_by_a_browser_without_complaint(page, tmp_path, width):

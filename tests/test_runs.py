@@ -1,5 +1,8 @@
 """Whole runs through the command line, traced, of the smallest networks."""
 
+import collections
+import contextlib
+import io
 import json
 import os
 import shutil
@@ -70,7 +73,7 @@ def test_pipeline_leaves_the_promised_files(finished):
     assert (finished / "teachers/teacher_1.keras").is_symlink()
     header = (finished / "history.csv").read_text().splitlines()[0].split(",")
     terms = ("student_header", "student_feature", "student_ensemble", "generator_bn")
-    assert {"val_accuracy", "agreement", "images_per_second", *terms} <= set(header)
+    assert {"val_accuracy", "agreement", *terms} <= set(header)
 
 
 def test_results_have_the_promised_form(finished):
@@ -126,8 +129,8 @@ def test_splits_can_be_audited(finished):
         return (finished / f"splits/{name}.txt").read_text().splitlines()
 
     assert len(lines("test")) == 6 * CLASSES and len(lines("few_shot")) == 8
-    classes = np.bincount([int(line.split("\t")[1]) for line in lines("few_shot")])
-    np.testing.assert_array_equal(classes, [2] * CLASSES)
+    classes = collections.Counter(line.split("\t")[1] for line in lines("few_shot"))
+    assert classes == dict.fromkeys(toys.CLASS_NAMES, 2)
 
 
 # The same command, and others, again.
@@ -186,15 +189,16 @@ def test_distilling_reads_no_data_set(tmp_path, toy_files):
     maps = keras.layers.Conv2D(4, 3, strides=8, padding="same")(image)
     keras.Model(image, keras.layers.BatchNormalization()(maps)).save(student)
     flags = (*toys.NETWORKS, "--dataset=cifar10", f"--data_dir={tmp_path / 'none'}")
-    flags += (f"--teachers={teacher}", f"--student={student}", "--method=dfed")
-    flags += ("--student_headers=single", "--epochs=1", "--evaluate_every=0")
+    flags += (f"--teachers={teacher}", f"--student={student}", "--epochs=1")
+    # Looks wrong and is right: one teacher's header may climb all levels, too.
+    flags += ("--method=dfad", "--student_headers=multi_level", "--evaluate_every=0")
     assert run_main(*flags, "--action=distill", f"--workdir={tmp_path / 'run'}") == 0
     assert not (tmp_path / "none").exists()
 
 
 @pytest.fixture(scope="module")
 def third_party(tmp_path_factory, toy_files):
-    """Three makes of teachers, no data: a whole pipeline, and what it printed."""
+    """Three makes of teachers, no data: a whole pipeline, and what it warned of."""
     folder = tmp_path_factory.mktemp("third_party")
     toys.classifier(seed=0).save(folder / "a.keras")
     toys.probabilities_of_bytes().save(folder / "b.keras")
@@ -206,39 +210,44 @@ def third_party(tmp_path_factory, toy_files):
     # A wrong request first: nothing of it stays in the way of the right one.
     assert run_main(*flags, "--student_loss=colour=1") == 2
     right = ("--aggregator=weights", "--calibrate_teachers", "--report")
-    assert run_main(*flags, *right, "--export_formats=tflite_int8") == 0
-    return workdir
+    with contextlib.redirect_stderr(io.StringIO()) as printed:
+        assert run_main(*flags, *right, "--export_formats=tflite_int8") == 0
+    return workdir, printed.getvalue().splitlines()
 
 
 def test_third_party_teachers_make_a_student_without_any_image(third_party):
-    results = results_of(third_party)
+    workdir, printed = third_party
+    results = results_of(workdir)
     assert results["dataset"] == "none" and len(results["teachers"]) == 3
     assert results["student"]["accuracy"] is None
     assert results["teachers"][0]["accuracy"] is None
     assert 0 <= results["student"]["agreement"] <= 1
     (entry,) = results["exports"]
     assert entry["accuracy"] is None and 0 <= entry["agreement"] <= 1
-    assert (third_party / "report.html").exists()
-    names = sorted(path.name for path in (third_party / "teachers").iterdir())
+    assert (workdir / "report.html").exists()
+    names = sorted(path.name for path in (workdir / "teachers").iterdir())
     assert names == ["teacher_0.keras", "teacher_1.keras", "teacher_2"]
+    # Of a network that has learned nothing, int8 may say what it likes.
+    (warning,) = (line for line in printed if "agrees with Keras" not in line)
+    assert "warning: The student learns without the feature term" in warning
 
 
 def test_aggregator_learns_from_generated_images_alone(third_party):
-    aggregator = results_of(third_party)["aggregator"]
+    workdir, _ = third_party
+    aggregator = results_of(workdir)["aggregator"]
     assert aggregator["kind"] == "weights" and aggregator["labelled_samples"] == 0
-    assert not (third_party / "splits").exists()
+    assert not (workdir / "splits").exists()
 
 
 # Methods and arithmetic.
-
-QUICK = ("cdfkd", "kd")  # with a generator and without
 
 
 @pytest.mark.parametrize(
     "method",
     [
-        pytest.param(name, marks=() if name in QUICK else pytest.mark.slow)
-        for name in METHODS
+        # The other runs here have generators.
+        pytest.param(name, marks=pytest.mark.slow if row.generator else ())
+        for name, row in METHODS.items()
     ],
 )
 def test_method_flag_alone_makes_each_rival(method, toy_files, tmp_path):
@@ -246,8 +255,9 @@ def test_method_flag_alone_makes_each_rival(method, toy_files, tmp_path):
     flags = [f for f in toy_files.with_data if not f.startswith("--student_headers")]
     flags += ["--student=wrn10_1", "--student_width=0.25", "--epochs=1"]
     flags += [f"--method={method}", *OPTIONS, f"--workdir={tmp_path}"]
-    assert run_main(*flags, "--export_formats=") == 0
+    assert run_main(*flags, "--export_formats=tflite_int8") == 0
     results = results_of(tmp_path)
+    assert [entry["format"] for entry in results["exports"]] == ["tflite_int8"]
     assert results["method"] == method and 0 <= results["student"]["accuracy"] <= 1
     headers = 1 if METHODS[method].sharing == "single" else 2
     assert len(results["student"]["header_accuracy"]) == headers
@@ -266,7 +276,9 @@ def test_method_flag_alone_makes_each_rival(method, toy_files, tmp_path):
 )
 def test_training_in_half_precision_leaves_float32_files(policy, toy_files, tmp_path):
     flags = (*toy_files.without_data, f"--dtype_policy={policy}", "--epochs=1")
-    assert run_main(*flags, "--action=distill", f"--workdir={tmp_path}") == 0
+    flags += ("--action=distill", "--profile", f"--workdir={tmp_path}")
+    assert run_main(*flags) == 0
+    assert len(list((tmp_path / "logs").rglob("*.xplane.pb"))) == 1
     student = keras.saving.load_model(tmp_path / "student.keras")
     assert {layer.compute_dtype for layer in student.layers} == {"float32"}
     columns = (tmp_path / "history.csv").read_text().splitlines()[0].split(",")
@@ -328,6 +340,10 @@ def test_sigterm_saves_within_an_epoch_and_the_same_command_goes_on(
 # Own teachers from a data set.
 
 
+def first_weight(file):
+    return keras.saving.load_model(file, compile=False).get_weights()[0]
+
+
 def test_train_teachers_trains_what_is_missing(data_dir, tmp_path, capsys):
     flags = (*toys.NETWORKS, "--dataset=digits", f"--data_dir={data_dir}")
     flags += ("--teacher_network=lenet", "--teacher_width=0.25", "--num_teachers=2")
@@ -336,7 +352,7 @@ def test_train_teachers_trains_what_is_missing(data_dir, tmp_path, capsys):
     flags += ("--generator_loss=bn=0",)
     assert run_main(*flags) == 0
     files = [tmp_path / f"teachers/teacher_{index}.keras" for index in (0, 1)]
-    one, two = (keras.saving.load_model(file).get_weights()[0] for file in files)
+    one, two = (first_weight(file) for file in files)
     assert not np.array_equal(one, two)  # each from its own seed
     assert not list((tmp_path / "teachers").glob("checkpoints_*"))
     assert len((tmp_path / "splits/train.txt").read_text().splitlines()) > 200
@@ -347,4 +363,4 @@ def test_train_teachers_trains_what_is_missing(data_dir, tmp_path, capsys):
     assert run_main(*flags) == 0
     assert files[0].stat().st_mtime_ns == before
     assert "Teacher 2 of 2" in capsys.readouterr().out
-    assert_same(keras.saving.load_model(files[1]).get_weights()[:1], [two])
+    np.testing.assert_array_equal(first_weight(files[1]), two)

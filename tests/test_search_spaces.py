@@ -96,26 +96,23 @@ def test_space_knows_the_values_of_the_run_that_it_varies():
     assert elsewhere.values_of(RunConfig()) == {}
 
 
-WRONG = [
-    ("student_widht", "1 | 2", "did you mean 'student_width'"),
-    ("student_feature_weight", "0 | 1", "student_loss=feature=WEIGHT"),
-    ("workdir", "a | b", "cannot be searched"),
-    ("export_formats", "tflite_int8 | saved_model", "cannot be searched"),
-    ("student_loss", "feature=1 | feature=2", "one term"),
-    ("student_width", "0..1", "must be positive"),
-    ("student_width", "1..0.5", "not below"),
-    ("student_width", "0.1..1 lin", "'lin' is not 'log'"),
-    ("student_loss.feature", "0..1 log", "must be positive"),
-    ("student_loss.colour", "0..1", "knows header"),
-    ("student_steps", "a..b", "whole number"),
-    ("student_headers", "a..b", "takes no number"),
-    ("aggregator", "mean | median", "attention"),
-    ("student_width", "1 |", "a choice is empty"),
-]
-
-
 def test_space_that_cannot_be_is_refused_by_name():
-    for name, text, words in WRONG:
+    for name, text, words in [
+        ("student_widht", "1 | 2", "did you mean 'student_width'"),
+        ("student_feature_weight", "0 | 1", "student_loss=feature=WEIGHT"),
+        ("workdir", "a | b", "cannot be searched"),
+        ("export_formats", "tflite_int8 | saved_model", "cannot be searched"),
+        ("student_loss", "feature=1 | feature=2", "one term"),
+        ("student_width", "0..1", "must be positive"),
+        ("student_width", "1..0.5", "not below"),
+        ("student_width", "0.1..1 lin", "'lin' is not 'log'"),
+        ("student_loss.feature", "0..1 log", "must be positive"),
+        ("student_loss.colour", "0..1", "knows header"),
+        ("student_steps", "a..b", "whole number"),
+        ("student_headers", "a..b", "takes no number"),
+        ("aggregator", "mean | median", "attention"),
+        ("student_width", "1 |", "a choice is empty"),
+    ]:
         with pytest.raises(RequestError, match=name) as refused:
             read_space({name: text}, RunConfig(), "here")
         assert words in str(refused.value)

@@ -78,11 +78,11 @@ def test_lock_is_free_after_an_error(tmp_path):
         pass
 
 
-@pytest.mark.parametrize("content", ["", "[]", '{"pid": 1, "host": "elsewhere"}'])
-def test_lock_does_not_mind_files_of_earlier_versions(tmp_path, content):
-    (tmp_path / ".lock").write_text(content)
-    with Workdir(tmp_path).locked():
-        pass
+def test_lock_does_not_mind_files_of_earlier_versions(tmp_path):
+    for content in ["", "[]", '{"pid": 1, "host": "elsewhere"}']:
+        (tmp_path / ".lock").write_text(content)
+        with Workdir(tmp_path).locked():
+            pass
 
 
 # The journal of steps.

@@ -263,8 +263,8 @@ def drop_unavailable_terms(
             dropped.
 
     Raises:
-        RequestError: a term that was asked for, or without which student or generator
-            has nothing to minimise.
+        RequestError: a term that was asked for, one that needs another number of
+            headers, or one without which a role has nothing to minimise.
     """
     kept = {role: dict(method.weights(role)) for role in ("student", "generator")}
     for role, weights in kept.items():
@@ -273,7 +273,9 @@ def drop_unavailable_terms(
             if not why:
                 continue
             weights[term] = 0.0
-            if term in given[role] or not any(weights.values()):
+            # A wrong number of headers is a choice, not what teachers happen to lack.
+            chosen = "header_per_teacher" in TERMS[term].needs & missing.keys()
+            if chosen or term in given[role] or not any(weights.values()):
                 raise RequestError(
                     f"The {role}'s {term} term cannot be had: {why[0]} Or use "
                     f"--{role}_loss={term}=0 and leave another term."

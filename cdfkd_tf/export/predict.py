@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from cdfkd_tf.data.image_files import IMAGE_SUFFIXES, open_image
 from cdfkd_tf.errors import RequestError, RunError, reason
 from cdfkd_tf.export.format import FORMATS, format_of
 from cdfkd_tf.export.runner import Runner
 from cdfkd_tf.runtime.silence_stderr import quiet_tensorflow
 from cdfkd_tf.workdir import write_text
 
-ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm")
 _SHOWN = 40  # rows of the printed table; the CSV file holds all
 
 
@@ -75,7 +75,7 @@ def predict(
         raise kind(
             f"{len(unreadable)} of {len(files)} files could not be read as images: "
             f"{'; '.join(unreadable[:5])}{' ...' if len(unreadable) > 5 else ''}. "
-            f"Give image files ({', '.join(ENDINGS)}) or a folder of them."
+            f"Give image files ({', '.join(IMAGE_SUFFIXES)}) or a folder of them."
         )
 
 
@@ -93,13 +93,7 @@ def read_image(
         OSError, ValueError: if it is no readable image.
     """
     height, width, channels = image_shape
-    try:
-        with Image.open(file) as picture:
-            image = _eight_bits(picture).convert("L" if channels == 1 else "RGB")
-    except OSError:
-        raise
-    except Exception as error:  # decoders raise many kinds for damaged files
-        raise ValueError(f"{type(error).__name__}: {error}") from error
+    image = open_image(file, channels)
     if shorter_side:
         factor = shorter_side / min(image.size)
         size = [max(1, round(side * factor)) for side in image.size]
@@ -109,14 +103,6 @@ def read_image(
     elif image.size != (width, height):
         image = image.resize((width, height), Image.Resampling.BILINEAR)
     return np.asarray(image, "float32").reshape(height, width, channels) / 255
-
-
-def _eight_bits(picture: Image.Image) -> Image.Image:
-    """Whole numbers of 16 bits as bytes: Pillow would make white of most of them."""
-    if not picture.mode.startswith("I"):
-        return picture
-    values = np.asarray(picture).astype("float64") * (255 / 65535)
-    return Image.fromarray(np.clip(np.rint(values), 0, 255).astype("uint8"))
 
 
 def _image_files(given: str) -> list[pathlib.Path]:
@@ -129,10 +115,10 @@ def _image_files(given: str) -> list[pathlib.Path]:
         return [path]
     if not path.is_dir():
         raise RequestError(f"There is no {path}. Check --predict_input.")
-    files = sorted(f for f in path.rglob("*") if f.suffix.lower() in ENDINGS)
+    files = sorted(f for f in path.rglob("*") if f.suffix.lower() in IMAGE_SUFFIXES)
     if not files:
         raise RequestError(
-            f"{path} holds no image file: expected {', '.join(ENDINGS)}. Check "
+            f"{path} holds no image file: expected {', '.join(IMAGE_SUFFIXES)}. Check "
             "--predict_input."
         )
     return files

@@ -9,7 +9,7 @@ Importable without Keras: the functions import it when they build.
 
 import dataclasses
 from collections.abc import Callable
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -31,14 +31,6 @@ class Aggregator:
 
     build: "Callable[[KerasTensor, KerasTensor], KerasTensor]"
     learned: bool = True
-
-
-class PredictorParts(NamedTuple):
-    """The layers of a predictor; see `build_predictor`."""
-
-    normalisation: "keras.layers.Normalization"
-    student: "keras.Model"
-    aggregator: "keras.Model"
 
 
 def build_aggregator(
@@ -98,23 +90,11 @@ def build_predictor(
     from keras import layers
 
     image = keras.Input(student.input_shape[1:], name="image")
-    variance = [value**2 for value in std]
-    normalise = layers.Normalization(
-        mean=list(mean), variance=variance, name="normalisation"
-    )
+    statistics = {"mean": list(mean), "variance": [value**2 for value in std]}
+    normalise = layers.Normalization(**statistics, name="normalisation")
     logits = aggregator(student(normalise(image)))
     probabilities = layers.Softmax(name="probabilities", dtype=keras.config.floatx())
     return keras.Model(image, probabilities(logits), name="predictor")
-
-
-def predictor_parts(predictor: "keras.Model") -> PredictorParts:
-    """The layers that `build_predictor` put together, also of a loaded file."""
-    from keras import Model
-
-    models = [layer for layer in predictor.layers if isinstance(layer, Model)]
-    (aggregator,) = (m for m in models if m.name.endswith("_aggregator"))
-    (student,) = (m for m in models if m is not aggregator)
-    return PredictorParts(predictor.get_layer("normalisation"), student, aggregator)
 
 
 def header_weights(predictor: "keras.Model", images: np.ndarray) -> np.ndarray:
@@ -129,14 +109,17 @@ def header_weights(predictor: "keras.Model", images: np.ndarray) -> np.ndarray:
     """
     from keras import Model, layers
 
-    normalisation, student, aggregator = predictor_parts(predictor)
+    models = [layer for layer in predictor.layers if isinstance(layer, Model)]
+    (aggregator,) = (m for m in models if m.name.endswith("_aggregator"))
+    (student,) = (m for m in models if m is not aggregator)
     if "header_weights" not in {layer.name for layer in aggregator.layers}:
         num_headers = student.output["logits"].shape[1]
         return np.full((len(images), num_headers), 1 / num_headers, "float32")
     layer = aggregator.get_layer("header_weights")
     if isinstance(layer, layers.Dense):  # the same for every image
         return np.tile(np.array(layer.kernel)[:, 0], (len(images), 1))
-    outputs = student(normalisation(images), training=False)
+    normalised = predictor.get_layer("normalisation")(images)
+    outputs = student(normalised, training=False)
     return np.array(Model(aggregator.input, layer.output)(outputs))[..., 0]
 
 
@@ -175,17 +158,8 @@ def _weights(logits, features):
     return layers.Reshape((num_classes,), name="weighted_sum")(merged)
 
 
-def _attention(logits, features):
-    """Weights per image, scored from the headers' logits."""
-    return _attend(logits, scored=logits)
-
-
-def _feature_attention(logits, features):
-    """Weights per image, scored from the headers' features."""
-    return _attend(logits, scored=features)
-
-
 def _attend(logits, scored):
+    """Weights per image, from scores of the headers' logits or features."""
     from keras import layers
 
     # One linear scorer for all headers, without bias: softmax would cancel it.
@@ -199,6 +173,6 @@ def _attend(logits, scored):
 AGGREGATORS = {
     "mean": Aggregator(_mean, learned=False),
     "weights": Aggregator(_weights),
-    "attention": Aggregator(_attention),
-    "feature_attention": Aggregator(_feature_attention),
+    "attention": Aggregator(lambda logits, features: _attend(logits, logits)),
+    "feature_attention": Aggregator(_attend),
 }

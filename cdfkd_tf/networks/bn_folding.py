@@ -5,6 +5,7 @@ into the kernel of the convolution before it, the shift into its bias. Equal up 
 rounding.
 """
 
+import functools
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -13,6 +14,7 @@ import numpy as np
 import tensorflow as tf
 from keras import KerasTensor, layers, ops
 
+from cdfkd_tf.runtime import fused_batchnorm
 from cdfkd_tf.runtime.keras_internals import (
     input_of_only_call,
     is_graph,
@@ -97,6 +99,35 @@ def folded_calls(
                 calls[id(convolution)] = _folded(convolution, norm)
                 calls[id(norm)] = lambda inputs: inputs
     return calls
+
+
+def fused_calls(
+    network_layers: Iterable[layers.Layer],
+) -> dict[int, Callable[[KerasTensor], KerasTensor]]:
+    """What BatchNormalizations of a frozen network compute in one kernel.
+
+    Args:
+        network_layers: those that are no BatchNormalization of maps are left out.
+
+    Returns:
+        `id` of a layer to a function of its input `(B, height, width, channels)`.
+    """
+    return {
+        id(layer): functools.partial(_scaled, layer)
+        for layer in network_layers
+        if type(layer) is layers.BatchNormalization
+        and getattr(layer.input_spec, "ndim", 0) == 4
+        and layer.axis in (-1, 3)
+        and layer.compute_dtype in fused_batchnorm.FUSED
+    }
+
+
+def _scaled(norm, inputs):
+    with tf.init_scope():  # frozen: constants of whatever is traced
+        scale, shift = (
+            tf.constant(values, "float32") for values in bn_scale_and_shift(norm)
+        )
+    return fused_batchnorm.frozen_batch_norm(inputs, scale, shift)
 
 
 def _folded(convolution, norm) -> Callable[[KerasTensor], KerasTensor]:

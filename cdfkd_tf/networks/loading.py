@@ -1,4 +1,4 @@
-"""Strangers' model files: read without running code from them."""
+"""Model files from elsewhere, read without running code from them."""
 
 import os
 import pathlib
@@ -13,14 +13,18 @@ from cdfkd_tf.networks.saved_model_check import check_saved_model
 
 
 class SavedModelClassifier:
-    """A TensorFlow SavedModel as a teacher: its answers and gradients, no layers.
+    """A TensorFlow SavedModel as a classifier: outputs and gradients, no layers.
+
+    Call arguments:
+        images: `(B, ...)` as its signature takes them. Returns `(B, C)`, logits or
+            probabilities as the file has it; always in inference mode.
 
     Args:
         folder: of the SavedModel.
 
     Raises:
-        RequestError: unreadable, without a usable signature, or with an operation
-            that runs Python or touches files.
+        RequestError: without a signature of one input and one output. TensorFlow
+            raises many kinds of errors for a damaged file.
     """
 
     def __init__(self, folder: pathlib.Path):
@@ -29,36 +33,29 @@ class SavedModelClassifier:
         signatures = self._loaded.signatures
         if not signatures:
             raise RequestError(f"SavedModel {folder} has no signature to call.")
-        key = "serving_default" if "serving_default" in signatures else list(signatures)
-        self._signature = signatures[key if isinstance(key, str) else key[0]]
-        arguments = self._signature.structured_input_signature[1]
+        first = next(iter(signatures.values()))
+        self._signature = signatures.get("serving_default", first)
+        inputs = self._signature.structured_input_signature[1]
         outputs = self._signature.structured_outputs
-        if len(arguments) != 1 or len(outputs) != 1:
+        if len(inputs) != 1 or len(outputs) != 1:
             raise RequestError(
                 f"SavedModel {folder} must take one tensor of images and answer one of "
-                f"classes; it takes {len(arguments)} and answers {len(outputs)}."
+                f"classes; it takes {len(inputs)} and answers {len(outputs)}."
             )
-        (self._input, spec), (self._output, answer) = (
-            *arguments.items(),
-            *outputs.items(),
-        )
-        self.input_shape = tuple(spec.shape)
+        ((self._input, image),) = inputs.items()
+        ((self._output, answer),) = outputs.items()
+        self.input_shape, self._dtype = tuple(image.shape), image.dtype
         self.output_shape = tuple(answer.shape)
-        self._dtype = spec.dtype
         self.weights = list(getattr(self._loaded, "variables", ()))
 
     def __call__(self, images: KerasTensor, training: bool = False) -> KerasTensor:
-        """The answers `(B, C)`; always in inference mode."""
-        return self._signature(**{self._input: tf.cast(images, self._dtype)})[
-            self._output
-        ]
+        """See the class."""
+        outputs = self._signature(**{self._input: tf.cast(images, self._dtype)})
+        return outputs[self._output]
 
 
 def load_classifier(file: str | pathlib.Path) -> keras.Model | SavedModelClassifier:
     """A classifier from a `.keras` or `.h5` file or a SavedModel folder.
-
-    Args:
-        file: the path.
 
     Raises:
         RequestError: missing, empty, unreadable or unsafe.
@@ -93,12 +90,11 @@ def load_network(path: pathlib.Path, role: str) -> keras.Model:
 
 
 def _why_unreadable(path: pathlib.Path, error: Exception) -> str:
-    """Keras calls many things a file that is not found."""
+    """Keras's own message calls several causes a file that is not found."""
+    effective = os.access in os.supports_effective_ids
     if not path.is_file():
         return "There is no such file."
-    if not os.access(
-        path, os.R_OK, effective_ids=os.access in os.supports_effective_ids
-    ):
+    if not os.access(path, os.R_OK, effective_ids=effective):
         return "You may not read it."
     if path.suffix == ".keras" and not zipfile.is_zipfile(path):
         return "It is cut off, damaged, or another kind of file."

@@ -24,6 +24,12 @@ _ENCODER_PARTS = {
     "6": "bn2",
 }
 
+_WEIGHTS = {"weight": "kernel", "bias": "bias"}
+_NORM_WEIGHTS = {
+    **{"weight": "gamma", "bias": "beta"},
+    **{"running_mean": "moving_mean", "running_var": "moving_variance"},
+}
+
 # Pattern of a PyTorch module -> our layer; the first that matches whole is taken. A
 # replacement may leave a choice of names behind "|": the one the model has is meant.
 _RULES = (
@@ -113,15 +119,8 @@ def _find_layer(model: keras.Model, module: str, name: str) -> keras.layers.Laye
 
 
 def _find_weight(layer: keras.layers.Layer, kind: str, name: str) -> keras.Variable:
-    if isinstance(layer, keras.layers.BatchNormalization):
-        names = {
-            "weight": "gamma",
-            "bias": "beta",
-            "running_mean": "moving_mean",
-            "running_var": "moving_variance",
-        }
-    else:
-        names = {"weight": "kernel", "bias": "bias"}
+    is_norm = isinstance(layer, keras.layers.BatchNormalization)
+    names = _NORM_WEIGHTS if is_norm else _WEIGHTS
     for weight in layer.weights:
         if weight.name == names.get(kind):
             return weight

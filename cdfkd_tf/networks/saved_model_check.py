@@ -1,23 +1,34 @@
-"""SavedModels are programs: what they would do is read off the file before it runs.
+"""Which SavedModels are loaded: those whose operations only compute.
 
-TensorFlow runs parts of a SavedModel while it loads it, and the rest when it is asked.
-A classifier has no reason to call Python, to open files or sockets, or to load code.
+A SavedModel is a program. TensorFlow runs parts of it while it loads it, and the rest
+when it is called. A classifier has no reason to call Python, to open files or sockets,
+or to load code; all of these need a string (a path, an address, code) or a state.
+
+Importable without TensorFlow.
 """
 
 import pathlib
-import re
 from collections.abc import Iterator
 from typing import Any
 
 from cdfkd_tf.errors import RequestError
 
-_FORBIDDEN = re.compile(
-    "PyFunc|File|Dataset|Reader|Rpc|Summary|Debug|Save|Restore|Checkpoint|Remote|"
-    "CustomCall|TPU|Print|DumpTensor|Calibration|Skipgram|RecordInput|Unigram|Vocab|"
-    "RemapMatrix|ImmutableConst|LMDB|Sql"
-)
-# Every SavedModel holds these, to be saved again; nobody may call them.
-_OF_THE_SAVER = {"SaveV2", "RestoreV2", "MergeV2Checkpoints", "ShardedFilename"}
+# With a state or a string, and yet only computation: variables, calls, random numbers.
+_HARMLESS = """
+    VarHandleOp ReadVariableOp AssignVariableOp AssignAddVariableOp AssignSubVariableOp
+    VarIsInitializedOp ResourceGather ResourceGatherNd DisableCopyOnRead VariableV2
+    Assign AssignAdd AssignSub PartitionedCall StatefulPartitionedCall If StatelessIf
+    While StatelessWhile Case StatelessCase Enter RefEnter Assert RandomUniform
+    RandomUniformInt RandomStandardNormal TruncatedNormal RandomShuffle Multinomial
+    StatefulUniform StatefulStandardNormalV2 StatefulTruncatedNormal RngReadAndSkip
+    Einsum ScaleAndTranslate ImageProjectiveTransformV2 ImageProjectiveTransformV3
+    TensorArrayV3 TensorArrayReadV3 TensorArrayWriteV3 TensorArrayGatherV3
+    TensorArrayScatterV3 TensorArraySizeV3
+"""
+# Every SavedModel holds these, to be saved again; nothing else may call them.
+_OF_THE_SAVER = """
+    SaveV2 RestoreV2 MergeV2Checkpoints ShardedFilename StringJoin StaticRegexFullMatch
+"""
 
 
 def check_saved_model(folder: pathlib.Path) -> None:
@@ -29,16 +40,18 @@ def check_saved_model(folder: pathlib.Path) -> None:
     Raises:
         RequestError: naming the operations.
     """
-    from tensorflow.core.protobuf import saved_model_pb2  # takes seconds
+    from tensorflow.core.protobuf import saved_model_pb2
 
     content = (folder / "saved_model.pb").read_bytes()
     found = set()
     for graph in saved_model_pb2.SavedModel.FromString(content).meta_graphs:
-        called = set(_called(graph))
-        for name, node in _nodes(graph):
-            bad = _FORBIDDEN.search(node.op)
-            if bad and (name in called or node.op not in _OF_THE_SAVER):
-                found.add(node.op)
+        library = graph.graph_def.library.function
+        bodies = {f.signature.name: f.node_def for f in library}
+        called = _called(graph, bodies)
+        for name, nodes in {"": graph.graph_def.node, **bodies}.items():
+            allowed = bodies.keys() | (() if name in called else _OF_THE_SAVER.split())
+            operations = {node.op for node in nodes} - allowed
+            found |= {name for name in operations if not _computes(name)}
     if found:
         raise RequestError(
             f"SavedModel {folder} holds {', '.join(sorted(found))}, which could run "
@@ -46,48 +59,53 @@ def check_saved_model(folder: pathlib.Path) -> None:
         )
 
 
-def _nodes(graph: Any) -> Iterator[tuple[str, Any]]:
-    """Every node with the function it stands in; "" for the graph itself."""
-    for node in graph.graph_def.node:
-        yield "", node
-    for function in graph.graph_def.library.function:
-        for node in function.node_def:
-            yield function.signature.name, node
+def _computes(name: str) -> bool:
+    """Whether an operation is known, and is harmless or has no state and no string."""
+    from tensorflow.core.framework.types_pb2 import DT_STRING
+
+    from cdfkd_tf.runtime.keras_internals import operation_definition
+
+    operation = operation_definition(name)
+    if operation is None or name in _HARMLESS.split():
+        return operation is not None
+    strings = [
+        attribute
+        for attribute in operation.attr
+        if attribute.type in ("string", "list(string)", "func", "list(func)")
+        and not attribute.allowed_values.list.s  # such as "SAME" and "VALID"
+    ]
+    strings += [a for a in operation.input_arg if a.type == DT_STRING]
+    return not (operation.is_stateful or strings)
 
 
-def _called(graph: Any) -> Iterator[str]:
-    """Functions that run on loading or on asking: all but the saver's own."""
-    objects = graph.object_graph_def
-    waiting = list(objects.concrete_functions)
+def _called(graph: Any, bodies: dict[str, Any]) -> set[str]:
+    """Functions that run on loading or in a call: all but the saver's own."""
+    waiting = list(graph.object_graph_def.concrete_functions)
     outputs = {
         tensor.name.split(":")[0]
         for signature in graph.signature_def.values()
         for tensor in signature.outputs.values()
     }
-    by_name = {node.name: node for node in graph.graph_def.node}
-    waiting += [f for node in _upstream(outputs, by_name) for f in _functions_of(node)]
-    bodies = {f.signature.name: f for f in graph.graph_def.library.function}
-    seen = set()
+    for node in _upstream(outputs, graph.graph_def.node):
+        waiting += _functions_of(node)
+    called: set[str] = set()
     while waiting:
         name = waiting.pop()
-        if name in seen or name not in bodies:
-            continue
-        seen.add(name)
-        yield name
-        for node in bodies[name].node_def:
-            waiting += _functions_of(node)
+        if name in bodies and name not in called:
+            called.add(name)
+            for node in bodies[name]:
+                waiting += _functions_of(node)
+    return called
 
 
-def _upstream(names: set[str], by_name: dict[str, Any]) -> Iterator[Any]:
+def _upstream(names: set[str], nodes: Any) -> Iterator[Any]:
     """The nodes with these names and all that they read."""
-    waiting, seen = list(names), set()
+    waiting, by_name = list(names), {node.name: node for node in nodes}
     while waiting:
-        name = waiting.pop().lstrip("^").split(":")[0]
-        if name in seen or name not in by_name:
-            continue
-        seen.add(name)
-        yield by_name[name]
-        waiting += by_name[name].input
+        node = by_name.pop(waiting.pop().lstrip("^").split(":")[0], None)
+        if node is not None:
+            yield node
+            waiting += node.input
 
 
 def _functions_of(node: Any) -> list[str]:
@@ -95,4 +113,4 @@ def _functions_of(node: Any) -> list[str]:
     found = [node.op]
     for value in node.attr.values():
         found += [value.func.name, *(item.name for item in value.list.func)]
-    return [name for name in found if name]
+    return found

@@ -1,7 +1,7 @@
-"""Every call into private parts of Keras, behind functions of plain names.
+"""Every call into private parts of the libraries, behind functions of plain names.
 
-Each has a test in `tests/runtime/test_keras_internals.py` that fails when Keras
-changes what is relied on here.
+Each has a test in `tests/runtime/test_keras_internals.py` that fails when a
+library changes what is relied on here.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -102,7 +102,7 @@ def _wrap(layer, calls):
 
 def freeze(model: keras.Model) -> None:
     """Sets a model and all that is inside untrainable, until as many `unfreeze`s."""
-    parts = _parts(model)
+    parts = all_layers(model)
     for part in parts:
         own = getattr(part, "_trainable_variables", ())
         flags = [(variable, variable.trainable) for variable in own]
@@ -119,7 +119,7 @@ def unfreeze(model: keras.Model) -> list[keras.layers.Layer]:
         The layers for which this was the last one: other models may share some.
     """
     free = []
-    for part in _parts(model):
+    for part in all_layers(model):
         record = vars(part).get(_FROZEN, [0])
         record[0] -= 1
         if record[0] == 0:
@@ -133,16 +133,10 @@ def unfreeze(model: keras.Model) -> list[keras.layers.Layer]:
     return free
 
 
-def _parts(model) -> list[Any]:
-    """A model and all layers in it, at any depth."""
-    if isinstance(model, keras.layers.Layer):
-        return model._flatten_layers()
-    return [model]
-
-
 def all_layers(model: keras.Model) -> list[keras.layers.Layer]:
-    """A model and every layer in it, at any depth, those with layers included."""
-    return list(model._flatten_layers())
+    """A model and all layers in it, at any depth, those with layers included."""
+    is_layer = isinstance(model, keras.layers.Layer)
+    return list(model._flatten_layers()) if is_layer else [model]
 
 
 def variable_index(optimizer: keras.optimizers.Optimizer, variable) -> int:
@@ -209,3 +203,10 @@ def operator_names(interpreter: Any) -> list[str]:
 def use_earlier_quantizer(converter: Any) -> None:
     """Lets a `tf.lite.TFLiteConverter` quantise as it did before TensorFlow 2.5."""
     converter.experimental_new_quantizer = False
+
+
+def operation_definition(name: str) -> Any | None:
+    """What TensorFlow registers for an operation (an `OpDef`); None if unknown."""
+    from tensorflow.python.framework import op_def_registry
+
+    return op_def_registry.get(name)

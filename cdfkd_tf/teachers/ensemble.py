@@ -45,8 +45,7 @@ class TeacherEnsemble:
             for teacher in teachers:
                 plain = not isinstance(teacher, Teacher)
                 self.teachers.append(Teacher(teacher) if plain else teacher)
-            self.class_map = class_map or self._same_classes()
-            self._check_map()
+            self.class_map = self._checked(class_map)
         except Exception:
             self.release()
             raise
@@ -54,25 +53,16 @@ class TeacherEnsemble:
         self.num_classes = self.class_map.num_classes
         self.provides = tuple(teacher.provides for teacher in self.teachers)
 
-    def _same_classes(self) -> ClassMap:
-        counts = {teacher.num_classes for teacher in self.teachers}
-        if len(counts) > 1:
-            raise RequestError(
-                f"All teachers must know the same classes; they answer {self._counts}."
-            )
-        return ClassMap.identity(len(self.teachers), counts.pop())
-
-    def _check_map(self) -> None:
-        expected = [len(classes) for classes in self.class_map.columns]
-        if expected != [teacher.num_classes for teacher in self.teachers]:
-            raise RequestError(
-                f"The class map is of teachers of {expected} classes; they answer "
-                f"{self._counts}."
-            )
-
-    @property
-    def _counts(self) -> str:
-        return ", ".join(f"{t.name} {t.num_classes}" for t in self.teachers)
+    def _checked(self, class_map: ClassMap | None) -> ClassMap:
+        counts = [teacher.num_classes for teacher in self.teachers]
+        if class_map is None and len(set(counts)) == 1:
+            return ClassMap.identity(len(counts), counts[0])
+        expected = class_map and [len(classes) for classes in class_map.columns]
+        if expected == counts:
+            return class_map
+        said = ", ".join(f"{t.name} {t.num_classes}" for t in self.teachers)
+        wanted = f"{expected} of the class map" if class_map else "the same classes"
+        raise RequestError(f"All teachers must know {wanted}; they answer {said}.")
 
     def __len__(self) -> int:
         return len(self.teachers)

@@ -14,7 +14,7 @@ import tensorflow as tf
 from keras import KerasTensor, ops
 
 from cdfkd_tf.errors import RequestError
-from cdfkd_tf.networks.bn_folding import folded_calls
+from cdfkd_tf.networks.bn_folding import folded_calls, fused_calls
 from cdfkd_tf.runtime import fused_batchnorm
 from cdfkd_tf.runtime.keras_internals import (
     freeze,
@@ -56,6 +56,7 @@ class HookedModel:
         self.model = model
         self.layers = list(leaf_layers(model))
         self._feature_layer = self._named_layer(feature_layer, name)
+        self._fused = fused_calls(self.layers)
         self._folded: dict[int, Callable] | None = None
         freeze(model)
         for layer in self.layers:
@@ -73,10 +74,10 @@ class HookedModel:
                 the weights as they stood at the last `fold`, or else the first time.
         """
         replaced = {}
-        if not needs & INNER and fused_batchnorm.is_used():
-            if self._folded is None:
+        if fused_batchnorm.is_used():
+            if self._folded is None and not needs & INNER:
                 self.fold()
-            replaced = self._folded
+            replaced = self._fused if needs & INNER else self._fused | self._folded
         with _recording(self._recorded(needs), replaced) as records:
             output = self.model(images, training=False)
         return output, InnerValues(

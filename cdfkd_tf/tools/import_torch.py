@@ -9,16 +9,18 @@ ResNets and of the common wide ResNets.
 """
 
 import argparse
+import importlib
 import pathlib
 import sys
 from collections.abc import Mapping
 
 import numpy as np
 
-from cdfkd_tf.errors import RequestError
+from cdfkd_tf.data.specs import spec_of
+from cdfkd_tf.errors import RequestError, one_line
 from cdfkd_tf.runtime.files import replacing
 from cdfkd_tf.runtime.silence_stderr import quiet_tensorflow
-from cdfkd_tf.tools import door
+from cdfkd_tf.tools import exit_code
 
 _WRAPPERS = ("state_dict", "model", "net", "model_state_dict")
 _PREFIX = "module."  # left by PyTorch's data parallelism
@@ -34,19 +36,18 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--dataset", required=True, help="size and class count")
     parser.add_argument("--output", required=True, help="a .keras file")
     options = parser.parse_args(arguments)
-    quiet_tensorflow()
-    return door.run(lambda: _convert(options))
+    return exit_code(lambda: _convert(options))
 
 
 def _convert(options: argparse.Namespace) -> None:
-    from cdfkd_tf.data.specs import spec_of
-    from cdfkd_tf.networks.classifiers import build_classifier
-    from cdfkd_tf.networks.pytorch_weights import load_pytorch_tensors
-
     spec, output = spec_of(options.dataset), pathlib.Path(options.output)
     if output.suffix != ".keras":
         raise RequestError(f"--output must end in .keras; got {output}.")
     tensors = read_tensors(pathlib.Path(options.checkpoint))
+    quiet_tensorflow()
+    from cdfkd_tf.networks.classifiers import build_classifier
+    from cdfkd_tf.networks.pytorch_weights import load_pytorch_tensors
+
     model = build_classifier(options.network, spec.image_shape, spec.num_classes)
     load_pytorch_tensors(model, tensors)
     with replacing(output) as temporary:
@@ -63,7 +64,7 @@ def read_tensors(file: pathlib.Path) -> dict[str, np.ndarray]:
     readers = {
         ".pt": _read_torch,
         ".pth": _read_torch,
-        ".safetensors": _read_safetensors,
+        ".safetensors": lambda file: _need("safetensors.numpy").load_file(file),
         ".npz": _read_npz,
     }
     if file.suffix not in readers:
@@ -77,10 +78,9 @@ def read_tensors(file: pathlib.Path) -> dict[str, np.ndarray]:
     except RequestError:
         raise
     except Exception as error:  # each format breaks in its own way
-        reason = " ".join(str(error).split())[:200]
         raise RequestError(
             f"Cannot read {file}: expected a state dict of plain tensors "
-            f"({file.suffix}). {type(error).__name__}: {reason}"
+            f"({file.suffix}). {type(error).__name__}: {one_line(error, 200)}"
         ) from error
     return {name.removeprefix(_PREFIX): value for name, value in table.items()}
 
@@ -91,20 +91,12 @@ def _read_torch(file: pathlib.Path) -> dict[str, np.ndarray]:
     while isinstance(table, Mapping):
         inner = [name for name in _WRAPPERS if isinstance(table.get(name), Mapping)]
         if not inner:
-            break
+            return {n: v.numpy() for n, v in table.items() if hasattr(v, "numpy")}
         table = table[inner[0]]
-    if not isinstance(table, Mapping):
-        raise RequestError(
-            f"{file} holds a {type(table).__name__}, not a state dict. Save "
-            "model.state_dict() instead."
-        )
-    return {
-        name: value.numpy() for name, value in table.items() if hasattr(value, "numpy")
-    }
-
-
-def _read_safetensors(file: pathlib.Path) -> dict[str, np.ndarray]:
-    return _need("safetensors.numpy").load_file(file)
+    raise RequestError(
+        f"{file} holds a {type(table).__name__}, not a state dict. Save "
+        "model.state_dict() instead."
+    )
 
 
 def _read_npz(file: pathlib.Path) -> dict[str, np.ndarray]:
@@ -113,8 +105,6 @@ def _read_npz(file: pathlib.Path) -> dict[str, np.ndarray]:
 
 
 def _need(module: str):
-    import importlib
-
     try:
         return importlib.import_module(module)
     except ImportError as error:

@@ -6,8 +6,9 @@ python -m cdfkd_tf.tools.prepare_data --dataset=cifar100 --data_dir=DIR
 import argparse
 import sys
 
+from cdfkd_tf.data.specs import spec_of
 from cdfkd_tf.runtime.silence_stderr import quiet_tensorflow
-from cdfkd_tf.tools import door
+from cdfkd_tf.tools import exit_code
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -16,18 +17,18 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--dataset", required=True)
     parser.add_argument("--data_dir", default="", help="TFDS folder to write to")
     options = parser.parse_args(arguments)
+    return exit_code(lambda: _prepare(options.dataset, options.data_dir))
+
+
+def _prepare(name: str, data_dir: str) -> None:
+    spec = spec_of(name)
     quiet_tensorflow()
-    return door.run(lambda: _prepare(options))
-
-
-def _prepare(options: argparse.Namespace) -> None:
     from cdfkd_tf.data.prepare import prepared_builder
-    from cdfkd_tf.data.specs import spec_of
 
-    builder = prepared_builder(spec_of(options.dataset), options.data_dir)
+    builder = prepared_builder(spec, data_dir)
     splits = builder.info.splits.items()
     counts = ", ".join(f"{split.num_examples:,} {name}" for name, split in splits)
-    print(f"{options.dataset} is prepared in {builder.data_dir}: {counts} images.")
+    print(f"{spec.name} is prepared in {builder.data_dir}: {counts} images.")
 
 
 if __name__ == "__main__":

@@ -157,23 +157,20 @@ def test_a_workers_port_that_is_taken_is_said():
         cluster.await_peers(1)
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
+def test_worker_clusters_that_cannot_be(monkeypatch, capsys):
+    for text in [
         "",
         "no json",
         "{}",
         '{"cluster": {"ps": ["a:1"]}, "task": {"type": "ps", "index": 0}}',
         '{"cluster": {"worker": ["a"]}, "task": {"type": "worker", "index": 0}}',
         '{"cluster": {"worker": ["a:1"]}, "task": {"type": "worker", "index": 1}}',
-    ],
-)
-def test_worker_clusters_that_cannot_be(text, monkeypatch, capsys):
-    monkeypatch.setenv("TF_CONFIG", text)
-    assert run_main("--strategy=multi_worker") == 2
-    error = capsys.readouterr().err
-    assert error.startswith("error: ") and "TF_CONFIG" in error
-    assert error.count("\n") == 1
+    ]:
+        monkeypatch.setenv("TF_CONFIG", text)
+        assert run_main("--strategy=multi_worker") == 2
+        error = capsys.readouterr().err
+        assert error.startswith("error: ") and "TF_CONFIG" in error
+        assert error.count("\n") == 1
 
 
 def test_a_chief_in_tf_config_is_the_first_worker(monkeypatch):

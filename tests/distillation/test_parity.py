@@ -110,7 +110,9 @@ def run_iterations(tag):
     return np.array(rows), np.moveaxis(np.asarray(logits), 1, 0)
 
 
-@pytest.mark.parametrize("tag", sorted(TEACHERS))
+@pytest.mark.parametrize(
+    "tag", ["iteration_mixed", pytest.param("iteration_wrn", marks=pytest.mark.slow)]
+)
 def test_iterations_equal_an_independent_implementation(tag, float64):
     losses, logits = run_iterations(tag)
     expected = load(f"{tag}_float64")
@@ -120,7 +122,9 @@ def test_iterations_equal_an_independent_implementation(tag, float64):
     assert np.abs(logits - theirs).max() <= 1e-2 * np.abs(theirs).max()
 
 
-@pytest.mark.parametrize("tag", sorted(TEACHERS))
+@pytest.mark.parametrize(
+    "tag", ["iteration_wrn", pytest.param("iteration_mixed", marks=pytest.mark.slow)]
+)
 def test_iterations_follow_the_published_float32_losses(tag):
     losses, _ = run_iterations(tag)
     assert_follows(losses, load(tag)["losses"][:, 2:])

@@ -91,22 +91,19 @@ def test_bad_images_are_one_error_line_and_the_rest_is_written(
     assert len(rows_of(run_folder / "predictions.csv")) == 1
 
 
-@pytest.mark.parametrize(
-    "more, words",
-    [
+def test_wrong_requests_say_what_to_do(run_folder, tmp_path, capsys):
+    for more, words in [
         ([], "needs --predict_input"),
         (["--predict_input=/nowhere"], "There is no /nowhere"),
         (["--predict_input={empty}"], "holds no image file"),
         (["--predict_input={a}", "--predict_model=/no.tflite"], "There is no model"),
         (["--predict_input={a}", "--predict_model={a}"], "Cannot read the model"),
         (["--predict_input={a}", "--workdir={empty}"], "holds no exported model"),
-    ],
-)
-def test_wrong_requests_say_what_to_do(run_folder, tmp_path, capsys, more, words):
-    names = {"empty": tmp_path, "a": run_folder / "pictures/a.png"}
-    assert predict(run_folder, *(flag.format(**names) for flag in more)) == 2
-    error = capsys.readouterr().err
-    assert error.startswith("error: ") and words in error and error.count("\n") == 1
+    ]:
+        names = {"empty": tmp_path, "a": run_folder / "pictures/a.png"}
+        assert predict(run_folder, *(flag.format(**names) for flag in more)) == 2
+        error = capsys.readouterr().err
+        assert error.startswith("error: ") and words in error and error.count("\n") == 1
 
 
 def test_a_picture_is_cropped_in_the_centre_where_the_data_set_was(tmp_path):

@@ -17,9 +17,8 @@ def with_first(*first):
     return keras.Sequential([keras.Input((8, 8, 3)), *first, *body])
 
 
-@pytest.mark.parametrize(
-    "model, values",
-    [
+def test_expected_values_are_read_off_the_model():
+    for model, values in [
         (with_first(), "otherwise"),
         (with_first(layers.Rescaling(1 / 255)), "0..255"),
         (with_first(layers.Rescaling(1 / 127.5, offset=-1)), "0..255"),
@@ -29,10 +28,8 @@ def with_first(*first):
         (with_first(layers.Conv2D(3, 1), layers.Rescaling(1 / 255)), "otherwise"),
         (keras.Sequential([with_first(layers.Rescaling(1 / 255))]), "0..255"),
         (build_classifier("wrn10_1", (8, 8, 3), 4), "normalised"),
-    ],
-)
-def test_expected_values_are_read_off_the_model(model, values):
-    assert expected_values(model, "otherwise") == values
+    ]:
+        assert expected_values(model, "otherwise") == values
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,16 @@ from cdfkd_tf.networks.classifiers import build_classifier
 from cdfkd_tf.networks.layers import conv, scale_width
 from cdfkd_tf.networks.students import build_student, feature_maps_model
 
+FAMILIES = ("lenet", "resnet18", "wrn10_1")  # the others are deeper or wider
 
-@pytest.mark.parametrize("backbone", BACKBONES)
+
+@pytest.mark.parametrize(
+    "backbone",
+    [
+        pytest.param(name, marks=() if name in FAMILIES else pytest.mark.slow)
+        for name in BACKBONES
+    ],
+)
 @pytest.mark.parametrize("sharing", ["single", "split", "multi_level"])
 def test_every_backbone_carries_every_kind_of_header(backbone, sharing):
     headers = 1 if sharing == "single" else 2
@@ -52,12 +60,16 @@ def test_half_width_student_of_the_quickstart_is_a_tenth_of_its_teachers():
     assert sizes[0] == 52_182 and 8 * sizes[0] <= 3 * sizes[1]
 
 
-@pytest.mark.parametrize(
-    "channels, width, expected",
-    [(64, 1, 64), (10, 1, 10), (16, 0.5, 8), (64, 0.3, 16), (16, 0.1, 8), (64, 2, 128)],
-)
-def test_widths_are_multiples_of_8(channels, width, expected):
-    assert scale_width(channels, width) == expected
+def test_widths_are_multiples_of_8():
+    for channels, width, expected in [
+        (64, 1, 64),
+        (10, 1, 10),
+        (16, 0.5, 8),
+        (64, 0.3, 16),
+        (16, 0.1, 8),
+        (64, 2, 128),
+    ]:
+        assert scale_width(channels, width) == expected
 
 
 def test_large_images_get_the_large_stem():

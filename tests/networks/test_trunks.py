@@ -99,19 +99,16 @@ def test_an_application_that_scales_its_input_gets_bytes():
     np.testing.assert_allclose(first(IMAGES), pixels, atol=1e-3)
 
 
-@pytest.mark.parametrize(
-    "name, kwargs, message",
-    [
+def test_wrong_students_are_refused():
+    for name, kwargs, message in [
         ("resnet99", {}, "Unknown network 'resnet99'. Known: .*resnet18.*MobileNetV2"),
         ("absent.keras", {}, "no student file absent.keras"),
         ("wrn10_1", {"feature_layers": ("x",)}, "brings its own"),
         ("MobileNetV2", {"feature_layers": ("absent",)}, "no layer 'absent'; its last"),
         ("Xception", {}, "cannot take images of .*32, 32, 3"),
-    ],
-)
-def test_wrong_students_are_refused(name, kwargs, message):
-    with pytest.raises(RequestError, match=message):
-        maps_of(name, **kwargs)
+    ]:
+        with pytest.raises(RequestError, match=message):
+            maps_of(name, **kwargs)
 
 
 def test_inference_graph_of_a_student_on_a_file_is_the_same_function(file):

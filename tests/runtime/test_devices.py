@@ -3,9 +3,15 @@
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from cdfkd_tf.errors import RequestError
-from cdfkd_tf.runtime.devices import choose_strategy, number_that_shares, synchronise
+from cdfkd_tf.runtime.devices import (
+    choose_strategy,
+    choose_xla,
+    number_that_shares,
+    synchronise,
+)
 
 
 def test_mirrored_needs_two_devices():
@@ -17,13 +23,11 @@ def test_one_device_is_the_default():
     assert choose_strategy("auto", 7).num_replicas_in_sync == 1
 
 
-@pytest.mark.parametrize(
-    "batch, gpus, expected",
-    [(256, 0, 1), (256, 1, 1), (256, 3, 2), (256, 5, 4), (256, 7, 4), (256, 8, 8)]
-    + [(7, 4, 1), (96, 5, 4), (9, 5, 3)],
-)
-def test_auto_takes_the_most_gpus_that_share_the_batch(batch, gpus, expected):
-    assert number_that_shares(batch, gpus) == expected
+def test_auto_takes_the_most_gpus_that_share_the_batch():
+    of_256 = {0: 1, 1: 1, 3: 2, 5: 4, 7: 4, 8: 8}
+    others = [(7, 4, 1), (96, 5, 4), (9, 5, 3)]
+    for batch, gpus, expected in [*((256, *pair) for pair in of_256.items()), *others]:
+        assert number_that_shares(batch, gpus) == expected
 
 
 def test_synchronise_twice_is_synchronise_once():
@@ -36,3 +40,16 @@ def test_synchronise_twice_is_synchronise_once():
 
     np.testing.assert_array_equal(masks(2), masks(1))
     np.testing.assert_array_equal(masks(1), masks(0))  # one replica: plain Keras
+
+
+class Replicas:
+    num_replicas_in_sync = 2
+
+
+def test_choose_xla_is_off_on_a_cpu_and_refused_for_replicas():
+    alone = tf.distribute.get_strategy()
+    assert not choose_xla("auto", False, alone)
+    assert not choose_xla("false", False, alone)
+    assert choose_xla("true", False, alone)
+    with pytest.raises(RequestError, match=r"--jit_compile=true compiles for one dev"):
+        choose_xla("true", False, Replicas())

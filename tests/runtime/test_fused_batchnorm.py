@@ -5,10 +5,16 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from cdfkd_tf.runtime import fused_batchnorm as kernels
-from tests.toys import values_of
+from cdfkd_tf.runtime import fused_batchnorm
 
 SHAPE = (4, 5, 6, 8)
+
+
+@pytest.fixture(params=[True, False], ids=["used", "unused"])
+def used(request):
+    fused_batchnorm.use(request.param)
+    yield request.param
+    fused_batchnorm.use(True)
 
 
 def images(dtype="float32"):
@@ -23,7 +29,7 @@ def norm(**kwargs):
     return layer
 
 
-def answers(layer, training):
+def results(layer, training):
     """Output, gradients of input and weights, and the weights afterwards."""
     inputs = images()
     with tf.GradientTape() as tape:
@@ -31,18 +37,50 @@ def answers(layer, training):
         outputs = layer(inputs, training=training)
         total = tf.reduce_sum(outputs**3)
     watched = [inputs, *(variable.value for variable in layer.trainable_variables)]
-    return [outputs, *tape.gradient(total, watched), *values_of(layer).values()]
+    return [outputs, *tape.gradient(total, watched), *map(np.array, layer.weights)]
+
+
+def kernels_in(layer, training):
+    """How many fused kernels one traced call takes."""
+    traced = tf.function(lambda x: layer(x, training=training))
+    graph = traced.get_concrete_function(images()).graph
+    kinds = [operation.type for operation in graph.get_operations()]
+    return kinds.count("FusedBatchNormV3")
 
 
 @pytest.mark.parametrize("kwargs", [{}, {"scale": False, "center": False}])
 @pytest.mark.parametrize("frozen", [False, True])
-def test_a_fused_layer_is_the_layer(kwargs, frozen):
+def test_fused_layer_is_the_layer(kwargs, frozen, used):
     plain, fused = norm(**kwargs), norm(**kwargs)
-    kernels.fuse_layers([fused])
+    for _ in range(2):  # a second time changes nothing
+        fused_batchnorm.fuse_layers([fused])
     plain.trainable = fused.trainable = not frozen
-    for training in (True, False):
-        for theirs, ours in zip(answers(plain, training), answers(fused, training)):
+    for training in (True, False, True):
+        for theirs, ours in zip(results(plain, training), results(fused, training)):
             np.testing.assert_allclose(ours, theirs, rtol=2e-5, atol=1e-5)
+    expected = int(used and not frozen)
+    assert kernels_in(fused, True) == expected and kernels_in(plain, True) == 0
+
+
+@pytest.mark.parametrize(
+    "kwargs", [{"dtype": "float64"}, {"synchronized": True}, {"axis": 1}]
+)
+def test_fused_layer_of_other_kinds_computes_as_keras_does(kwargs):
+    layer = keras.layers.BatchNormalization(**kwargs)
+    fused_batchnorm.fuse_layers([layer])
+    assert kernels_in(layer, True) == 0
+
+
+def test_fused_layer_with_a_call_of_its_own_keeps_it():
+    class Doubled(keras.layers.BatchNormalization):
+        def call(self, inputs, training=None, mask=None):
+            return 2 * super().call(inputs, training=training, mask=mask)
+
+    layer = Doubled()
+    expected = layer(images(), training=False)
+    fused_batchnorm.fuse_layers([layer])
+    np.testing.assert_array_equal(layer(images(), training=False), expected)
+    assert "call" not in vars(layer)
 
 
 def composed_moments(tensors):
@@ -55,7 +93,7 @@ def composed_moments(tensors):
 
 @pytest.mark.parametrize("dtype, bound", [("float32", 1e-5), ("bfloat16", 2e-2)])
 @pytest.mark.parametrize("batch", [SHAPE[0], None])
-def test_moments_and_their_gradient(dtype, bound, batch):
+def test_batch_moments_and_their_gradient(dtype, bound, batch):
     maps = images(dtype)
     rows = maps[:, 0, 0, :3] + 1
 
@@ -69,49 +107,26 @@ def test_moments_and_their_gradient(dtype, bound, batch):
     def signature(tensor):
         return tf.TensorSpec([batch, *tensor.shape[1:]], tensor.dtype)
 
-    results = [
+    computed = [
         tf.function(
             lambda *tensors, moments=moments: loss_and_gradients(moments, *tensors),
             input_signature=[signature(maps), signature(rows)],
         )(maps, rows)
-        for moments in (kernels.batch_moments, composed_moments)
+        for moments in (fused_batchnorm.batch_moments, composed_moments)
     ]
-    for ours, theirs in zip(*results):
+    for ours, theirs in zip(*computed):
         ours, theirs = tf.cast(ours, "float32"), tf.cast(theirs, "float32")
         np.testing.assert_allclose(ours, theirs, rtol=bound, atol=bound)
 
 
-def test_float64_and_synchronised_layers_stay_as_keras_has_them():
-    layer = norm(dtype="float64")
-    kernels.fuse_layers([layer])
-    assert layer(images("float64"), training=True).dtype == "float64"
-
-
-@pytest.mark.parametrize(
-    "kwargs", [{}, {"interpolation": "bilinear"}, {"size": (2, 3)}]
-)
-def test_upsampling_is_the_layer(kwargs):
-    results = []
-    for fused in (False, True):
-        layer = keras.layers.UpSampling2D(**kwargs)
-        if fused:
-            kernels.fuse_layers([layer])
-        inputs = images()
+def test_frozen_batch_norm_is_a_scale_and_a_shift():
+    scale, shift = tf.linspace(-1.0, 2.0, 8), tf.linspace(3.0, 4.0, 8)
+    for inputs in (images(), images()[:2]):
         with tf.GradientTape() as tape:
-            tape.watch(inputs)
-            outputs = layer(inputs)
+            tape.watch([inputs, scale])
+            outputs = fused_batchnorm.frozen_batch_norm(inputs, scale, shift)
             loss = tf.reduce_sum(outputs**2)
-        results.append([outputs, tape.gradient(loss, inputs)])
-    for theirs, ours in zip(*results):
-        np.testing.assert_allclose(ours, theirs, rtol=1e-5)
-
-
-def test_a_layer_with_a_call_of_its_own_keeps_it():
-    class Doubled(keras.layers.BatchNormalization):
-        def call(self, inputs, training=None, mask=None):
-            return 2 * super().call(inputs, training=training, mask=mask)
-
-    layer = Doubled()
-    expected = layer(images(), training=False)
-    kernels.fuse_layers([layer])
-    np.testing.assert_array_equal(layer(images(), training=False), expected)
+        np.testing.assert_allclose(outputs, inputs * scale + shift, atol=1e-4)
+        of_inputs, of_scale = tape.gradient(loss, [inputs, scale])
+        np.testing.assert_allclose(of_inputs, 2 * outputs * scale, atol=1e-4)
+        assert of_scale is None

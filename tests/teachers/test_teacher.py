@@ -11,6 +11,7 @@ from cdfkd_tf.errors import DistillationWarning, RequestError
 from cdfkd_tf.networks.bn_folding import foldable
 from cdfkd_tf.networks.classifiers import build_classifier
 from cdfkd_tf.networks.loading import load_classifier
+from cdfkd_tf.runtime import fused_batchnorm
 from cdfkd_tf.teachers.input_adapter import InputAdapter
 from cdfkd_tf.teachers.teacher import Teacher
 from tests import toys
@@ -270,6 +271,25 @@ def test_teacher_leaves_the_output_as_it_was_where_it_records():
 
 
 # Fewer operations.
+
+
+@pytest.mark.parametrize("needs", [frozenset(), BN])
+def test_teacher_without_fused_kernels_computes_as_keras_does(needs):
+    teacher = Teacher(wrn())
+    fused = teacher(NORMALISED, needs)
+    fused_batchnorm.use(False)
+    try:
+        traced = tf.function(lambda x: teacher(x, needs).logits)
+        graph = traced.get_concrete_function(tf.constant(NORMALISED)).graph
+        kinds = {operation.type for operation in graph.get_operations()}
+        plain = teacher(NORMALISED, needs)
+    finally:
+        fused_batchnorm.use(True)
+    assert "FusedBatchNormV3" not in kinds
+    np.testing.assert_array_equal(plain.logits, teacher.model(NORMALISED))
+    for ours, theirs in zip(fused[:2], plain[:2]):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=1e-4)
+    assert len(fused.bn) == len(plain.bn)
 
 
 def test_teacher_may_be_traced_at_its_first_call():

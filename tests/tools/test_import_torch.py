@@ -79,21 +79,18 @@ def assert_refused(capsys, words):
     assert words in error, error
 
 
-@pytest.mark.parametrize(
-    "file, content, words",
-    [
+def test_unreadable_checkpoints_are_refused(tmp_path, capsys):
+    for file, content, words in [
         ("a.npz", None, "There is no checkpoint"),
         ("a.npz", b"broken", "Cannot read"),
         ("a.safetensors", b"broken", "Cannot read"),
         ("a.bin", b"", "must end in .pt, .pth, .safetensors, .npz"),
-    ],
-)
-def test_unreadable_checkpoints_are_refused(file, content, words, tmp_path, capsys):
-    if content is not None:
-        (tmp_path / file).write_bytes(content)
-    assert convert(tmp_path / file, tmp_path / "a.keras") == 2
-    assert_refused(capsys, words)
-    assert not (tmp_path / "a.keras").exists()
+    ]:
+        if content is not None:
+            (tmp_path / file).write_bytes(content)
+        assert convert(tmp_path / file, tmp_path / "a.keras") == 2
+        assert_refused(capsys, words)
+        assert not (tmp_path / "a.keras").exists()
 
 
 def test_pickled_code_in_an_npz_is_not_run(tmp_path, capsys):

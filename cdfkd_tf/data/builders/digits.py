@@ -5,45 +5,26 @@ Optical Recognition of Handwritten Digits, Alpaydin and Kaynak, 1998).
 """
 
 import numpy as np
-import tensorflow_datasets as tfds
 from PIL import Image
 
-from cdfkd_tf.data.sampling import stratified_split
+from cdfkd_tf.data.builders.stratified import StratifiedBuilder
 
 SIDE = 16
 
 
-class Digits(tfds.core.GeneratorBasedBuilder):
-    """16x16x1 images, ten classes, stratified and seeded 80/20 split."""
+class Digits(StratifiedBuilder):
+    """scikit-learn's bundled handwritten digits, enlarged to 16x16."""
 
-    VERSION = tfds.core.Version("1.0.0")
+    IMAGE_SHAPE, NUM_CLASSES, HAS_FILES = (SIDE, SIDE, 1), 10, False
 
-    def _info(self) -> tfds.core.DatasetInfo:
-        return self.dataset_info_from_configs(
-            description="scikit-learn's bundled handwritten digits, enlarged to 16x16.",
-            features=tfds.features.FeaturesDict(
-                {
-                    "image": tfds.features.Image(shape=(SIDE, SIDE, 1)),
-                    "label": tfds.features.ClassLabel(num_classes=10),
-                }
-            ),
-            supervised_keys=("image", "label"),
-            homepage="https://scikit-learn.org/stable/datasets/toy_dataset.html",
-        )
-
-    def _split_generators(self, dl_manager):
+    def list_examples(self, dl_manager):
+        """See the base class."""
         from sklearn.datasets import load_digits
 
         digits = load_digits()
-        return {
-            split: self._generate_examples(digits, indices)
-            for split, indices in stratified_split(digits.target).items()
-        }
-
-    def _generate_examples(self, digits, indices):
-        for index in indices:
-            image = enlarge(digits.images[index])
-            yield int(index), {"image": image, "label": int(digits.target[index])}
+        images, labels = map(enlarge, digits.images), digits.target.tolist()
+        examples = list(zip(range(len(labels)), images, labels))
+        return examples, [str(label) for label in range(self.NUM_CLASSES)]
 
 
 def enlarge(image: np.ndarray) -> np.ndarray:
