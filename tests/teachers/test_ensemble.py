@@ -58,9 +58,7 @@ def test_ensemble_of_no_teacher_is_refused():
 
 
 def test_ensemble_refuses_a_class_map_of_other_teachers():
-    with pytest.raises(
-        RequestError, match=r"know \[2, 4\] of the class map"
-    ):
+    with pytest.raises(RequestError, match=r"know \[2, 4\] of the class map"):
         TeacherEnsemble(
             [classifier(), classifier()], ClassMap([(0, 1), (0, 1, 2, 3)], 4)
         )
