@@ -244,6 +244,7 @@ def config(options, tmp_path, eagerly):
     )
 
 
+@pytest.mark.slow
 def test_killed_search_finishes_the_remaining_trials_only(config):
     def interrupt(config):
         if config.workdir.endswith("trial_1"):
@@ -268,6 +269,7 @@ def test_longer_search_keeps_the_trials_so_far(config):
     assert perform.trials == ["trial_0", "trial_1", "trial_2"]
 
 
+@pytest.mark.slow
 def test_noresume_search_begins_anew(config):
     perform = Untrained()
     for more in ({}, {"resume": False, "student_steps": 3}):
@@ -337,6 +339,7 @@ def test_trials_share_teachers_that_are_trained_once(config):
     assert perform.performed[1][2].teachers == shared
 
 
+@pytest.mark.slow
 def test_trials_train_their_own_teachers_if_these_vary(config):
     own = {"teachers": (), "num_teachers": 2, "teacher_network": "wrn10_1"}
     config, perform = config.with_values(own), Untrained()
