@@ -169,32 +169,26 @@ def test_finished_search_is_known_to_a_process_of_another_name(finished, monkeyp
     assert len(tuner.oracle.trials) == 3 and tuner.oracle.create_trial("another").status
 
 
-@pytest.mark.parametrize(
-    "more,words",
-    [
+def test_another_search_in_the_same_workdir_is_refused(finished, capsys):
+    for more, words in [
         ("--student_steps=3", "--student_steps=2"),
         ("--search_space=weights", "--noresume"),
         ("--tuner=bayesian", "--tuner=random"),
-    ],
-)
-def test_another_search_in_the_same_workdir_is_refused(more, words, finished, capsys):
-    assert run_main(*flags_of(finished[0]), more) == 2
-    assert words in capsys.readouterr().err
+    ]:
+        assert run_main(*flags_of(finished[0]), more) == 2
+        assert words in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(
-    "more,words",
-    [
+def test_search_that_cannot_be_is_refused(options, tmp_path, capsys):
+    for more, words in [
         (["--search_space=nowhere"], "weights, schedule, student, or a file"),
         (["--method=kd"], "--labelled_samples"),
         (["--method=kd", "--labelled_samples=6"], "one loss term"),
         (["--max_trials=0"], "hyperband"),
-    ],
-)
-def test_search_that_cannot_be_is_refused(more, words, options, tmp_path, capsys):
-    flags = flags_of({**options, "action": "search", "workdir": str(tmp_path)})
-    assert run_main(*flags, *more) == 2
-    assert words in capsys.readouterr().err
+    ]:
+        flags = flags_of({**options, "action": "search", "workdir": str(tmp_path)})
+        assert run_main(*flags, *more) == 2
+        assert words in capsys.readouterr().err
 
 
 class Untrained:
