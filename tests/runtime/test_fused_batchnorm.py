@@ -62,13 +62,11 @@ def test_fused_layer_is_the_layer(kwargs, frozen, used):
     assert kernels_in(fused, True) == expected and kernels_in(plain, True) == 0
 
 
-@pytest.mark.parametrize(
-    "kwargs", [{"dtype": "float64"}, {"synchronized": True}, {"axis": 1}]
-)
-def test_fused_layer_of_other_kinds_computes_as_keras_does(kwargs):
-    layer = keras.layers.BatchNormalization(**kwargs)
-    fused_batchnorm.fuse_layers([layer])
-    assert kernels_in(layer, True) == 0
+def test_fused_layer_of_other_kinds_computes_as_keras_does():
+    for kwargs in [{"dtype": "float64"}, {"synchronized": True}, {"axis": 1}]:
+        layer = keras.layers.BatchNormalization(**kwargs)
+        fused_batchnorm.fuse_layers([layer])
+        assert kernels_in(layer, True) == 0
 
 
 def test_fused_layer_with_a_call_of_its_own_keeps_it():
