@@ -150,7 +150,7 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
     """The table in `path`, empty if there is no such file.
 
     Raises:
-        RequestError: if somebody changed the file into something else.
+        RequestError: if the file was changed into something else.
     """
     if not path.exists():
         return {}

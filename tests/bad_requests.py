@@ -302,6 +302,8 @@ SEARCHES = [
         "student_steps", quick=True),
     Bad("space with a value out of range", f"{SEARCH} --search_space={{space_range}}",
         "student_steps"),
-    Bad("nothing to judge by", f"{SEARCH} --method=kd", "--labelled_samples", **DATA),
+    Bad("nothing to judge by", f"{SEARCH} --method=kd --search_space=schedule",
+        "--labelled_samples", **DATA),
+    Bad("no weights to search", f"{SEARCH} --method=kd", "one loss term", **DATA),
 ]  # fmt: skip
 MADE = [*COMBINATIONS, *TEACHERS, *WORKDIRS, *LATER, *PREDICTIONS, *SEARCHES]

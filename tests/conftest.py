@@ -30,19 +30,19 @@ hypothesis.settings.load_profile("many" if SEED else "few")
 # Whole runs take longest: what starts last must not keep one worker waiting.
 LONGEST_FIRST = (
     "test_flagfiles",
-    "test_multi_worker",
-    "test_mirrored",
     "test_kills",
-    "test_search",
+    "test_mirrored",
+    "test_multi_worker",
     "test_runs",
-    "test_bad_requests",
-    "test_export",
-    "test_rivals",
-    "test_own_teachers",
-    "test_parity",
-    "test_checkpoints",
-    "test_distiller",
+    "test_search",
     "test_api",
+    "test_bad_requests",
+    "test_parity",
+    "test_run",
+    "test_format",
+    "test_distiller",
+    "test_checkpoints",
+    "test_own_teachers",
 )
 
 

@@ -191,6 +191,7 @@ def config(request_of, tmp_path):
     tf.config.run_functions_eagerly(False)
 
 
+@pytest.mark.slow
 def test_killed_or_longer_search_runs_the_remaining_trials_only(config):
     def interrupt(config):
         if config.workdir.endswith("trial_1"):
@@ -206,6 +207,7 @@ def test_killed_or_longer_search_runs_the_remaining_trials_only(config):
     assert third.trials == ["trial_2"]
 
 
+@pytest.mark.slow
 def test_noresume_search_begins_anew(config):
     perform = Untrained()
     for more in ({}, {"resume": False, "student_steps": 3}):
@@ -275,6 +277,7 @@ def test_trials_share_teachers_that_are_trained_once(config):
     assert perform.performed[1][2].teachers == shared
 
 
+@pytest.mark.slow
 def test_trials_train_their_own_teachers_if_these_vary(config):
     more = {**OWN_TEACHERS, "max_trials": 1}
     config, perform = config.with_values(more), Untrained()

@@ -17,7 +17,6 @@ from keras import KerasTensor, ops
 
 from cdfkd_tf.distillation import numerics
 from cdfkd_tf.distillation.methods import Method
-from cdfkd_tf.runtime import fused_batchnorm
 
 FIRST_BN_WEIGHT = 5.0  # the first BatchNormalization of each teacher; the rest weigh 1
 # Norms have no gradient at zero; under the root this keeps it finite.
@@ -189,16 +188,11 @@ def statistics_gap(layers: list[tuple[KerasTensor, ...]]) -> KerasTensor:
 
 def _moments(tensors: Sequence[KerasTensor]) -> tuple[KerasTensor, KerasTensor]:
     """Means and biased variances over the batch, all replicas' if any, joined."""
-    dtypes = {keras.backend.standardize_dtype(tensor.dtype) for tensor in tensors}
-    if fused_batchnorm.is_used() and dtypes <= set(fused_batchnorm.FUSED):
-        means, variances = fused_batchnorm.batch_moments(tensors)
-    else:
-        found = [
-            ops.moments(_exact(tensor), list(range(len(tensor.shape) - 1)))
-            for tensor in tensors
-        ]
-        means, variances = map(ops.concatenate, zip(*found))
-    means, variances = _exact(means), _exact(variances)
+    found = [
+        ops.moments(_exact(tensor), list(range(len(tensor.shape) - 1)))
+        for tensor in tensors
+    ]
+    means, variances = map(ops.concatenate, zip(*found))
     replicas = _replicas()
     if replicas:  # two messages for all layers together; each costs its delay
         own, means = means, replicas.all_reduce(MEAN, means)

@@ -92,7 +92,7 @@ def restore_calls(layers: Iterable[keras.layers.Layer], key: str) -> None:
 def _wrap(layer, calls):
     before, *wrappers = calls.values()
     vars(layer).pop("call", None)
-    if before is not None:  # a function that somebody else had put there
+    if before is not None:  # a function put there before
         vars(layer)["call"] = before
     for wrapper in wrappers:
         vars(layer)["call"] = wrapper(layer, layer.call)

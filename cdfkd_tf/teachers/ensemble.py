@@ -8,7 +8,8 @@ from keras import KerasTensor, ops
 
 from cdfkd_tf.errors import RequestError
 from cdfkd_tf.teachers.class_map import ClassMap
-from cdfkd_tf.teachers.teacher import Teacher, TeacherOutputs
+from cdfkd_tf.teachers.hooks import TeacherOutputs
+from cdfkd_tf.teachers.teacher import Teacher
 
 __all__ = ["TeacherEnsemble", "TeacherOutputs"]
 

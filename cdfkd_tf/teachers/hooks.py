@@ -31,12 +31,26 @@ _local = threading.local()
 INNER = frozenset({"bn_statistics", "feature_maps"})
 
 
-class InnerValues(NamedTuple):
-    """What a forward pass shows beside its output; see `TeacherOutputs`."""
+class TeacherOutputs(NamedTuple):
+    """What one teacher, or an ensemble of T, makes of B normalised images.
 
-    features: KerasTensor | None
-    bn: list[tuple[KerasTensor, KerasTensor, KerasTensor]]
-    maps: list[KerasTensor]
+    Attributes:
+        logits: of one teacher `(B, C_i)`, over its own classes; of an ensemble
+            `(B, T, C)`, over the classes of the whole.
+        features: `(B, W_i)`, or None where a teacher shows none; of an ensemble a
+            list of T.
+        bn: `(input (B, ..., channels), moving_mean, moving_variance)` of each
+            BatchNormalization in forward order; of an ensemble a list of T lists.
+            Empty unless "bn_statistics" was needed.
+        maps: for each resolution the last map `(B, height, width, channels)` in
+            forward order, finest first; of an ensemble a list of T lists. Empty
+            unless "feature_maps" was needed.
+    """
+
+    logits: KerasTensor
+    features: Any
+    bn: list
+    maps: list
 
 
 class HookedModel:
@@ -65,8 +79,8 @@ class HookedModel:
 
     def __call__(
         self, images: KerasTensor, needs: frozenset[str] = frozenset()
-    ) -> tuple[Any, InnerValues]:
-        """Its output, and what is inside as far as needed.
+    ) -> TeacherOutputs:
+        """Its output, in the place of logits, and what is inside as far as needed.
 
         Args:
             images: as the model expects them.
@@ -80,15 +94,13 @@ class HookedModel:
             replaced = self._fused if needs & INNER else self._fused | self._folded
         with _recording(self._recorded(needs), replaced) as records:
             output = self.model(images, training=False)
-        return output, InnerValues(
-            features=self._features(records),
-            bn=[
-                _channels_last(layer, inputs)
-                for layer, inputs, _ in records
-                if "bn_statistics" in needs and _is_norm(layer)
-            ],
-            maps=_last_of_each_resolution(records) if "feature_maps" in needs else [],
-        )
+        bn = [
+            _channels_last(layer, inputs)
+            for layer, inputs, _ in records
+            if "bn_statistics" in needs and _is_norm(layer)
+        ]
+        maps = _last_of_each_resolution(records) if "feature_maps" in needs else []
+        return TeacherOutputs(output, self._features(records), bn, maps)
 
     def fold(self) -> None:
         """Folds the weights as they now stand."""

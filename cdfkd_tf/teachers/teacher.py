@@ -1,7 +1,6 @@
 """An image classifier of any origin as a frozen teacher."""
 
 import warnings
-from typing import Any, NamedTuple
 
 import keras
 import numpy as np
@@ -10,7 +9,7 @@ from keras import KerasTensor, ops
 
 from cdfkd_tf.errors import DistillationWarning, RequestError, one_line
 from cdfkd_tf.networks.bn_folding import copy_in
-from cdfkd_tf.teachers.hooks import HookedModel
+from cdfkd_tf.teachers.hooks import INNER, HookedModel, TeacherOutputs
 from cdfkd_tf.teachers.input_adapter import InputAdapter
 
 # Smallest probability whose logarithm is taken; far below any that float32 softmaxes
@@ -19,28 +18,6 @@ FLOOR = 1e-30
 _PROBES = 4
 # How far a copy in half precision may be from its model, relative to the largest value.
 _HALF_BOUND = 0.2
-
-
-class TeacherOutputs(NamedTuple):
-    """What one teacher, or an ensemble of T, makes of B normalised images.
-
-    Attributes:
-        logits: of one teacher `(B, C_i)`, over its own classes; of an ensemble
-            `(B, T, C)`, over the classes of the whole.
-        features: `(B, W_i)`, or None where a teacher shows none; of an ensemble a
-            list of T.
-        bn: `(input (B, ..., channels), moving_mean, moving_variance)` of each
-            BatchNormalization in forward order; of an ensemble a list of T lists.
-            Empty unless "bn_statistics" was needed.
-        maps: for each resolution the last map `(B, height, width, channels)` in
-            forward order, finest first; of an ensemble a list of T lists. Empty
-            unless "feature_maps" was needed.
-    """
-
-    logits: KerasTensor
-    features: Any
-    bn: list
-    maps: list
 
 
 class Teacher:
@@ -103,8 +80,8 @@ class Teacher:
                 weights as they stood at the last `optimise_for_inference`, or else
                 the first time.
         """
-        output, inner = self._network(self._adapted(normalised), needs)
-        return TeacherOutputs(self._as_logits(output), *inner)
+        outputs = self._network(self._adapted(normalised), needs)
+        return outputs._replace(logits=self._as_logits(outputs.logits))
 
     def optimise_for_inference(self, dtype_policy: str | None = None) -> None:
         """Computes faster from now on, with the weights as they stand.
@@ -138,8 +115,8 @@ class Teacher:
         copy = copy_in(self.model, dtype_policy)
         network = HookedModel(copy, self._feature_layer, self.name)
         images = self._adapted(self._random_images())
-        (ours, our_inner), (theirs, inner) = network(images), self._given(images)
-        if not (_alike(ours, theirs) and _alike(our_inner.features, inner.features)):
+        pairs = zip(network(images)[:2], self._given(images)[:2])  # logits, features
+        if not all(_alike(*pair) for pair in pairs):
             raise ValueError("its outputs are too different then")
         return network
 
@@ -171,10 +148,10 @@ class Teacher:
 
     def _probe(self, images: tf.Tensor) -> None:
         """Finds out by one call on random images what no attribute tells."""
-        needs = frozenset({"bn_statistics", "feature_maps"})
         with tf.GradientTape() as tape:
             tape.watch(images)
-            answer, inner = self._network(self._adapted(images), needs)
+            inputs = self._adapted(images)
+            answer, features, bn, maps = self._network(inputs, INNER)
             total = tf.reduce_sum(tf.cast(answer, images.dtype))
         if len(getattr(answer, "shape", ())) != 2 or answer.shape[-1] < 2:
             got = tuple(getattr(answer, "shape", ())) or type(answer).__name__
@@ -186,15 +163,13 @@ class Teacher:
         if self.output == "auto":
             last = self._given.layers[-1] if self._given.layers else None
             self.output = _kind_of(np.asarray(answer, "float64"), last, self.name)
-        self.feature_width = (
-            None if inner.features is None else inner.features.shape[-1]
-        )
-        self.num_batch_norms = len(inner.bn)
+        self.feature_width = None if features is None else features.shape[-1]
+        self.num_batch_norms = len(bn)
         found = {
             "gradient": tape.gradient(total, images) is not None,
-            "features": inner.features is not None,
-            "bn_statistics": bool(inner.bn),
-            "feature_maps": bool(inner.maps),
+            "features": features is not None,
+            "bn_statistics": bool(bn),
+            "feature_maps": bool(maps),
         }
         self.provides = frozenset(name for name, there in found.items() if there)
 

@@ -25,7 +25,7 @@ def test_cdfkd_mfs_is_asymmetric():
 DATA_FREE = sorted(name for name, row in METHODS.items() if row.generator)
 
 
-@pytest.mark.parametrize("num_teachers", [1, 3])
+@pytest.mark.parametrize("num_teachers", [3, pytest.param(1, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", DATA_FREE)
 def test_methods_take_any_number_of_teachers_and_log_their_terms(name, num_teachers):
     engine = toys.distiller(name, num_teachers=num_teachers)

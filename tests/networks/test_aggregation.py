@@ -37,12 +37,12 @@ class Told:
         return self.answers
 
 
-@pytest.mark.parametrize("kind", sorted(AGGREGATORS))
-def test_untrained_aggregators_are_the_mean(kind):
-    aggregator = build_aggregator(kind, Told(ANSWERS["logits"]))
-    np.testing.assert_allclose(
-        aggregator(ANSWERS), ANSWERS["logits"].mean(1), rtol=1e-5, atol=1e-6
-    )
+def test_untrained_aggregators_are_the_mean():
+    for kind in sorted(AGGREGATORS):
+        aggregator = build_aggregator(kind, Told(ANSWERS["logits"]))
+        np.testing.assert_allclose(
+            aggregator(ANSWERS), ANSWERS["logits"].mean(1), rtol=1e-5, atol=1e-6
+        )
 
 
 def softmax(values, axis):
@@ -133,17 +133,17 @@ def test_unknown_aggregator_is_refused():
 MASK = np.array([[1, 1, 0, 0], [0, 1, 1, 0], [0, 1, 0, 1]], bool)
 
 
-@pytest.mark.parametrize("kind", sorted(AGGREGATORS))
-def test_a_mask_leaves_each_class_to_the_headers_that_know_it(kind, tmp_path):
-    aggregator = build_aggregator(kind, Told(ANSWERS["logits"]), MASK)
-    expected = [
-        [logits[MASK[:, label], label].mean() for label in range(4)]
-        for logits in ANSWERS["logits"]
-    ]
-    np.testing.assert_allclose(aggregator(ANSWERS), expected, rtol=1e-4, atol=1e-6)
-    aggregator.save(tmp_path / "a.keras")
-    loaded = keras.saving.load_model(tmp_path / "a.keras")
-    np.testing.assert_allclose(loaded(ANSWERS), expected, rtol=1e-4, atol=1e-6)
+def test_a_mask_leaves_each_class_to_the_headers_that_know_it(tmp_path):
+    for kind in sorted(AGGREGATORS):
+        aggregator = build_aggregator(kind, Told(ANSWERS["logits"]), MASK)
+        expected = [
+            [logits[MASK[:, label], label].mean() for label in range(4)]
+            for logits in ANSWERS["logits"]
+        ]
+        np.testing.assert_allclose(aggregator(ANSWERS), expected, rtol=1e-4, atol=1e-6)
+        aggregator.save(tmp_path / "a.keras")
+        loaded = keras.saving.load_model(tmp_path / "a.keras")
+        np.testing.assert_allclose(loaded(ANSWERS), expected, rtol=1e-4, atol=1e-6)
 
 
 def test_learned_weights_multiply_out_unknown_classes():
@@ -167,19 +167,19 @@ def test_a_mask_that_does_not_fit_is_refused():
             build_aggregator("mean", Told(ANSWERS["logits"]), mask)
 
 
-@pytest.mark.parametrize("kind", sorted(AGGREGATORS))
-def test_header_weights_are_those_that_the_predictor_uses(kind, tmp_path):
-    student = build_student("lenet", (8, 8, 1), 4, 3, width=0.25)
-    aggregator = build_aggregator(kind, student)
-    assert AGGREGATORS[kind].learned == bool(aggregator.weights)
-    moved = [w + RNG.normal(size=w.shape) for w in aggregator.get_weights()]
-    aggregator.set_weights(moved)
-    predictor = build_predictor(student, aggregator, (0.3,), (0.2,))
-    predictor.save(tmp_path / "predictor.keras")
-    images = RNG.uniform(size=(5, 8, 8, 1)).astype("float32")
-    logits = np.asarray(student((images - 0.3) / 0.2)["logits"])
-    loaded = keras.saving.load_model(tmp_path / "predictor.keras")
-    for model in (predictor, loaded):
-        merged = (header_weights(model, images)[..., None] * logits).sum(1)
-        expected = softmax(merged, axis=1)
-        np.testing.assert_allclose(model(images), expected, rtol=1e-3, atol=1e-5)
+def test_header_weights_are_those_that_the_predictor_uses(tmp_path):
+    for kind in sorted(AGGREGATORS):
+        student = build_student("lenet", (8, 8, 1), 4, 3, width=0.25)
+        aggregator = build_aggregator(kind, student)
+        assert AGGREGATORS[kind].learned == bool(aggregator.weights)
+        moved = [w + RNG.normal(size=w.shape) for w in aggregator.get_weights()]
+        aggregator.set_weights(moved)
+        predictor = build_predictor(student, aggregator, (0.3,), (0.2,))
+        predictor.save(tmp_path / "predictor.keras")
+        images = RNG.uniform(size=(5, 8, 8, 1)).astype("float32")
+        logits = np.asarray(student((images - 0.3) / 0.2)["logits"])
+        loaded = keras.saving.load_model(tmp_path / "predictor.keras")
+        for model in (predictor, loaded):
+            merged = (header_weights(model, images)[..., None] * logits).sum(1)
+            expected = softmax(merged, axis=1)
+            np.testing.assert_allclose(model(images), expected, rtol=1e-3, atol=1e-5)

@@ -44,7 +44,17 @@ def assert_close(ours, theirs):
     np.testing.assert_allclose(ours, theirs, rtol=0, atol=limit)
 
 
-@pytest.mark.parametrize("name", CLASSIFIERS + STUDENTS)
+# What is deeper or wider than these is of their families.
+QUICK = ("wrn16_1", "resnet18", "mh_wrn16_1", "mh_resnet18", "split_resnet18")
+
+
+def quick_or_slow(names):
+    return [
+        pytest.param(n, marks=() if n in QUICK else pytest.mark.slow) for n in names
+    ]
+
+
+@pytest.mark.parametrize("name", quick_or_slow(CLASSIFIERS + STUDENTS))
 def test_network_equals_the_recorded_one(name):
     model, recorded = network(name), load(f"forward_{name}")
     assert parameters(model) == RECORDED[name]["parameters"]
@@ -59,7 +69,7 @@ def test_network_equals_the_recorded_one(name):
             assert_close(ours.reshape(theirs.shape), theirs)
 
 
-@pytest.mark.parametrize("name", CLASSIFIERS)
+@pytest.mark.parametrize("name", quick_or_slow(CLASSIFIERS))
 def test_classifier_is_the_single_header_student(name):
     classifier = build_classifier(name, *CIFAR)
     load_pytorch_tensors(classifier, fill(name, RECORDED[name]["tensors"]))

@@ -37,21 +37,16 @@ class Calling(tf.Module):
         return tf.reduce_mean(images, (1, 2)) * tf.ones((1, 4)) + other
 
 
-@pytest.mark.parametrize(
-    "other, operation",
-    [
+def test_check_saved_model_names_what_does_more_than_compute(tmp_path):
+    for other, operation in [
         (read_file, "ReadFile"),
         (decode_with_a_file, "DecodeProtoV2"),
         (run_python, "PyFunc"),
-    ],
-)
-def test_check_saved_model_names_what_does_more_than_compute(
-    tmp_path, other, operation
-):
-    module = Calling(other)
-    tf.saved_model.save(module, str(tmp_path), {"serving_default": module.serve})
-    with pytest.raises(RequestError, match=f"{operation}.*, which could"):
-        check_saved_model(tmp_path)
+    ]:
+        module = Calling(other)
+        tf.saved_model.save(module, str(tmp_path), {"serving_default": module.serve})
+        with pytest.raises(RequestError, match=f"{operation}.*, which could"):
+            check_saved_model(tmp_path)
 
 
 def test_check_saved_model_lets_in_what_classifiers_are_made_of(tmp_path):

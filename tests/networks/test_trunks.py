@@ -77,18 +77,15 @@ def test_a_student_on_a_file_saves_loads_and_answers(file, headers, tmp_path):
     assert max(momenta) == 0.9
 
 
-@pytest.mark.parametrize(
-    "name, channels",
-    [
+def test_applications_are_tapped_at_each_resolution():
+    for name, channels in [
         ("MobileNetV2", [16, 24, 32, 96, 160]),
         ("MobileNetV3Small", [16, 16, 24, 48, 96]),
         ("EfficientNetB0", [16, 24, 40, 112, 320]),
-    ],
-)
-def test_applications_are_tapped_at_each_resolution(name, channels):
-    maps = maps_of(name)
-    assert [level.shape[-1] for level in maps] == channels
-    assert [level.shape[1] for level in maps] == [16, 8, 4, 2, 1]
+    ]:
+        maps = maps_of(name)
+        assert [level.shape[-1] for level in maps] == channels
+        assert [level.shape[1] for level in maps] == [16, 8, 4, 2, 1]
 
 
 def test_an_application_that_scales_its_input_gets_bytes():

@@ -62,13 +62,11 @@ def test_fused_layer_is_the_layer(kwargs, frozen, used):
     assert kernels_in(fused, True) == expected and kernels_in(plain, True) == 0
 
 
-@pytest.mark.parametrize(
-    "kwargs", [{"dtype": "float64"}, {"synchronized": True}, {"axis": 1}]
-)
-def test_fused_layer_of_other_kinds_computes_as_keras_does(kwargs):
-    layer = keras.layers.BatchNormalization(**kwargs)
-    fused_batchnorm.fuse_layers([layer])
-    assert kernels_in(layer, True) == 0
+def test_fused_layer_of_other_kinds_computes_as_keras_does():
+    for kwargs in [{"dtype": "float64"}, {"synchronized": True}, {"axis": 1}]:
+        layer = keras.layers.BatchNormalization(**kwargs)
+        fused_batchnorm.fuse_layers([layer])
+        assert kernels_in(layer, True) == 0
 
 
 def test_fused_layer_with_a_call_of_its_own_keeps_it():
@@ -81,42 +79,6 @@ def test_fused_layer_with_a_call_of_its_own_keeps_it():
     fused_batchnorm.fuse_layers([layer])
     np.testing.assert_array_equal(layer(images(), training=False), expected)
     assert "call" not in vars(layer)
-
-
-def composed_moments(tensors):
-    found = [
-        tf.nn.moments(tf.cast(x, "float32"), list(range(len(x.shape) - 1)))
-        for x in tensors
-    ]
-    return [tf.concat(values, 0) for values in zip(*found)]
-
-
-@pytest.mark.parametrize("dtype, bound", [("float32", 1e-5), ("bfloat16", 2e-2)])
-@pytest.mark.parametrize("batch", [SHAPE[0], None])
-def test_batch_moments_and_their_gradient(dtype, bound, batch):
-    maps = images(dtype)
-    rows = maps[:, 0, 0, :3] + 1
-
-    def loss_and_gradients(moments, maps, rows):
-        with tf.GradientTape() as tape:
-            tape.watch([maps, rows])
-            mean, variance = moments([maps, rows])
-            loss = tf.reduce_sum(mean * tf.range(11.0)) + tf.reduce_sum(variance**2)
-        return [mean, variance, *tape.gradient(loss, [maps, rows])]
-
-    def signature(tensor):
-        return tf.TensorSpec([batch, *tensor.shape[1:]], tensor.dtype)
-
-    computed = [
-        tf.function(
-            lambda *tensors, moments=moments: loss_and_gradients(moments, *tensors),
-            input_signature=[signature(maps), signature(rows)],
-        )(maps, rows)
-        for moments in (fused_batchnorm.batch_moments, composed_moments)
-    ]
-    for ours, theirs in zip(*computed):
-        ours, theirs = tf.cast(ours, "float32"), tf.cast(theirs, "float32")
-        np.testing.assert_allclose(ours, theirs, rtol=bound, atol=bound)
 
 
 def test_frozen_batch_norm_is_a_scale_and_a_shift():

@@ -24,6 +24,11 @@ BN = frozenset({"bn_statistics"})
 MAPS = frozenset({"feature_maps"})
 
 
+@pytest.fixture(autouse=True)
+def same_weights_each_time():
+    keras.utils.set_random_seed(0)
+
+
 def teacher_of(model, values="0..1", **kwargs):
     shape = getattr(model, "input_shape", (None, 8, 8, 1))[1:]
     return Teacher(model, InputAdapter(SPEC, values, shape), output="auto", **kwargs)
@@ -199,7 +204,7 @@ def test_teacher_records_bn_inputs_in_forward_order_at_any_depth():
     outputs = Teacher(model)(PIXELS, BN)
     convolved = model.layers[1].layers[0](PIXELS)
     assert [inputs.shape for inputs, _, _ in outputs.bn] == [(5, 6, 6, 5)] * 2
-    np.testing.assert_allclose(outputs.bn[0][0], convolved, rtol=1e-5)
+    np.testing.assert_allclose(outputs.bn[0][0], convolved, rtol=1e-4, atol=1e-5)
     assert outputs.features.shape == (5, 5)
 
 
@@ -240,7 +245,9 @@ def test_teacher_gives_bn_inputs_with_the_layers_own_axis_last(axis):
     np.testing.assert_allclose(
         given.mean((0, 1, 2)), convolved.mean(axes), rtol=1e-4, atol=1e-5
     )
-    np.testing.assert_allclose(given.var((0, 1, 2)), convolved.var(axes), rtol=1e-4)
+    np.testing.assert_allclose(
+        given.var((0, 1, 2)), convolved.var(axes), rtol=1e-4, atol=1e-5
+    )
     teacher = Teacher(model)
     np.testing.assert_allclose(
         teacher(PIXELS).logits, model(PIXELS), rtol=1e-4, atol=1e-5
@@ -266,7 +273,9 @@ def test_teacher_leaves_the_output_as_it_was_where_it_records():
     model = wrn()
     before = model(NORMALISED, training=False)
     teacher = Teacher(model)
-    np.testing.assert_allclose(teacher(NORMALISED, BN).logits, before, rtol=1e-5)
+    np.testing.assert_allclose(
+        teacher(NORMALISED, BN).logits, before, rtol=1e-4, atol=1e-5
+    )
     np.testing.assert_array_equal(model(NORMALISED, training=False), before)
 
 
@@ -295,7 +304,9 @@ def test_teacher_without_fused_kernels_computes_as_keras_does(needs):
 def test_teacher_may_be_traced_at_its_first_call():
     teacher = Teacher(wrn())
     traced = tf.function(lambda x: teacher(x).logits)(tf.constant(NORMALISED))
-    np.testing.assert_allclose(traced, teacher(NORMALISED, BN).logits, rtol=1e-4)
+    np.testing.assert_allclose(
+        traced, teacher(NORMALISED, BN).logits, rtol=1e-4, atol=1e-5
+    )
 
 
 @pytest.mark.parametrize("build", [toys.Subclassed, None])
@@ -308,7 +319,9 @@ def test_teacher_that_stays_in_float32_says_why(build, tmp_path):
     teacher = teacher_of(model, name="mine")
     with pytest.warns(DistillationWarning, match=r"mine does not compute in mixed_bf"):
         teacher.optimise_for_inference("mixed_bfloat16")
-    np.testing.assert_allclose(teacher(NORMALISED).logits, model(PIXELS), rtol=1e-5)
+    np.testing.assert_allclose(
+        teacher(NORMALISED).logits, model(PIXELS), rtol=1e-4, atol=1e-5
+    )
 
 
 def test_teacher_whose_layers_cannot_be_built_again_says_why():
@@ -324,7 +337,9 @@ def test_teacher_whose_layers_cannot_be_built_again_says_why():
     teacher = teacher_of(model)
     with pytest.warns(DistillationWarning, match="no settings to give"):
         teacher.optimise_for_inference("mixed_bfloat16")
-    np.testing.assert_allclose(teacher(NORMALISED).logits, model(PIXELS), rtol=1e-5)
+    np.testing.assert_allclose(
+        teacher(NORMALISED).logits, model(PIXELS), rtol=1e-4, atol=1e-5
+    )
 
 
 # The model is lent, not taken.
@@ -359,9 +374,11 @@ def test_teachers_may_share_a_model_and_wrap_it_once():
     second = Teacher(model)
     assert [vars(layer)["call"] for layer in model.layers[1:]] == calls
     for teacher in (first, second):
-        np.testing.assert_allclose(teacher(NORMALISED).logits, expected, rtol=1e-4)
+        np.testing.assert_allclose(
+            teacher(NORMALISED).logits, expected, rtol=1e-4, atol=1e-5
+        )
         outputs = teacher(NORMALISED, BN)
-        np.testing.assert_allclose(outputs.logits, expected, rtol=1e-4)
+        np.testing.assert_allclose(outputs.logits, expected, rtol=1e-4, atol=1e-5)
         assert len(outputs.bn) == teacher.num_batch_norms == 7
     first.release()  # the second one still sees it
     assert model.trainable_variables == []
