@@ -285,6 +285,7 @@ def test_training_in_half_precision_leaves_float32_files(policy, toy_files, tmp_
     assert ("student_skipped" in columns) == (policy == "mixed_float16")
 
 
+@pytest.mark.slow
 def test_attention_term_distils_maps_by_a_flag(toy_files, tmp_path):
     """Of a student of the package's own, whose first maps are as large as theirs."""
     flags = [f for f in toy_files.without_data if not f.startswith("--student=")]

@@ -16,8 +16,7 @@ import keras
 import keras_tuner
 import numpy as np
 import pytest
-from keras import layers
-from PIL import Image
+import tensorflow as tf
 
 import cdfkd_tf
 from cdfkd_tf.config import RunConfig
@@ -28,64 +27,31 @@ from cdfkd_tf.tuning import workers
 from cdfkd_tf.tuning.run import search
 from cdfkd_tf.tuning.space import find_space, read_space
 from cdfkd_tf.tuning.tuner import SearchTuner
-from tests.toys import run_main
+from tests import toys
 
 ROOT = pathlib.Path(__file__).parent.parent
-SHAPE, CLASSES = (4, 4, 1), ("a", "b", "c")
 SPACE = "student_learning_rate = 0.01..0.1 log\ngenerator_loss.bn = 0.1 | 1\n"
-SMALL = {
-    "generator_width": 0.05,
-    "latent_size": 4,
-    "student_loss": {"feature": 0},
-    "student_steps": 2,
-    "student_headers": "multi_level",
-    "epochs": 1,
-    "steps_per_epoch": 2,
-    "batch_size": 64,
-    "milestones": (1,),
-    "aggregator_epochs": 2,
+SHORT = ("--epochs=1", "--steps_per_epoch=2", "--batch_size=64")
+OWN_TEACHERS = {
+    "teachers": (),
+    "num_teachers": 2,
+    "teacher_input": "auto",
+    "teacher_network": "wrn10_1",
+    "teacher_width": 0.25,
 }
 
 
-def small_teacher(seed):
-    rng = np.random.default_rng(seed)
-    x = images = keras.Input(SHAPE)
-    x = layers.BatchNormalization()(layers.Conv2D(4, 3, padding="same")(x))
-    x = layers.Dense(len(CLASSES))(layers.GlobalAveragePooling2D()(layers.ReLU()(x)))
-    model = keras.Model(images, x)
-    model.set_weights([rng.uniform(0.1, 1, w.shape) for w in model.get_weights()])
-    return model
-
-
 @pytest.fixture(scope="module")
-def options(tmp_path_factory):
-    """Options of a run on own images, with given teachers and the smallest student."""
-    folder = tmp_path_factory.mktemp("given")
-    rng = np.random.default_rng(0)
-    for split, count in (("train", 4), ("test", 3)):
-        for place in (folder / "images" / split / name for name in CLASSES):
-            place.mkdir(parents=True)
-            for index in range(count):
-                pixels = rng.integers(0, 256, SHAPE[:2], dtype="uint8")
-                Image.fromarray(pixels).save(place / f"{index}.png")
-    teachers = [folder / f"teacher{index}.keras" for index in range(2)]
-    for index, file in enumerate(teachers):
-        small_teacher(index).save(file)
-    images = keras.Input(SHAPE)
-    maps = layers.Conv2D(4, 3, strides=2, padding="same", use_bias=False)(images)
-    maps = layers.BatchNormalization(momentum=0.9)(maps)
-    keras.Model(images, maps).save(folder / "backbone.keras")
-    return {
-        **SMALL,
-        "dataset": "folder",
-        "image_folder": str(folder / "images"),
-        "teachers": tuple(map(str, teachers)),
-        "student": str(folder / "backbone.keras"),
-    }
+def request_of(toy_files):
+    """`request_of(folder, more)`: a search on own images, its space in the folder."""
 
+    def build_config(folder, *more):
+        (folder / "a.space").write_text(SPACE)
+        own = (f"--workdir={folder / 'run'}", f"--search_space={folder / 'a.space'}")
+        flags = (*toy_files.with_data, *SHORT, "--student_learning_rate=0.1", *own)
+        return toys.parse("--action=search", *flags, *more)
 
-def flags_of(values):
-    return RunConfig(**values).changed_flags()
+    return build_config
 
 
 def rows_of(workdir):
@@ -100,25 +66,17 @@ def assert_same_weights(one, other):
 
 
 @pytest.fixture(scope="module")
-def finished(options, tmp_path_factory):
-    """Options of a search, as users run it, its folder, and what it printed."""
-    folder = tmp_path_factory.mktemp("finished")
-    (folder / "a.space").write_text(SPACE)
-    values = {
-        **options,
-        "action": "search",
-        "workdir": str(folder / "run"),
-        "search_space": str(folder / "a.space"),
-        "max_trials": 3,
-    }
+def complete(request_of, tmp_path_factory):
+    """A search, as users run it: its request, its folder, and what it printed."""
+    config = request_of(tmp_path_factory.mktemp("complete"), "--max_trials=3")
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):
-        assert run_main(*flags_of(values)) == 0
-    return values, folder / "run", printed.getvalue()
+        assert toys.run_main(*config.changed_flags()) == 0
+    return config, pathlib.Path(config.workdir), printed.getvalue()
 
 
-def test_search_leaves_a_table_that_begins_with_the_best(finished):
-    rows = rows_of(finished[1])
+def test_search_leaves_a_table_that_begins_with_the_best(complete):
+    rows = rows_of(complete[1])
     objectives = [float(row["agreement_pooled"]) for row in rows]
     assert len(rows) == 3 and objectives == sorted(objectives, reverse=True)
     assert all(0 <= float(row["test_accuracy"]) <= 1 for row in rows)
@@ -126,14 +84,14 @@ def test_search_leaves_a_table_that_begins_with_the_best(finished):
     assert len(rates) == 3 and all(0.01 <= rate <= 0.1 for rate in rates)
 
 
-def test_search_tries_the_runs_own_settings_first(finished):
-    (first,) = (row for row in rows_of(finished[1]) if row["trial"] == "0")
+def test_search_tries_the_runs_own_settings_first(complete):
+    (first,) = (row for row in rows_of(complete[1]) if row["trial"] == "0")
     own = ("student_learning_rate", "generator_loss.bn")
     assert [float(first[name]) for name in own] == [0.1, 0.1]
 
 
-def test_search_writes_a_page_and_hparams(finished):
-    _, run, printed = finished
+def test_search_writes_a_page_and_hparams(complete):
+    _, run, printed = complete
     page = (run / "search/report.html").read_text()
     assert page.count("<svg") == 3 and "generator_loss.bn" in page
     assert f"--flagfile={run}/search/best.flags" in page
@@ -141,53 +99,53 @@ def test_search_writes_a_page_and_hparams(finished):
     assert "Rank correlation of objective and test accuracy" in printed
 
 
-def test_best_flags_repeat_the_best_trial(finished, tmp_path):
-    _, run, _ = finished
+def test_best_flags_repeat_the_best_trial(complete, tmp_path):
+    _, run, _ = complete
     best = run / f"search/trial_{rows_of(run)[0]['trial']}"
     again = ("--action=distill", f"--workdir={tmp_path}")
-    assert run_main(f"--flagfile={run / 'search/best.flags'}", *again) == 0
+    assert toys.run_main(f"--flagfile={run / 'search/best.flags'}", *again) == 0
     assert_same_weights(tmp_path / "student.keras", best / "student.keras")
 
 
-def test_finished_search_is_summed_up_again_without_a_trial(finished):
-    values, run, _ = finished
+def test_finished_search_is_summed_up_again_without_a_trial(complete):
+    config, run, _ = complete
     before = (run / "search/summary.csv").read_text()
 
     def perform(*args, **kwargs):
         raise AssertionError("nothing is left to perform")
 
-    summary = search(RunConfig(**values), perform, Run)
+    summary = search(config, perform, Run)
     assert (run / "search/summary.csv").read_text() == before
     assert len(summary.outcomes) == 3
 
 
-def test_finished_search_is_known_to_a_process_of_another_name(finished, monkeypatch):
-    values, _, _ = finished
+def test_finished_search_is_known_to_a_process_of_another_name(complete, monkeypatch):
     monkeypatch.setenv("KERASTUNER_TUNER_ID", "another")
-    config = RunConfig(**values)
+    config = complete[0]
     tuner = SearchTuner(config, find_space(config), None, None)
     assert len(tuner.oracle.trials) == 3 and tuner.oracle.create_trial("another").status
 
 
-def test_another_search_in_the_same_workdir_is_refused(finished, capsys):
-    for more, words in [
+def test_another_search_in_the_same_workdir_is_refused(complete, capsys):
+    for more, words in (
         ("--student_steps=3", "--student_steps=2"),
         ("--search_space=weights", "--noresume"),
         ("--tuner=bayesian", "--tuner=random"),
-    ]:
-        assert run_main(*flags_of(finished[0]), more) == 2
+    ):
+        assert toys.run_main(*complete[0].changed_flags(), more) == 2
         assert words in capsys.readouterr().err
 
 
-def test_search_that_cannot_be_is_refused(options, tmp_path, capsys):
-    for more, words in [
+def test_search_that_cannot_be_is_refused(request_of, tmp_path, capsys):
+    flags = request_of(tmp_path).changed_flags()
+    weights = ("--method=kd", "--labelled_samples=6", "--search_space=weights")
+    for more, words in (
         (["--search_space=nowhere"], "weights, schedule, student, or a file"),
         (["--method=kd"], "--labelled_samples"),
-        (["--method=kd", "--labelled_samples=6"], "one loss term"),
+        (weights, "one loss term"),
         (["--max_trials=0"], "hyperband"),
-    ]:
-        flags = flags_of({**options, "action": "search", "workdir": str(tmp_path)})
-        assert run_main(*flags, *more) == 2
+    ):
+        assert toys.run_main(*flags, *more) == 2
         assert words in capsys.readouterr().err
 
 
@@ -205,13 +163,13 @@ class Untrained:
         if "train_teachers" in wanted:
             run.workdir.teachers.mkdir(parents=True)
             for index in range(config.num_teachers):
-                small_teacher(index).save(run.workdir.teacher(index))
+                toys.classifier(seed=index).save(run.workdir.teacher(index))
         if "distill" in wanted:
             keras.utils.set_random_seed(config.seed)
             run.keep("student", build.build_student(config, run.spec, 2))
             run.keep("generator", build.build_generator(config, run.spec))
         if "distill" in wanted and self.keeps_images:
-            images = np.random.default_rng(0).normal(size=(2, 4, *SHAPE))
+            images = np.random.default_rng(0).normal(size=(2, 4, *toys.SHAPE))
             run.workdir.checkpoints.mkdir()
             np.savez(run.workdir.earlier_images, images=images, classes=[[0] * 4] * 2)
         return run
@@ -226,49 +184,36 @@ class Untrained:
 
 
 @pytest.fixture
-def config(options, tmp_path, eagerly):
-    """A search of two trials that measures nothing."""
-    (tmp_path / "a.space").write_text(SPACE)
-    return RunConfig(
-        **options,
-        workdir=str(tmp_path / "run"),
-        search_space=str(tmp_path / "a.space"),
-        evaluation_split="none",
-        max_trials=2,
-    )
+def config(request_of, tmp_path):
+    """A search of two trials that measures nothing; line by line: it trains nothing."""
+    tf.config.run_functions_eagerly(True)
+    yield request_of(tmp_path, "--evaluation_split=none", "--max_trials=2")
+    tf.config.run_functions_eagerly(False)
 
 
 @pytest.mark.slow
-def test_killed_search_finishes_the_remaining_trials_only(config):
+def test_killed_or_longer_search_runs_the_remaining_trials_only(config):
     def interrupt(config):
         if config.workdir.endswith("trial_1"):
             raise KeyboardInterrupt
 
     first, second, third = Untrained(interrupt), Untrained(), Untrained()
-    config = config.with_values({"max_trials": 3})
     with pytest.raises(KeyboardInterrupt):
         search(config, first, first.open)
     search(config, second, second.open)
-    search(config, third, third.open)
-    assert first.trials == ["trial_0", "trial_1"]
-    assert second.trials == ["trial_1", "trial_2"] and third.trials == []
-    assert len(rows_of(pathlib.Path(config.workdir))) == 3
-
-
-def test_longer_search_keeps_the_trials_so_far(config):
-    perform = Untrained()
-    search(config, perform, perform.open)
+    assert first.trials == ["trial_0", "trial_1"] and second.trials == ["trial_1"]
     longer = config.with_values({"max_trials": 3})
-    assert len(search(longer, perform, perform.open).outcomes) == 3
-    assert perform.trials == ["trial_0", "trial_1", "trial_2"]
+    assert len(search(longer, third, third.open).outcomes) == 3
+    assert third.trials == ["trial_2"]
 
 
 @pytest.mark.slow
 def test_noresume_search_begins_anew(config):
     perform = Untrained()
     for more in ({}, {"resume": False, "student_steps": 3}):
-        search(config.with_values(more), perform, perform.open)
-    assert perform.trials == ["trial_0", "trial_1"] * 2
+        values = {"max_trials": 1, **more}
+        search(config.with_values(values), perform, perform.open)
+    assert perform.trials == ["trial_0"] * 2
 
 
 def test_trial_that_fails_is_a_row_with_its_reason(config, capsys):
@@ -304,7 +249,7 @@ def test_search_without_a_finished_trial_names_the_first_reason(config):
 
 
 def test_labelled_samples_judge_trials_and_are_read_once(config):
-    more = {"labelled_samples": 6, "aggregator": "weights", "evaluation_split": "test"}
+    more = {"labelled_samples": 8, "aggregator": "weights", "evaluation_split": "test"}
     perform = Untrained()
 
     def open_run(config):
@@ -315,14 +260,13 @@ def test_labelled_samples_judge_trials_and_are_read_once(config):
     summary = search(config.with_values(more), perform, open_run)
     accuracies = [outcome["objective"] for outcome in summary.outcomes]
     assert len(accuracies) == 2 and perform.opened == 2  # samples; can_measure
-    assert np.allclose(np.array(accuracies) * 3 % 1, 0)  # half of the six
+    assert np.allclose(np.array(accuracies) * 4 % 1, 0)  # half of the eight
     assert "held_out_accuracy" in rows_of(pathlib.Path(config.workdir))[0]
 
 
 def test_trials_share_teachers_that_are_trained_once(config):
-    own = {"teachers": (), "num_teachers": 2, "teacher_network": "wrn10_1"}
     perform = Untrained()
-    search(config.with_values(own), perform, perform.open)
+    search(config.with_values(OWN_TEACHERS), perform, perform.open)
     assert [wanted for _, wanted, _ in perform.performed] == [
         ("train_teachers",),
         ("distill",),
@@ -335,20 +279,21 @@ def test_trials_share_teachers_that_are_trained_once(config):
 
 @pytest.mark.slow
 def test_trials_train_their_own_teachers_if_these_vary(config):
-    own = {"teachers": (), "num_teachers": 2, "teacher_network": "wrn10_1"}
-    config, perform = config.with_values(own), Untrained()
+    more = {**OWN_TEACHERS, "max_trials": 1}
+    config, perform = config.with_values(more), Untrained()
     space = read_space({"teacher_learning_rate": "0.05 | 0.1"}, config, "space")
     search(config, perform, perform.open, space)
     wanted = [wanted for _, wanted, _ in perform.performed]
-    assert wanted == [("train_teachers", "distill")] * 2
+    assert wanted == [("train_teachers", "distill")]
     assert not (pathlib.Path(config.workdir) / "teachers").exists()
 
 
 def test_search_finds_the_number_of_classes_once(config):
-    more = {"dataset": "none", "image_folder": "", "image_shape": SHAPE}
+    more = {"dataset": "none", "image_folder": "", "image_shape": toys.SHAPE}
+    more["max_trials"] = 1
     perform = Untrained()
     search(config.with_values(more), perform, perform.open)
-    assert [c.num_classes for _, _, c in perform.performed] == [3, 3]
+    assert [c.num_classes for _, _, c in perform.performed] == [4]
     assert perform.opened == 1
 
 
@@ -357,7 +302,7 @@ def test_trial_too_short_to_keep_images_is_judged_by_its_last_generator(config):
     search(config.with_values({"max_trials": 1}), perform, perform.open)
     folder = pathlib.Path(config.workdir) / "search/trial_0"
     with np.load(folder / "generated_pool.npz") as pool:
-        assert pool["images"].shape == (256, *SHAPE)
+        assert pool["images"].shape == (256, *toys.SHAPE)
         teachers = [keras.saving.load_model(file) for file in config.teachers]
         logits = sum(teacher.predict(pool["images"], verbose=0) for teacher in teachers)
         np.testing.assert_array_equal(pool["classes"], logits.argmax(-1))
@@ -376,7 +321,7 @@ def test_every_tuner_searches(tuner, config):
 def test_hyperband_goes_on_with_the_weights_of_the_rung_below(config, tmp_path):
     more = {"tuner": "hyperband", "max_trials": 4, "epochs": 3, "action": "search"}
     config = config.with_values({**more, "steps_per_epoch": 1})
-    assert run_main(*config.changed_flags()) == 0
+    assert toys.run_main(*config.changed_flags()) == 0
     run = pathlib.Path(config.workdir) / "search"
     trials = [json.loads(file.read_text()) for file in run.glob("trial_*/trial.json")]
     values = {t["trial_id"]: t["hyperparameters"]["values"] for t in trials}
@@ -388,26 +333,29 @@ def test_hyperband_goes_on_with_the_weights_of_the_rung_below(config, tmp_path):
     # The same as the whole run at once.
     own = {name: v for name, v in values[trial].items() if "tuner/" not in name}
     own |= {"action": "distill", "workdir": str(tmp_path / "whole")}
-    assert run_main(*config.with_values(own).changed_flags()) == 0
+    assert toys.run_main(*config.with_values(own).changed_flags()) == 0
     assert_same_weights(
         tmp_path / "whole/student.keras", run / f"trial_{trial}/student.keras"
     )
 
 
-def test_search_from_python_takes_models_and_a_hypermodel(options, tmp_path):
+def test_search_from_python_takes_models_and_a_hypermodel(request_of, tmp_path):
     class Mine(keras_tuner.HyperModel):
         def build(self, hp):
             steps = hp.Int("steps", 2, 3)
             weights = {"student_loss.ensemble": 2.0 * steps}
             return {"student_steps": steps, "batch_size": 8 * steps, **weights}
 
+    config = request_of(tmp_path)
+    names = ("student", "student_headers", "generator_width", "latent_size", "epochs")
     summary = cdfkd_tf.search(
-        [small_teacher(0), small_teacher(1)],
+        [toys.classifier(seed=0), toys.classifier(seed=1)],
         Mine(),
         workdir=tmp_path,
         max_trials=1,
-        student=options["student"],
-        **SMALL,
+        steps_per_epoch=1,
+        student_loss={"feature": 0},
+        **{name: getattr(config, name) for name in names},
     )
     best = summary.best["options"]
     assert best["batch_size"] == 8 * best["student_steps"]
@@ -419,7 +367,7 @@ def test_search_from_python_takes_models_and_a_hypermodel(options, tmp_path):
 def test_search_from_python_reads_a_table(tmp_path):
     table = {"student_width": [0.5, 0.25], "student_loss.colour": "1..2"}
     with pytest.raises(RequestError, match=r"space: student_loss.colour = 1\.\.2"):
-        cdfkd_tf.search([small_teacher(0)], table, workdir=tmp_path)
+        cdfkd_tf.search([toys.classifier()], table, workdir=tmp_path)
 
 
 @pytest.fixture
