@@ -152,7 +152,7 @@ class Distillation:
             config.export_formats,
             pathlib.Path(folder),
             batches=self._run.evaluation_batches,
-            unlabelled_images=self._run.calibration_images,
+            calibration_pool=self._run.calibration_pool,
             description=description_of(self._run),
             int8_finetune_steps=config.int8_finetune_steps,
             seed=config.seed,

@@ -202,7 +202,9 @@ class RunConfig:
     )
 
     method: str = _method(
-        "cdfkd_mfs", "Row of the comparison table.", ("distillation.methods:METHODS",)
+        "cdfkd_mfs",
+        "Which losses and images: the paper's method or a rival.",
+        ("distillation.methods:METHODS",),
     )
     student: str = _method(
         "resnet18",
@@ -424,7 +426,7 @@ class RunConfig:
         """A variant with some options replaced.
 
         Args:
-            values: option -> value; `student_loss.bn` names one entry of a table.
+            values: option -> value; `generator_loss.bn` names one entry of a table.
 
         Raises:
             RequestError: an unknown option, or a value out of range.

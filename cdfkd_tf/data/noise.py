@@ -6,7 +6,7 @@ import tensorflow as tf
 
 def latent_dataset(
     batch_size: int,
-    num_rounds: int,
+    num_steps: int,
     latent_size: int,
     *,
     seed: int,
@@ -19,7 +19,7 @@ def latent_dataset(
 
     Args:
         batch_size: B.
-        num_rounds: R, the student's rounds and the generator's one.
+        num_steps: R, the student's steps and the generator's one.
         latent_size: Z.
         seed: of all the noise.
         first_step: iteration to start with.
@@ -27,7 +27,7 @@ def latent_dataset(
     Returns:
         Elements `(B, R, Z)`, float32, standard normal.
     """
-    shape = [batch_size, num_rounds, latent_size]
+    shape = [batch_size, num_steps, latent_size]
 
     def draw(step):
         pair = tf.stack([tf.constant(seed, tf.int64), step])

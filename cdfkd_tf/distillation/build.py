@@ -45,10 +45,11 @@ def build_method(config: RunConfig) -> Method:
     method = METHODS[config.method]
     weights = {}
     for role, given in _given_weights(config).items():
+        known = [term for term, row in TERMS.items() if role in row.roles]
         for term, weight in given.items():
-            if term not in TERMS:
+            if term not in known:
                 raise RequestError(
-                    f"--{role}_loss knows {', '.join(TERMS)}; got {term!r}."
+                    f"--{role}_loss knows {', '.join(known)}; got {term!r}."
                 )
             if weight and not method.weights(role):
                 raise RequestError(

@@ -1,4 +1,4 @@
-"""Learning how to weigh the headers from a few labelled real images."""
+"""Learns how to weigh the headers from a few labelled images, real or generated."""
 
 import dataclasses
 

@@ -305,11 +305,13 @@ class Term:
 
     Attributes:
         loss: `Outputs` of one batch, and the method, to a scalar.
-        needs: what must be provided, see `unavailable`.
+        needs: what must be provided, see `build.unavailable`.
+        roles: which of `student` and `generator` may minimise it.
     """
 
     loss: Callable[[Outputs, Method], KerasTensor]
     needs: frozenset[str] = frozenset()
+    roles: tuple[str, ...] = ("student", "generator")
 
 
 def _header(outputs: Outputs, method: Method) -> KerasTensor:
@@ -345,15 +347,19 @@ TERMS = {
     "feature": Term(
         lambda o, _: feature_gap(o.student_features, o.teacher_features),
         frozenset({"header_per_teacher", "features"}),
+        roles=("student",),
     ),
     "ensemble": Term(_ensemble),
     "attention": Term(
         lambda o, _: attention_map_gap(o.student_maps, o.teacher_maps),
         frozenset({"feature_maps"}),
     ),
-    "bn": Term(_bn, frozenset({"bn_statistics"})),
-    "entropy": Term(lambda o, _: entropy(o.teacher_logits)),
-    "balance": Term(lambda o, _: negative_marginal_entropy(o.teacher_logits)),
+    # These depend on the images alone: nothing that a student could minimise.
+    "bn": Term(_bn, frozenset({"bn_statistics"}), roles=("generator",)),
+    "entropy": Term(lambda o, _: entropy(o.teacher_logits), roles=("generator",)),
+    "balance": Term(
+        lambda o, _: negative_marginal_entropy(o.teacher_logits), roles=("generator",)
+    ),
 }
 
 

@@ -36,8 +36,8 @@ def check_finite(parts: dict[str, keras.Model | keras.optimizers.Optimizer]) -> 
             _require(tf.math.is_finite(norm), f"{name}_weights")
         elif is_scaled(part):
             scale = tf.convert_to_tensor(part.dynamic_scale)
-            player = name.removesuffix("_optimizer")
-            _require(scale >= _LEAST_SCALE, f"{player}_gradient")
+            role = name.removesuffix("_optimizer")
+            _require(scale >= _LEAST_SCALE, f"{role}_gradient")
 
 
 def is_scaled(optimizer: keras.optimizers.Optimizer) -> bool:
@@ -46,7 +46,7 @@ def is_scaled(optimizer: keras.optimizers.Optimizer) -> bool:
 
 
 class SkippedUpdates(keras.callbacks.Callback):
-    """Logs `<player>_skipped`: updates left out so far because gradients overflowed.
+    """Logs `<role>_skipped`: updates left out so far because gradients overflowed.
 
     Args:
         parts: as `Distiller.state`; optimisers that scale no loss are passed over.
@@ -64,8 +64,8 @@ class SkippedUpdates(keras.callbacks.Callback):
     def on_epoch_end(self, epoch, logs=None):
         for name, (optimizer, updates) in self.counted.items():
             done = int(keras.ops.convert_to_numpy(optimizer.iterations))
-            player = name.removesuffix("_optimizer")
-            logs[f"{player}_skipped"] = (epoch + 1) * updates - done
+            role = name.removesuffix("_optimizer")
+            logs[f"{role}_skipped"] = (epoch + 1) * updates - done
 
 
 def apply_gradients(

@@ -35,7 +35,7 @@ def export(
     directory: pathlib.Path,
     *,
     batches: Batches,
-    unlabelled_images: Callable[[int, int], np.ndarray],
+    calibration_pool: Callable[[int, int], np.ndarray],
     description: dict[str, Any],
     int8_finetune_steps: int = 0,
     seed: int = 0,
@@ -53,7 +53,7 @@ def export(
         batches: what the files are compared with Keras on: pairs of images
             `(B, height, width, channels)` in [0, 1] and labels `(B,)` or None. Gone
             through once for Keras and once per format, in the same order.
-        unlabelled_images: `(count, seed)` to at least `count` images in [0, 1], or as
+        calibration_pool: `(count, seed)` to at least `count` images in [0, 1], or as
             many as there are; called once, for a format with calibration.
         description: from `describe`.
         int8_finetune_steps: updates under simulated eight-bit arithmetic; 0: none.
@@ -81,7 +81,7 @@ def export(
 
     sources = {False: (model, None)}  # by whether the format is calibrated
     if any(row.calibrated for row in rows):
-        pool = np.clip(unlabelled_images(_POOL, _CALIBRATION_SEED), 0, 1)
+        pool = np.clip(calibration_pool(_POOL, _CALIBRATION_SEED), 0, 1)
         chosen = calibration_images(pool, predictor, _CALIBRATION, seed)
         sources[True] = inference_graph(predictor), chosen
         if int8_finetune_steps:

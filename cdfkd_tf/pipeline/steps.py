@@ -195,7 +195,7 @@ class Run:
         images = self.spec.denormalise(self.sample(self.noise(count, seed)))
         return np.clip(images, 0, 1).astype("float32")
 
-    def calibration_images(self, count: int, seed: int) -> np.ndarray:
+    def calibration_pool(self, count: int, seed: int) -> np.ndarray:
         """Images in [0, 1] to calibrate integer files on, at least `count`.
 
         The trained generator's, and earlier generators' if kept; where the method has
@@ -308,7 +308,7 @@ def _link_teachers(run: Run) -> None:
 
 
 def _distill(run: Run) -> None:
-    """Trains student and generator against the teachers, without any image."""
+    """Trains the student, and the generator if there is one, against the teachers."""
 
     config, workers = run.config, run.workers
     strategy = workers.strategy if workers else None
@@ -368,7 +368,7 @@ def _fit_aggregator(run: Run) -> None:
 
 
 def _evaluate(run: Run) -> None:
-    """Measures teachers, student and predictor on the evaluation split."""
+    """Measures teachers, student and predictor on real or generated images."""
 
     student = run.network("student", "distill")
     predictor = run.network("predictor", "fit_aggregator")
@@ -403,7 +403,7 @@ def _export(run: Run) -> None:
         config.export_formats,
         run.workdir.export,
         batches=run.evaluation_batches,
-        unlabelled_images=run.calibration_images,
+        calibration_pool=run.calibration_pool,
         description=description_of(run),
         int8_finetune_steps=config.int8_finetune_steps,
         seed=config.seed,

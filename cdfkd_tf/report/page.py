@@ -179,12 +179,12 @@ def _curves(history: Mapping[str, Sequence[float | None]]) -> list[Chart]:
     if shares:
         caption = "Accuracy; agreement with the teachers on generated images"
         found.append(charts.curves(shares, caption, percent=True))
-    for player in ("student", "generator"):
-        names = [name for name in known if name.startswith(f"{player}_")]
-        losses = {name.removeprefix(f"{player}_"): known[name] for name in names}
+    for role in ("student", "generator"):
+        names = [name for name in known if name.startswith(f"{role}_")]
+        losses = {name.removeprefix(f"{role}_"): known[name] for name in names}
         if losses:
             positive = all(v is None or v > 0 for x in losses.values() for v in x)
-            caption = f"{player.capitalize()}: loss terms, unweighted"
+            caption = f"{role.capitalize()}: loss terms, unweighted"
             found.append(charts.curves(losses, caption, logarithmic=positive))
     return found
 

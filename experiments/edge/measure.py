@@ -79,7 +79,7 @@ def calibrations(folders: list[str]) -> None:
         workdir = Workdir(folder)
         run = Run(RunConfig(**read_json(workdir.config)))
         predictor = run.network("predictor", "fit_aggregator")
-        generated = run.calibration_images
+        generated = run.calibration_pool
 
         def first(count, seed, generated=generated):
             return generated(count, seed)[:_CALIBRATION]
@@ -133,7 +133,7 @@ def _export(predictor, formats, folder, images, batches, **more):
         formats,
         pathlib.Path(folder),
         batches=batches,
-        unlabelled_images=images,
+        calibration_pool=images,
         description=description,
         **more,
     )

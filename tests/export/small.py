@@ -33,7 +33,7 @@ def export_small(predictor, directory, formats, labels=None, **options):
     batches = [(IMAGES[p], None if labels is None else labels[p]) for p in parts]
     arguments = {
         "batches": batches,
-        "unlabelled_images": lambda count, seed: IMAGES,
+        "calibration_pool": lambda count, seed: IMAGES,
         "description": describe(
             dataset="toy",
             method="cdfkd_mfs",
