@@ -302,7 +302,8 @@ SEARCHES = [
         "student_steps", quick=True),
     Bad("space with a value out of range", f"{SEARCH} --search_space={{space_range}}",
         "student_steps"),
-    Bad("nothing to judge by", f"{SEARCH} --method=kd --search_space=schedule",
+    Bad("nothing to judge by",
+        f"{SEARCH} --method=kd --search_space=schedule --labelled_samples=0",
         "--labelled_samples", **DATA),
     Bad("no weights to search", f"{SEARCH} --method=kd", "one loss term", **DATA),
 ]  # fmt: skip
