@@ -82,7 +82,8 @@ def test_lock_does_not_mind_files_of_earlier_versions(tmp_path):
     for content in ["", "[]", '{"pid": 1, "host": "elsewhere"}']:
         (tmp_path / ".lock").write_text(content)
         with Workdir(tmp_path).locked():
-            pass
+            assert str(os.getpid()) in (tmp_path / ".lock.holder").read_text()
+        assert not (tmp_path / ".lock.holder").exists()
 
 
 # The journal of steps.

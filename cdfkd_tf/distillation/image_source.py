@@ -4,6 +4,7 @@ An image source gives the student its batches, keeps what a checkpoint must hold
 and may learn itself between the student's steps. `build.SOURCES` lists them by name.
 """
 
+import abc
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -37,7 +38,7 @@ class Batch(NamedTuple):
     teachers: TeacherOutputs | None = None
 
 
-class ImageSource:
+class ImageSource(abc.ABC):
     """What a distiller reads images from.
 
     Attributes:
@@ -54,18 +55,18 @@ class ImageSource:
         self.state: dict[str, Any] = {}
         self.trackers: dict[str, keras.metrics.Metric] = {}
 
+    @abc.abstractmethod
     def dataset(self, first_step: int) -> tf.data.Dataset:
         """What `fit` iterates over: one element per iteration, from a step on.
 
         An element holds whole batches; replicas and hosts each get a part of it.
         """
-        raise RuntimeError(f"{type(self).__name__} has no data set.")
 
+    @abc.abstractmethod
     def next_batches(self, element: Any) -> Batch:
         """The images of one iteration, made of an element of `dataset`."""
-        raise RuntimeError(f"{type(self).__name__} makes no batches.")
 
-    def update(self, element: Any, student: keras.Model) -> None:
+    def update(self, element: Any, student: keras.Model) -> None:  # noqa: B027
         """The source's own step after the student's; nothing where it does not learn.
 
         Args:
@@ -80,6 +81,7 @@ class ImageSource:
             `(n, height, width, channels)`, normalised, comparable from call to call;
             None where there is nothing to see.
         """
+        return None
 
 
 class DatasetImages(ImageSource):

@@ -17,6 +17,7 @@ from keras import KerasTensor, ops
 
 from cdfkd_tf.distillation import numerics
 from cdfkd_tf.distillation.methods import Method
+from cdfkd_tf.teachers.class_map import mean_over_known
 
 FIRST_BN_WEIGHT = 5.0  # the first BatchNormalization of each teacher; the rest weigh 1
 # Norms have no gradient at zero; under the root this keeps it finite.
@@ -107,13 +108,6 @@ def kl(
 
 
 DIVERGENCES = {"l1": l1, "kl": kl}
-
-
-def mean_over_teachers(logits: KerasTensor, mask: np.ndarray | None) -> KerasTensor:
-    """Mean logits `(B, C)` of `(B, T, C)`, over the teachers that know a class."""
-    if mask is None:
-        return ops.mean(logits, axis=1)
-    return ops.sum(logits * mask, axis=1) / np.maximum(mask.sum(axis=0), 1)
 
 
 def feature_gap(
@@ -326,8 +320,8 @@ def _ensemble(outputs: Outputs, method: Method) -> KerasTensor:
     headers = outputs.student_logits.shape[1]
     mask = outputs.mask if headers == outputs.teacher_logits.shape[1] else None
     return DIVERGENCES[method.divergence](
-        mean_over_teachers(outputs.student_logits, mask),
-        mean_over_teachers(outputs.teacher_logits, outputs.mask),
+        mean_over_known(outputs.student_logits, mask),
+        mean_over_known(outputs.teacher_logits, outputs.mask),
         method.temperature,
     )
 

@@ -1,5 +1,6 @@
 """An exported file, loaded again by what a device or a server would load it with."""
 
+import abc
 import time
 from collections.abc import Callable
 from typing import Any
@@ -9,7 +10,7 @@ import numpy as np
 _WARM_UP, _RUNS = 10, 100
 
 
-class Runner:
+class Runner(abc.ABC):
     """Base class; a subclass is built from the path of a file or folder.
 
     Attributes:
@@ -24,9 +25,9 @@ class Runner:
     threads: int | None = 1
     operators: list[str] | None = None
 
+    @abc.abstractmethod
     def __call__(self, images: np.ndarray) -> np.ndarray:
         """Probabilities `(B, C)`, float32, of images `(B, *image_shape)` in [0, 1]."""
-        raise NotImplementedError
 
     def repeated(self, images: np.ndarray) -> Callable[[], Any]:
         """A function that computes the probabilities of `images` each time anew."""

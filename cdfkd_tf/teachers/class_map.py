@@ -73,3 +73,19 @@ class ClassMap:
         source[list(classes)] = np.arange(len(classes))
         padded = ops.pad(logits, [(0, 0), (0, 1)])
         return ops.take(padded, source, axis=-1)
+
+
+def mean_over_known(logits: KerasTensor, mask: np.ndarray | None) -> KerasTensor:
+    """For each class the mean over the teachers, or headers, that know it.
+
+    Args:
+        logits: `(B, T, C)`.
+        mask: `(T, C)` bool; None: all know all.
+
+    Returns:
+        `(B, C)`.
+    """
+    if mask is None:
+        return ops.mean(logits, axis=1)
+    known = ops.convert_to_tensor(mask, logits.dtype)
+    return ops.sum(logits * known, axis=1) / ops.sum(known, axis=0)

@@ -7,7 +7,7 @@ import numpy as np
 from keras import KerasTensor, ops
 
 from cdfkd_tf.errors import RequestError
-from cdfkd_tf.teachers.class_map import ClassMap
+from cdfkd_tf.teachers.class_map import ClassMap, mean_over_known
 from cdfkd_tf.teachers.hooks import TeacherOutputs
 from cdfkd_tf.teachers.teacher import Teacher
 
@@ -91,10 +91,7 @@ class TeacherEnsemble:
         Returns:
             `(B, C)`.
         """
-        if self.mask is None:
-            return ops.mean(logits, axis=1)
-        known = ops.convert_to_tensor(self.mask, logits.dtype)
-        return ops.sum(logits * known, axis=1) / ops.sum(known, axis=0)
+        return mean_over_known(logits, self.mask)
 
     def optimise_for_inference(self, dtype_policy: str | None = None) -> None:
         """Lets all teachers compute faster, with the weights as they stand.

@@ -70,6 +70,6 @@ def test_dataset_images_are_batches_of_real_ones(data_dir):
     assert source.observe() is None
 
 
-def test_a_source_without_data_says_so():
-    with pytest.raises(RuntimeError, match="ImageSource has no data set"):
-        ImageSource().dataset(0)
+def test_a_source_must_have_data_and_batches():
+    with pytest.raises(TypeError, match=r"dataset.*next_batches"):
+        ImageSource()

@@ -1,5 +1,6 @@
 """What our TFDS builders share: all examples listed at once, split 80 to 20."""
 
+import abc
 from collections.abc import Sequence
 from typing import Any
 
@@ -22,11 +23,11 @@ class StratifiedBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True)
     NUM_CLASSES: int
     HAS_FILES = True
 
+    @abc.abstractmethod
     def list_examples(
         self, dl_manager: tfds.download.DownloadManager
     ) -> tuple[Sequence[tuple[Any, Any, int]], Sequence[str]]:
         """All examples in a fixed order: key, image or its file, label; class names."""
-        raise NotImplementedError
 
     def _info(self) -> tfds.core.DatasetInfo:
         features = {
