@@ -22,7 +22,6 @@ from cdfkd_tf.config import (
     choices_of,
     hint_for,
     names_in,
-    read_value,
     text_of,
     value_type,
 )
@@ -72,12 +71,14 @@ def main(
         if debug:
             traceback.print_exc()
         error = file_system_error(error)
-        text = one_line(error, limit=10_000)
-        if not hasattr(error, "exit_code"):  # a library's words
-            text = f"{type(error).__name__}: {one_line(error)}"
-            text += " Run again with --debug for the traceback."
-        _print(text)
-        return getattr(error, "exit_code", 1)
+        if hasattr(error, "exit_code"):
+            _print(one_line(error, limit=10_000))
+            return error.exit_code
+        _print(
+            f"{type(error).__name__}: {one_line(error)} Run again with --debug for the "
+            "traceback."
+        )
+        return 1
     return 0
 
 
@@ -99,12 +100,9 @@ def define(values: absl_flags.FlagValues = absl_flags.FLAGS) -> None:
     absl_flags.DEFINE_flag(app.HelpfullFlag(), values)
     defaults = RunConfig()
     for name, field in FIELDS.items():
-        default, help = getattr(defaults, name), field.metadata["help"]
-        if value_type(field) is bool:
-            absl_flags.DEFINE_bool(name, default, help, flag_values=values)
-        else:
-            text = text_of(default)
-            absl_flags.DEFINE_string(name, text, help, flag_values=values)
+        default, kind = text_of(getattr(defaults, name)), value_type(field)
+        define = absl_flags.DEFINE_bool if kind is bool else absl_flags.DEFINE_string
+        define(name, default, field.metadata["help"], flag_values=values)
 
 
 def parse(
@@ -127,13 +125,7 @@ def parse(
         raise RequestError(_explained(one_line(error))) from error
     if rest:
         raise RequestError(f"Unexpected argument {rest[0]!r}. Options start with --.")
-    given = {name: values[name].value for name in FIELDS}
-    return RunConfig(
-        **{
-            name: value if isinstance(value, bool) else read_value(FIELDS[name], value)
-            for name, value in given.items()
-        }
-    )
+    return RunConfig(**{name: values[name].value for name in FIELDS})
 
 
 def help_page() -> str:

@@ -10,7 +10,8 @@ import dataclasses
 import functools
 import importlib
 import math
-import numbers
+import operator
+import os
 import types
 import typing
 from collections.abc import Mapping
@@ -46,12 +47,12 @@ RENAMED = {
     "low_memory": "recompute_teachers",
     "real_samples": "labelled_samples",
     **{
-        f"{role}_{term}_weight": f"{role}_loss={term}=WEIGHT"
-        for role, terms in (
-            ("student", ("header", "feature", "ensemble")),
-            ("generator", ("header", "ensemble", "bn", "balance")),
+        f"{weight}_weight": f"{weight.replace('_', '_loss=')}=WEIGHT"
+        for weight in (
+            *("student_header", "student_feature", "student_ensemble"),
+            *("generator_header", "generator_ensemble"),
+            *("generator_bn", "generator_balance"),
         )
-        for term in terms
     },
     "generator_confidence_weight": "generator_loss=entropy=WEIGHT",
 }
@@ -80,17 +81,10 @@ def option(
         at_least: smallest value.
         at_most: largest value; None: what 32 bits hold.
         positive: whether only values above 0 are allowed.
-        affects: the first step whose result it changes, "" for none; None: the
-            group's.
+        affects: first step whose result it changes, "" for none; None: the group's.
         searched: whether a search may vary it; None: as its group.
     """
-    row = {
-        "group": group,
-        "help": help,
-        "choices": choices,
-        "at_least": at_least,
-        "at_most": at_most,
-        "positive": positive,
+    row = locals() | {
         "affects": GROUPS[group] if affects is None else affects,
         "searched": group in _SEARCHED if searched is None else searched,
     }
@@ -99,17 +93,10 @@ def option(
     return dataclasses.field(default=default, metadata=row)
 
 
-_what = functools.partial(option, "what")
-_data = functools.partial(option, "data")
-_teachers = functools.partial(option, "teachers")
-_training = functools.partial(option, "training")
-_method = functools.partial(option, "method")
-_schedule = functools.partial(option, "schedule")
-_aggregator = functools.partial(option, "aggregator")
-_running = functools.partial(option, "running")
-_export = functools.partial(option, "export")
-_predict = functools.partial(option, "predict")
-_search = functools.partial(option, "search")
+_what, _data, _teachers, _training, _method, _schedule, *_others = (
+    functools.partial(option, group) for group in GROUPS
+)
+_aggregator, _running, _export, _predict, _search = _others
 _DTYPE_POLICIES = ("float32", "mixed_bfloat16", "mixed_float16")
 _YES_NO = ("auto", "true", "false")
 _SCHEDULES = ("steps", "cosine", "constant")
@@ -126,9 +113,7 @@ class RunConfig:
     """
 
     action: str = _what(
-        "pipeline",
-        "What to do; pipeline does every step that the workdir does not hold yet.",
-        ACTIONS,
+        "pipeline", "What to do; pipeline: all steps not done.", ACTIONS
     )
     workdir: str = _what("runs/default", "Folder of this run.")
     seed: int = _what(
@@ -144,9 +129,7 @@ class RunConfig:
     )
     data_dir: str = _data("", "TFDS folder; empty: the TFDS default.", affects="")
     image_folder: str = _data(
-        "",
-        "With --dataset=folder: holds train/<class>/* and test/<class>/* (image "
-        "files); either may be missing.",
+        "", "With --dataset=folder: holds train/<class>/* and test/<class>/*, or one."
     )
     image_shape: tuple[int, ...] = _data(
         (),
@@ -159,8 +142,8 @@ class RunConfig:
     evaluation_split: str = _data(
         "test",
         "Images to measure on. validation: a fifth of the training images, kept from "
-        "the teachers; use it to choose settings. none: no real image is read; only "
-        "agreement is measured, on generated images.",
+        "the teachers, to choose settings by. none: only agreement is measured, on "
+        "generated images.",
         ("test", "validation", "none"),
     )
 
@@ -172,8 +155,8 @@ class RunConfig:
     )
     teacher_input: tuple[str, ...] = _teachers(
         ("auto",),
-        "Pixel values that given teachers expect: normalised (as the data set), 0..1, "
-        "0..255 or -1..1; one for all or one each. auto: read from the model.",
+        "Pixel values that given teachers expect, one for all or one each; normalised: "
+        "as the data set; auto: read from the model.",
         ("auto", "normalised", "0..1", "0..255", "-1..1"),
     )
     teacher_output: str = _teachers(
@@ -202,9 +185,7 @@ class RunConfig:
     )
 
     method: str = _method(
-        "cdfkd_mfs",
-        "Which losses and images: the paper's method or a rival.",
-        ("distillation.methods:METHODS",),
+        "cdfkd_mfs", "Losses and images.", ("distillation.methods:METHODS",)
     )
     student: str = _method(
         "resnet18",
@@ -217,9 +198,7 @@ class RunConfig:
         "empty: one at each change of resolution.",
     )
     student_headers: str = _method(
-        "",
-        "How the student's headers share layers: single, split or multi_level; empty: "
-        "the method's way.",
+        "", "How headers share layers: single, split or multi_level; empty: by method."
     )
     student_width: float = _method(
         1.0, "Factor on the student's channels.", positive=True, at_most=64
@@ -238,19 +217,15 @@ class RunConfig:
         "term not named keeps the method's weight.",
     )
     generator_loss: Mapping[str, float] = _method(
-        {},
-        "The same for the generator, as header=-1,bn=0.1; a negative weight is "
-        "adversarial.",
+        {}, "As header=-1,bn=0.1 for the generator; negative weights are adversarial."
     )
     project_features: bool = _method(
         False,
-        "Learn a linear map from the student's features to teachers' of other widths, "
-        "for the feature term; not part of what is kept.",
+        "For the feature term: learn a linear map to teachers' features of other "
+        "widths; not part of what is kept.",
     )
     temperature: float = _method(
-        1.0,
-        "Of the softmaxes in methods that compare them; losses times its square.",
-        positive=True,
+        1.0, "Of the softmaxes in methods that compare them.", positive=True
     )
     teacher_dtype_policy: str = _method(
         "auto",
@@ -295,14 +270,10 @@ class RunConfig:
         (100, 200), "Epochs at which the rates drop to a tenth."
     )
     clip_gradients: float = _schedule(
-        0.0,
-        "Largest norm of a gradient, longer ones are shortened; 0: any.",
-        at_least=0,
+        0.0, "Largest norm of a gradient; 0: any.", at_least=0
     )
     keep_best: bool = _schedule(
-        False,
-        "Keep the student of the epoch that agreed best with the teachers on generated "
-        "images, not the last one.",
+        False, "Keep the epoch that agreed best with the teachers, not the last one."
     )
 
     aggregator: str = _aggregator(
@@ -332,8 +303,7 @@ class RunConfig:
     )
     dtype_policy: str = _running(
         "float32",
-        "Arithmetic of the networks; losses, norms and statistics are always float32. "
-        "mixed_float16 scales the losses and skips updates that overflow.",
+        "Arithmetic of the networks; losses, norms and statistics are always float32.",
         _DTYPE_POLICIES,
         affects="train_teachers",
         searched=True,
@@ -344,14 +314,12 @@ class RunConfig:
         "less memory, one more forward pass.",
     )
     fused_kernels: bool = _running(
-        True,
-        "Use TensorFlow's fused kernels where Keras composes many operations; equal "
-        "up to rounding.",
+        True, "TensorFlow's fused kernels where Keras composes many operations."
     )
     jit_compile: str = _running(
         "auto",
         "Compile each update with XLA; auto: on one GPU, where nothing asks for the "
-        "same bits. On CPUs it is slower.",
+        "same bits.",
         _YES_NO,
     )
     deterministic: str = _running(
@@ -364,9 +332,7 @@ class RunConfig:
         1, "Epochs between checkpoints; 0 keeps none.", at_least=0
     )
     checkpoint_minutes: float = _running(
-        10.0,
-        "Minutes between checkpoints within an epoch; 0: none but when interrupted.",
-        at_least=0,
+        10.0, "Minutes between those within an epoch; 0: when interrupted.", at_least=0
     )
     keep_checkpoints: int = _running(
         2, "How many of the last checkpoints stay on disk.", at_least=1
@@ -403,8 +369,7 @@ class RunConfig:
     )
     tuner: str = _search(
         "random",
-        "How settings are chosen; hyperband gives few epochs to many and goes on with "
-        "the best.",
+        "How settings are chosen; hyperband gives few epochs to many.",
         ("random", "bayesian", "hyperband"),
     )
     search_space: str = _search(
@@ -414,8 +379,8 @@ class RunConfig:
     )
 
     def __post_init__(self):
-        for field in dataclasses.fields(self):
-            value = _read(field, getattr(self, field.name))
+        for field in FIELDS.values():
+            value = read_value(field, getattr(self, field.name))
             object.__setattr__(self, field.name, value)
             _check_value(field, value)
         if self.dataset == "none":  # nothing there to measure on
@@ -440,12 +405,6 @@ class RunConfig:
             changed[name] = value
         return dataclasses.replace(self, **changed)
 
-    def difference(self, other: Mapping[str, Any], names: typing.Iterable[str]) -> str:
-        """The first of `names` whose value in `other` is another one; "" for none."""
-        values = self.option_dict()
-        changed = (n for n in names if n in other and other[n] != values[n])
-        return next(changed, "")
-
     def options_behind(self, step: str) -> dict[str, Any]:
         """The options that the result of a step depends on, earlier steps' included.
 
@@ -457,34 +416,26 @@ class RunConfig:
             # The teachers' images are the same whether any are measured on or not.
             values["evaluation_split"] = "test"
         return {
-            field.name: values[field.name]
-            for field in dataclasses.fields(self)
-            if field.metadata["affects"] in steps
+            n: v for n, v in values.items() if FIELDS[n].metadata["affects"] in steps
         }
 
     def option_dict(self) -> dict[str, Any]:
         """Names and values, as JSON can hold them."""
-        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         return {
             name: list(value) if isinstance(value, tuple) else value
-            for name, value in values.items()
+            for name, value in vars(self).items()
         }
 
     def flag_lines(self) -> str:
         """The text of a flagfile that repeats this run."""
-        return "".join(
-            f"--{field.name}={text_of(getattr(self, field.name))}\n"
-            for field in dataclasses.fields(self)
-        )
+        return "".join(f"--{n}={text_of(value)}\n" for n, value in vars(self).items())
 
     def changed_flags(self) -> list[str]:
         """`--name=value` of each option that differs from its default."""
-        usual = RunConfig()
-        return [
-            f"--{field.name}={text_of(getattr(self, field.name))}"
-            for field in dataclasses.fields(self)
-            if getattr(self, field.name) != getattr(usual, field.name)
-        ]
+        pairs = zip(
+            self.flag_lines().splitlines(), RunConfig().flag_lines().splitlines()
+        )
+        return [line for line, usual in pairs if line != usual]
 
 
 FIELDS = {field.name: field for field in dataclasses.fields(RunConfig)}
@@ -557,57 +508,61 @@ _WORDS = {
 }
 
 
-def read_value(field: dataclasses.Field, text: str) -> Any:
-    """The value that `text` stands for, in the option's type.
+def read_value(field: dataclasses.Field, value: Any) -> Any:
+    """A value in the option's type: from text, as flags give it, or from Python.
 
     Raises:
         RequestError: naming the flag and what it takes.
     """
     kind, words = value_type(field), _WORDS[value_type(field)]
-    try:
-        if kind is bool:
-            return {"true": True, "false": False}[text.lower()]
-        if kind is dict:
-            pairs = (item.split("=") for item in text.split(",") if item.strip())
-            return {name.strip(): float(value) for name, value in pairs}
-        if kind is tuple:
-            item_type = typing.get_args(field.type)[0]
-            words += " of whole numbers" if item_type is int else ""
-            return tuple(item_type(item.strip()) for item in text.split(",") if item)
-        return kind(text)
-    except (ValueError, KeyError):
-        raise RequestError(f"--{field.name} must be {words}; got {text!r}.") from None
-
-
-def _read(field: dataclasses.Field, value: Any) -> Any:
-    """A value given from Python, in the option's type."""
-    kind = value_type(field)
-    if isinstance(value, str):
-        return value if kind is str else read_value(field, value)
-    if kind is dict and isinstance(value, Mapping):
-        return {str(name): float(weight) for name, weight in value.items()}
-    if kind is tuple and isinstance(value, (list, tuple)):
-        return tuple(value)
-    if kind is bool and isinstance(value, bool):
-        return value
-    if kind is int and isinstance(value, numbers.Integral) and value is not True:
-        return int(value)
-    if kind is float and isinstance(value, numbers.Real) and value is not True:
-        return float(value)
-    if kind is str and hasattr(value, "__fspath__"):
-        return str(value)
     got = f"{type(value).__name__} {value!r}"
-    raise RequestError(f"--{field.name} must be {_WORDS[kind]}; got {got}.")
+    try:
+        if isinstance(value, str):
+            got = repr(value)
+            return _from_text(field, value)
+        if kind is dict and isinstance(value, Mapping):
+            return {str(name): float(weight) for name, weight in value.items()}
+        if kind is tuple and isinstance(value, list | tuple):
+            return tuple(value)
+        if kind is bool and isinstance(value, bool):
+            return value
+        if kind is int and not isinstance(value, bool):
+            return operator.index(value)
+        if kind is float and not isinstance(value, bool):
+            return float(value)
+        if kind is str:
+            return os.fspath(value)
+    except (TypeError, ValueError, KeyError):
+        pass
+    if kind is tuple and isinstance(value, str) and _item_type(field) is int:
+        words += " of whole numbers"
+    raise RequestError(f"--{field.name} must be {words}; got {got}.") from None
+
+
+def _from_text(field: dataclasses.Field, text: str) -> Any:
+    kind = value_type(field)
+    if kind is bool:
+        return {"true": True, "false": False}[text.lower()]
+    if kind is dict:
+        pairs = (item.split("=") for item in text.split(",") if item.strip())
+        return {name.strip(): float(value) for name, value in pairs}
+    if kind is tuple:
+        return tuple(_item_type(field)(s.strip()) for s in text.split(",") if s.strip())
+    return kind(text)
+
+
+def _item_type(field: dataclasses.Field) -> type:
+    return typing.get_args(field.type)[0]
 
 
 def _check_value(field: dataclasses.Field, value: Any) -> None:
     row, flag = types.SimpleNamespace(**field.metadata), f"--{field.name}"
-    for number in value.values() if isinstance(value, dict) else (value,):
-        if isinstance(number, float) and not math.isfinite(number):
-            raise RequestError(f"{flag} must be a finite number; got {number}.")
-        if isinstance(number, int | float) and not isinstance(number, bool):
-            most = _LARGEST_WHOLE if isinstance(number, int) else _LARGEST
-            most = most if row.at_most is None else row.at_most
+    kind = value_type(field)
+    if kind in (int, float, dict):
+        most = row.at_most or (_LARGEST_WHOLE if kind is int else _LARGEST)
+        for number in value.values() if kind is dict else (value,):
+            if not math.isfinite(number):
+                raise RequestError(f"{flag} must be a finite number; got {number}.")
             if abs(number) > most:
                 raise RequestError(f"{flag} must be at most {most:g}; got {number}.")
     if row.positive and value < _SMALLEST:
@@ -617,9 +572,9 @@ def _check_value(field: dataclasses.Field, value: Any) -> None:
     if not row.choices or value == field.default:
         return
     known = choices_of(field)
-    for item in value if isinstance(value, tuple) else (value,):
+    for item in value if kind is tuple else (value,):
         if item not in known:
-            names = ", ".join(choice for choice in known if choice)
+            names = ", ".join(filter(None, known))
             raise RequestError(f"{flag} must be one of {names}; got {item!r}.")
 
 
@@ -629,58 +584,61 @@ def _check_combinations(config: RunConfig) -> None:
     Raises:
         RequestError: naming the flags.
     """
-    if config.labelled_samples == 1:
-        raise RequestError(
-            "--labelled_samples=1 cannot be learned from: a part of them is held out. "
-            "Give 0, or at least 2."
-        )
-    endless = not config.max_trials and config.tuner != "hyperband"
-    if config.action == "search" and endless:
-        raise RequestError(
-            f"--max_trials=0 leaves the number to --tuner=hyperband; got --tuner="
-            f"{config.tuner}. Give at least 1."
-        )
-    if config.strategy == "multi_worker" and config.action == "search":
-        raise RequestError(
-            "--action=search shares trials, not batches, between processes: see "
-            "README.md. Leave --strategy=multi_worker out."
-        )
-    if config.strategy == "multi_worker" and not config.resume:
-        raise RequestError(
-            "--noresume cannot be given to several processes: one that is started "
-            "again would delete what all have done. Delete WORKDIR/checkpoints "
-            "yourself."
-        )
-    own = config.dataset in ("folder", "none")
-    if config.image_shape and not own:
-        raise RequestError(
-            f"--image_shape belongs to --dataset=folder or none; --dataset="
-            f"{config.dataset} has its own. Leave it out."
-        )
-    if config.image_folder and config.dataset != "folder":
-        raise RequestError(
-            f"--image_folder belongs to --dataset=folder; got --dataset="
-            f"{config.dataset}."
-        )
-    if config.dataset != "none":
-        if config.num_classes:
-            raise RequestError(
-                f"--num_classes belongs to --dataset=none; --dataset={config.dataset} "
-                "has its own. Leave it out."
-            )
+
+    def refuse_if(wrong: Any, message: str) -> None:
+        if wrong:
+            raise RequestError(message)
+
+    dataset, search = config.dataset, config.action == "search"
+    refuse_if(
+        config.labelled_samples == 1,
+        "--labelled_samples=1 cannot be learned from: a part of them is held out. "
+        "Give 0, or at least 2.",
+    )
+    refuse_if(
+        search and not config.max_trials and config.tuner != "hyperband",
+        f"--max_trials=0 leaves the number to --tuner=hyperband; got --tuner="
+        f"{config.tuner}. Give at least 1.",
+    )
+    several = config.strategy == "multi_worker"
+    refuse_if(
+        several and search,
+        "--action=search shares trials, not batches, between processes: see "
+        "README.md. Leave --strategy=multi_worker out.",
+    )
+    refuse_if(
+        several and not config.resume,
+        "--noresume cannot be given to several processes: one that is started again "
+        "would delete what all have done. Delete WORKDIR/checkpoints yourself.",
+    )
+    refuse_if(
+        config.image_shape and dataset not in ("folder", "none"),
+        f"--image_shape belongs to --dataset=folder or none; --dataset={dataset} has "
+        "its own. Leave it out.",
+    )
+    refuse_if(
+        config.image_folder and dataset != "folder",
+        f"--image_folder belongs to --dataset=folder; got --dataset={dataset}.",
+    )
+    refuse_if(
+        config.num_classes and dataset != "none",
+        f"--num_classes belongs to --dataset=none; --dataset={dataset} has its own. "
+        "Leave it out.",
+    )
+    if dataset != "none":
         return
-    if not config.image_shape:
-        raise RequestError(
-            "--dataset=none needs --image_shape=height,width,channels: the images "
-            "that the student will take."
-        )
-    if not config.teachers:
-        raise RequestError(
-            "--dataset=none has no images to train teachers on. Name them with "
-            "--teachers=a.keras,b.keras."
-        )
-    if config.labelled_samples:
-        raise RequestError(
-            f"--labelled_samples={config.labelled_samples}, but --dataset=none has no "
-            "real images. Use --dataset=folder, or --labelled_samples=0."
-        )
+    refuse_if(
+        not config.image_shape,
+        "--dataset=none needs --image_shape=height,width,channels: the images that the "
+        "student will take.",
+    )
+    refuse_if(
+        not config.teachers,
+        "--dataset=none has no images to train teachers on. Name them with "
+        "--teachers=a.keras,b.keras.",
+    )
+    refuse_if(
+        config.labelled_samples,
+        f"--labelled_samples={config.labelled_samples}, but --dataset=none has no real "
+        "images. Use --dataset=folder, or --labelled_samples=0.",
+    )

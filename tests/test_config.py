@@ -167,12 +167,6 @@ def test_options_behind_costly_steps_are_the_same_without_measuring():
     assert test.options_behind("distill") != validation.options_behind("distill")
 
 
-def test_difference_names_the_first_option_that_differs():
-    config, other = RunConfig(epochs=3), RunConfig(seed=1).option_dict()
-    assert config.difference(other, ("batch_size", "epochs", "seed")) == "epochs"
-    assert config.difference(other, ("batch_size", "absent")) == ""
-
-
 def test_every_option_stands_in_a_group_and_affects_a_step():
     for field in dataclasses.fields(RunConfig):
         assert field.metadata["group"] in GROUPS

@@ -193,7 +193,6 @@ def _join(config: RunConfig, cluster: Cluster) -> WorkerGroup:
         RequestError: they were started with other options.
         RunError: one of them does not come.
     """
-
     print(f"This is {cluster}; waiting for the others.", flush=True)
     workers = quiet_tensorflow(lambda: WorkerGroup(cluster, config.worker_timeout))
     options = config.options_behind("distill")

@@ -72,7 +72,6 @@ class Run:
         verbose: int | str | None = None,
         workers: WorkerGroup | None = None,
     ):
-
         make_deterministic(config.deterministic)
         self.config, self.workdir, self.models = config, Workdir(config.workdir), models
         self.callbacks, self.workers = callbacks, workers
@@ -126,7 +125,6 @@ class Run:
         Raises:
             RequestError: if a file is no teacher for this data set.
         """
-
         config = self.config
         names = config.teachers if self.models else teacher_files(config, self.workdir)
         teachers = build_teachers(config, self.spec, names, self.models)
@@ -152,7 +150,6 @@ class Run:
         Raises:
             RequestError: if it is not there or cannot be read.
         """
-
         if name not in self.networks:
             path = getattr(self.workdir, name)
             if not path.is_file():
@@ -172,7 +169,6 @@ class Run:
 
     def noise(self, count: int, seed: int) -> np.ndarray:
         """`(count, Z)` latents for looking, not for learning."""
-
         return watching_noise(count, self.config.latent_size, [self.config.seed, seed])
 
     def unlabelled_images(self, count: int, seed: int) -> np.ndarray:
@@ -184,7 +180,6 @@ class Run:
             count: how many.
             seed: of their noise or their choice; the run's seed counts too.
         """
-
         if not self.method.generator:
             return self.real_images.some_training_pixels(
                 count, [self.config.seed, seed]
@@ -228,7 +223,6 @@ class Run:
         The few real ones; with `--labelled_samples=0` generated ones, labelled with
         the class of the teachers' mean.
         """
-
         config = self.config
         if config.labelled_samples:
             return self.real_images.few_shot(config.labelled_samples, config.seed)
@@ -240,7 +234,6 @@ class Run:
 
     def build_teacher(self, index: int) -> keras.Model:
         """A fresh teacher, its initial weights drawn from its own seed."""
-
         keras.utils.set_random_seed(self.teacher_seed(index))
         with dtype_policy(self.config.dtype_policy):
             return build_classifier(
@@ -257,7 +250,6 @@ class Run:
 
 def _train_teachers(run: Run) -> None:
     """Trains the teachers that are missing, or links those that were given."""
-
     config, workdir = run.config, run.workdir
     if config.teachers:
         _link_teachers(run)
@@ -309,7 +301,6 @@ def _link_teachers(run: Run) -> None:
 
 def _distill(run: Run) -> None:
     """Trains the student, and the generator if there is one, against the teachers."""
-
     config, workers = run.config, run.workers
     strategy = workers.strategy if workers else None
     distiller = build.build_distiller(
@@ -335,7 +326,6 @@ def _distill(run: Run) -> None:
 
 def _fit_aggregator(run: Run) -> None:
     """Learns how to weigh the headers, if asked to, and builds the predictor."""
-
     config, spec, student = run.config, run.spec, run.network("student", "distill")
     keras.utils.set_random_seed(config.seed)
     # One header leaves nothing to weigh.
@@ -369,7 +359,6 @@ def _fit_aggregator(run: Run) -> None:
 
 def _evaluate(run: Run) -> None:
     """Measures teachers, student and predictor on real or generated images."""
-
     student = run.network("student", "distill")
     predictor = run.network("predictor", "fit_aggregator")
     if run.can_measure:
@@ -396,7 +385,6 @@ def _evaluate(run: Run) -> None:
 
 def _export(run: Run) -> None:
     """Writes the predictor in every format asked for, and checks each file."""
-
     config, predictor = run.config, run.network("predictor", "fit_aggregator")
     entries = export_run.export(
         predictor,
@@ -420,7 +408,6 @@ def _export(run: Run) -> None:
 
 def description_of(run: Run) -> dict[str, Any]:
     """What every exported file of a run carries about itself."""
-
     config, spec = run.config, run.spec
     return export_run.describe(
         dataset=spec.name,

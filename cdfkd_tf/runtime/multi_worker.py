@@ -95,30 +95,26 @@ class Cluster:
             RequestError: this process cannot listen at its own address.
             RunError: naming the processes that did not come.
         """
-        deadline = time.monotonic() + seconds
-        missing = {i: a for i, a in enumerate(self.addresses) if i != self.index}
-        with self._listening():
-            while missing := {i: a for i, a in missing.items() if not reachable(a)}:
-                if time.monotonic() >= deadline:
-                    break
-                time.sleep(_PAUSE)
-        if missing:
-            names = ", ".join(f"number {i} at {a}" for i, a in missing.items())
-            raise RunError(
-                f"Of {len(self.addresses)} processes, {names} did not come within "
-                f"{seconds:g} s. Start all with the same command and check the names "
-                "and ports in TF_CONFIG; --worker_timeout waits longer."
-            )
-
-    def _listening(self) -> socket.socket:
-        port = self.addresses[self.index].rpartition(":")[2]
+        port, count = self.addresses[self.index].rpartition(":")[2], len(self.addresses)
         try:
-            return socket.create_server(("", int(port)), backlog=len(self.addresses))
+            server = socket.create_server(("", int(port)), backlog=count)
         except OSError as error:
             raise RequestError(
                 f"This process cannot listen at port {port}, which TF_CONFIG gives it: "
                 f"{error.strerror}. Give it a free port, or end what uses it."
             ) from error
+        deadline = time.monotonic() + seconds
+        missing = {i: a for i, a in enumerate(self.addresses) if i != self.index}
+        with server:
+            while missing := {i: a for i, a in missing.items() if not reachable(a)}:
+                if time.monotonic() >= deadline:
+                    names = ", ".join(f"number {i} at {a}" for i, a in missing.items())
+                    raise RunError(
+                        f"Of {count} processes, {names} did not come within "
+                        f"{seconds:g} s. Start all with the same command and check the "
+                        "names and ports in TF_CONFIG; --worker_timeout waits longer."
+                    )
+                time.sleep(_PAUSE)
 
 
 def reachable(address: str) -> bool:
@@ -181,15 +177,7 @@ class WorkerGroup:
         return int(total) // replicas
 
     def check_same(self, what: str, text: str) -> None:
-        """All processes must have the same text.
-
-        Args:
-            what: it is, for the message.
-            text: of this process.
-
-        Raises:
-            RequestError: another process has another one.
-        """
+        """Refuses (RequestError) a `text` that not all processes have; `what` it is."""
         digest = zlib.crc32(text.encode())
         if self.all_reduce_sum(digest) != digest * len(self.cluster.addresses):
             raise RequestError(
