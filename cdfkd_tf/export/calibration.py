@@ -4,6 +4,7 @@ import keras
 import numpy as np
 
 from cdfkd_tf.data.sampling import balanced_choice
+from cdfkd_tf.export.runner import probabilities
 
 
 def calibration_images(
@@ -25,7 +26,7 @@ def calibration_images(
     Returns:
         At most `count + 1` images, float32.
     """
-    classes = predictor.predict(images, batch_size=256, verbose=0).argmax(-1)
+    classes = probabilities(predictor, images).argmax(-1)
     chosen = images[balanced_choice(classes, count, seed)]
     ramp = np.linspace(0, 1, images[0].size).reshape(1, *images.shape[1:])
     return np.concatenate([chosen, ramp]).astype("float32")

@@ -7,7 +7,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from cdfkd_tf.errors import one_line
+from cdfkd_tf.errors import reason
 from cdfkd_tf.export.tflite import TfliteRunner, convert
 from cdfkd_tf.networks.introspection import multiply_adds
 from cdfkd_tf.teachers.teacher import Teacher
@@ -28,17 +28,13 @@ def teacher_costs(teachers: Sequence[Teacher]) -> list[dict[str, Any]]:
     known: dict[str, dict[str, Any]] = {}
     costs = []
     for teacher in teachers:
-        key = _architecture(teacher)
-        if key not in known:
-            known[key] = _cost(teacher)
-        costs.append(dict(known[key]))
+        kinds = [type(layer).__name__ for layer in teacher.model.layers]
+        shapes = [tuple(weight.shape) for weight in teacher.model.weights]
+        architecture = f"{teacher.image_shape} {kinds or id(teacher)} {shapes}"
+        if architecture not in known:
+            known[architecture] = _cost(teacher)
+        costs.append(dict(known[architecture]))
     return costs
-
-
-def _architecture(teacher: Teacher) -> str:
-    kinds = [type(layer).__name__ for layer in teacher.model.layers]
-    shapes = [tuple(weight.shape) for weight in teacher.model.weights]
-    return f"{teacher.image_shape} {kinds or id(teacher)} {shapes}"
 
 
 def _cost(teacher: Teacher) -> dict[str, Any]:
@@ -53,7 +49,5 @@ def _cost(teacher: Teacher) -> dict[str, Any]:
         cost["latency_ms"] = TfliteRunner(content).latency(black)
         cost["bytes"] = len(content)
     except Exception as error:  # converters raise many kinds for what they lack
-        print(
-            f"{teacher.name} has no TFLite file to compare with: {one_line(error, 150)}"
-        )
+        print(f"{teacher.name} has no TFLite file to compare with: {reason(error)}")
     return cost

@@ -13,6 +13,8 @@ import numpy as np
 import tensorflow as tf
 from keras import layers, ops
 
+from cdfkd_tf.export.runner import images_at_once, in_parts, probabilities
+
 _WEIGHTED = (layers.Conv2D, layers.DepthwiseConv2D, layers.Dense)
 # Their output has their input's scale in a TFLite file; softmax has a fixed one.
 _POOLING = (layers.MaxPooling2D, layers.AveragePooling2D)
@@ -48,11 +50,11 @@ def finetune_int8(
         Kullback-Leibler divergence from the float network's probabilities on held-out
         images, in nats: before, and of what is kept. Also printed.
     """
-    targets = model.predict(images, batch_size=256, verbose=0)
+    targets = probabilities(model, images)
     simulated = _simulation(model, calibration)
+    at_once = min(_BATCH, images_at_once(*images.shape[1:3]))
     num_held_out = max(1, int(len(images) * _HELD_OUT))
-    held_out = images[:num_held_out], targets[:num_held_out]
-    learned = images[num_held_out:], targets[num_held_out:]
+    parts = np.array_split(np.arange(num_held_out), -(-num_held_out // at_once))
     optimizer = keras.optimizers.Adam(
         keras.optimizers.schedules.CosineDecay(_LEARNING_RATE, steps)
     )
@@ -60,26 +62,30 @@ def finetune_int8(
     optimizer.build(variables)
 
     @tf.function(reduce_retracing=True)
-    def divergence(images, targets):
+    def divergences(images, targets):
         # The input has 256 steps from 0 to 1, as grey values have.
         images = tf.quantization.fake_quant_with_min_max_args(images, 0, 1, num_bits=8)
         outputs = simulated(images, training=False)
-        return ops.mean(keras.losses.kl_divergence(targets, outputs))
+        return keras.losses.kl_divergence(targets, outputs)
 
     @tf.function(reduce_retracing=True)
     def update(images, targets):
         with tf.GradientTape() as tape:
-            loss = divergence(images, targets)
+            loss = ops.mean(divergences(images, targets))
         optimizer.apply(tape.gradient(loss, variables), variables)
 
-    first = best = float(divergence(*held_out))
+    def divergence_of_held_out() -> float:
+        found = [divergences(images[part], targets[part]) for part in parts]
+        return float(np.mean(np.concatenate(found)))
+
+    first = best = divergence_of_held_out()
     kept = model.get_weights()
     rng = np.random.default_rng(seed)
     for step in range(1, steps + 1):
-        chosen = rng.integers(len(learned[0]), size=min(_BATCH, len(learned[0])))
-        update(*(tf.constant(array[chosen]) for array in learned))
+        chosen = rng.integers(num_held_out, len(images), size=at_once)
+        update(tf.constant(images[chosen]), tf.constant(targets[chosen]))
         if step % 25 == 0 or step == steps:
-            now = float(divergence(*held_out))
+            now = divergence_of_held_out()
             if now < best:
                 best, kept = now, model.get_weights()
     model.set_weights(kept)
@@ -113,8 +119,8 @@ def _simulation(model: keras.Model, calibration: np.ndarray) -> keras.Model:
     )
     for rounding in roundings:
         rounding.observes = True
-    for start in range(0, len(calibration), _BATCH):
-        simulated(calibration[start : start + _BATCH], training=False)
+    for part in in_parts(calibration):
+        simulated(part, training=False)
     for rounding in roundings:
         rounding.observes = False
     return simulated

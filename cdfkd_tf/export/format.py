@@ -1,6 +1,6 @@
 """The export formats: one object each. No other module knows their names.
 
-A new format is a module that writes, loads and describes its file, and a row here.
+A new format is a module that writes and loads its file, and a row here.
 """
 
 import dataclasses
@@ -24,17 +24,16 @@ class Format:
     Attributes:
         name: its key in `FORMATS` and on the command line.
         file: name of the file or folder.
-        write: `(model, calibration, path)`: writes the file; `calibration` is None or,
-            for a `calibrated` format, images `(n, height, width, channels)` in [0, 1].
+        write: `(model, calibration, description, path)`: writes the file, the
+            description in it; `calibration` is None or, for a `calibrated` format,
+            images `(n, height, width, channels)` in [0, 1].
         load: path of the file to a `Runner`.
-        attach: `(path, description)`: puts the description into the file.
         tolerance: largest difference of a probability from Keras's; what differs more
             is broken, not rounded. 1: any, its arithmetic is coarse.
         input_type: of the image that the file takes.
         input_range: of the image's values.
-        calibrated: whether images fix value ranges; only then are the weights
-            fine-tuned for its arithmetic.
-        check: of a `Runner`, what else must be true; raises RunError.
+        calibrated: whether images fix value ranges, so that it computes with integers;
+            only then are the weights fine-tuned for its arithmetic.
         remedy: what to do if it disagrees with Keras, for the warning.
         extra: name of the package's extra that it needs, if any.
         packages: modules of that extra.
@@ -42,14 +41,12 @@ class Format:
 
     name: str
     file: str
-    write: Callable[[Any, np.ndarray | None, pathlib.Path], None]
+    write: Callable[[Any, np.ndarray | None, dict[str, Any], pathlib.Path], None]
     load: Callable[[pathlib.Path], Runner]
-    attach: Callable[[pathlib.Path, dict[str, Any]], None]
     tolerance: float
     input_type: str = "float32"
     input_range: tuple[float, float] = (0.0, 1.0)
     calibrated: bool = False
-    check: Callable[[Any], None] | None = None
     remedy: str = ""
     extra: str = ""
     packages: tuple[str, ...] = ()
@@ -70,7 +67,6 @@ def _tflite(arithmetic: str, tolerance: float, how: dict, **more: Any) -> Format
         f"student_{arithmetic}.tflite",
         functools.partial(tflite.write_tflite, **how),
         tflite.TfliteRunner,
-        tflite.attach_to_tflite,
         tolerance,
         **more,
     )
@@ -82,7 +78,6 @@ _ROWS = (
         "saved_model",
         saved_model.write_saved_model,
         saved_model.SavedModelRunner,
-        saved_model.attach_to_folder,
         tolerance=1e-4,
     ),
     Format(
@@ -90,7 +85,6 @@ _ROWS = (
         "student.onnx",
         onnx.write_onnx,
         onnx.OnnxRunner,
-        onnx.attach_to_onnx,
         tolerance=1e-4,
         extra="onnx",
         packages=("tf2onnx", "onnx", "onnxruntime"),
@@ -105,7 +99,6 @@ _ROWS = (
         input_type="uint8",
         input_range=(0, 255),
         calibrated=True,
-        check=tflite.refuse_floats,
         remedy="--int8_finetune_steps=200 may help, or tflite_dynamic.",
     ),
 )
@@ -119,8 +112,5 @@ def format_of(path: pathlib.Path) -> Format:
     An unknown ending is taken for the smallest format's.
     """
     ending = "" if path.is_dir() else path.suffix
-    smallest_first = list(reversed(FORMATS.values()))
-    for row in smallest_first:
-        if pathlib.Path(row.file).suffix == ending:
-            return row
-    return smallest_first[0]
+    known = [r for r in FORMATS.values() if pathlib.Path(r.file).suffix == ending]
+    return (known or list(FORMATS.values()))[-1]

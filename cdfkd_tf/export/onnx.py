@@ -11,13 +11,16 @@ from cdfkd_tf.export.runner import Runner
 _KEY = "metadata.json"
 
 
-def write_onnx(model: Any, calibration: None, path: pathlib.Path) -> None:
+def write_onnx(
+    model: Any, calibration: None, description: dict[str, Any], path: pathlib.Path
+) -> None:
     """Writes a file from `image`, float32 in [0, 1], to `probabilities`.
 
     Args:
         model: Keras model, images `(B, height, width, channels)` in [0, 1] to
             probabilities `(B, C)`, without `Normalization` layers; B is any number.
         calibration: none.
+        description: becomes the entry `metadata.json` of the file's own metadata.
         path: the file to write.
     """
     import onnx
@@ -29,6 +32,8 @@ def write_onnx(model: Any, calibration: None, path: pathlib.Path) -> None:
     converted, _ = tf2onnx.convert.from_function(serve, serve.input_signature)
     for value in (*converted.graph.input, *converted.graph.output):
         value.type.tensor_type.shape.dim[0].dim_param = "batch"
+    text = json.dumps(description, ensure_ascii=False)
+    onnx.helper.set_model_props(converted, {_KEY: text})
     onnx.checker.check_model(converted)
     onnx.save(converted, str(path))
 
@@ -57,14 +62,3 @@ class OnnxRunner(Runner):
         """See `Runner`."""
         (output,) = self._session.run(None, {self._name: images.astype("float32")})
         return output
-
-
-def attach_to_onnx(path: pathlib.Path, description: dict[str, Any]) -> None:
-    """Writes the entry `metadata.json` of the file's own metadata."""
-    import onnx
-
-    model = onnx.load(str(path))
-    onnx.helper.set_model_props(
-        model, {_KEY: json.dumps(description, ensure_ascii=False)}
-    )
-    onnx.save(model, str(path))

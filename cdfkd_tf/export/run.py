@@ -1,23 +1,28 @@
 """Export: each file is written aside, checked, then published under its name."""
 
+import math
 import os
 import pathlib
+import re
 import shutil
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import keras
 import numpy as np
 
 import cdfkd_tf
-from cdfkd_tf.errors import RequestError, RunError, lookup, one_line
+from cdfkd_tf.data.specs import DatasetSpec
+from cdfkd_tf.errors import RequestError, RunError, lookup, reason
 from cdfkd_tf.export.calibration import calibration_images
 from cdfkd_tf.export.finetuning import finetune_int8
 from cdfkd_tf.export.format import FORMATS, Format
 from cdfkd_tf.export.inference_graph import inference_graph
-from cdfkd_tf.export.verify import Batches, verify, warn_of_disagreement
+from cdfkd_tf.export.runner import Runner
+from cdfkd_tf.export.verify import Batches, verify, warn_of_floats
 from cdfkd_tf.networks.introspection import multiply_adds
+from cdfkd_tf.runtime.keras_internals import is_graph, leaf_layers
 
 LICENCE = (
     "Made with cdfkd_tf (Apache-2.0). The weights were learned from the teachers: "
@@ -25,7 +30,10 @@ LICENCE = (
     "weights may be used for."
 )
 _UNFINISHED = ".unfinished-"
-_POOL, _CALIBRATION = 1024, 512  # images drawn, and chosen of them
+_POOL, _CALIBRATION = 1024, 512  # images drawn, and chosen of them; fewer large ones:
+_POOL_VALUES, _FEWEST = 2**26, 64  # as many numbers in all, but at least 64 images
+_ROUGH, _ROUGH_TOLERANCE = {"float16", "bfloat16"}, 0.05  # of a predictor's layers
+_LONGEST_CAUSE = 1000  # characters; of whole sentences
 _CALIBRATION_SEED = 2  # keeps the draw apart from a run's others
 
 
@@ -51,8 +59,8 @@ def export(
         formats: keys of `FORMATS`.
         directory: created if missing.
         batches: what the files are compared with Keras on: pairs of images
-            `(B, height, width, channels)` in [0, 1] and labels `(B,)` or None. Gone
-            through once for Keras and once per format, in the same order.
+            `(B, height, width, channels)` in [0, 1] and labels `(B,)` or None; gone
+            through once.
         calibration_pool: `(count, seed)` to at least `count` images in [0, 1], or as
             many as there are; called once, for a format with calibration.
         description: from `describe`.
@@ -67,21 +75,17 @@ def export(
             to compare on.
         RunError: if a file cannot be written or is not what Keras computes.
     """
-    rows = [lookup(FORMATS, name, "export format") for name in dict.fromkeys(formats)]
-    for row in rows:
-        row.check_installed()
+    rows = _installed(formats)
     if not rows:
         return []
-    expected = [predictor.predict_on_batch(images) for images, _ in batches]
-    if not expected:
-        raise RequestError("There are no images to compare exported files on.")
-    expected = np.concatenate(expected)
     model = inference_graph(predictor)
     counts = {"parameters": model.count_params(), "multiply_adds": multiply_adds(model)}
-
     sources = {False: (model, None)}  # by whether the format is calibrated
     if any(row.calibrated for row in rows):
-        pool = np.clip(calibration_pool(_POOL, _CALIBRATION_SEED), 0, 1)
+        count = min(
+            _POOL, max(_FEWEST, _POOL_VALUES // math.prod(model.input_shape[1:]))
+        )
+        pool = np.clip(calibration_pool(count, _CALIBRATION_SEED), 0, 1)
         chosen = calibration_images(pool, predictor, _CALIBRATION, seed)
         sources[True] = inference_graph(predictor), chosen
         if int8_finetune_steps:
@@ -89,49 +93,131 @@ def export(
     directory.mkdir(parents=True, exist_ok=True)
     for left in directory.glob(f"{_UNFINISHED}*"):  # of a killed process
         shutil.rmtree(left, ignore_errors=True)
-    entries = []
-    with tempfile.TemporaryDirectory(dir=directory, prefix=_UNFINISHED) as scratch:
+    with tempfile.TemporaryDirectory(dir=directory, prefix=_UNFINISHED) as folder:
+        scratch = pathlib.Path(folder)
         for row in rows:
-            written = pathlib.Path(scratch, row.file)
+            values = {"type": row.input_type, "range": list(row.input_range)}
+            image = {**description["input"], **values}
+            about = {**description, "format": row.name, "input": image}
             try:
-                row.write(*sources[row.calibrated], written)
-                row.attach(written, _completed(description, row))
-                figures = verify(row, written, batches, expected)
+                row.write(*sources[row.calibrated], about, scratch / row.file)
+            except Exception as error:  # converters raise many kinds
+                raise RunError(f"Cannot export {row.name}: {_cause(error)}") from error
+        rough = {layer.compute_dtype for layer in leaf_layers(predictor)} & _ROUGH
+        slack = _ROUGH_TOLERANCE if rough else 0.0
+        figures = verify(rows, scratch, predictor.predict_on_batch, batches, slack)
+        for row in rows:
+            final = directory / row.file
+            if final.is_dir():  # a folder has to be empty; it goes with `scratch`
+                os.replace(final, scratch / f"earlier {row.file}")
+            os.replace(scratch / row.file, final)
+    return [
+        {"format": row.name, "file": str(directory / row.file), **measured, **counts}
+        for row, measured in zip(rows, figures)
+    ]
+
+
+def check_formats(predictor: keras.Model, formats: Sequence[str]) -> None:
+    """Writes each format once, and runs the file once, to see that it can be done.
+
+    Into a temporary folder, which is removed. Weights count for nothing: to be called
+    with an untrained network, before it is trained.
+
+    Args:
+        predictor: see `export`.
+        formats: likewise.
+
+    Raises:
+        RequestError: naming the format, and the layer or operation that it lacks.
+    """
+    rows = _installed(formats)
+    if not rows:
+        return
+    try:
+        model = inference_graph(predictor)
+    except Exception as error:
+        raise RequestError(
+            f"The student cannot be exported: {_cause(error)} Leave --export_formats "
+            "empty, or choose another --student."
+        ) from error
+    with tempfile.TemporaryDirectory() as folder:
+        for row in rows:
+            try:
+                warn_of_floats(row, _tried(row, model, folder))
             except Exception as error:
-                raise _explained(row, error) from error
-            file = str(directory / row.file)
-            entries.append({"format": row.name, "file": file, **figures, **counts})
-            warn_of_disagreement(row, figures["agreement"])
-        _publish([row.file for row in rows], pathlib.Path(scratch), directory)
-    return entries
+                layer = _culprit(row, model, folder)
+                raise RequestError(
+                    f"The student cannot be exported as {row.name}: {_cause(error)}"
+                    f"{layer} Leave {row.name} out of --export_formats, or choose "
+                    "another --student."
+                ) from error
+
+
+def _installed(formats: Sequence[str]) -> list[Format]:
+    rows = [lookup(FORMATS, name, "export format") for name in dict.fromkeys(formats)]
+    for row in rows:
+        row.check_installed()
+    return rows
+
+
+def _tried(row: Format, model: keras.Model, folder: str) -> Runner:
+    """The file of `model`, which need be no whole network, after one call."""
+    path = pathlib.Path(tempfile.mkdtemp(dir=folder), row.file)
+    inputs = np.random.default_rng(0).uniform(size=(2, *model.input_shape[1:]))
+    inputs = inputs.astype("float32")
+    row.write(model, inputs if row.calibrated else None, {"classes": ()}, path)
+    run = row.load(path)
+    run(inputs)
+    return run
+
+
+def _culprit(row: Format, model: keras.Model, folder: str) -> str:
+    """Names the first layer or operation that cannot be written alone."""
+    seen = set()
+    for part in _operations(model):
+        kind = f"{type(part)} {getattr(part, 'activation', '')}"
+        if kind in seen or not isinstance(part.input, keras.KerasTensor):
+            continue
+        seen.add(kind)
+        alone = keras.Input(part.input.shape[1:])
+        try:
+            _tried(row, keras.Model(alone, part(alone)), folder)
+        except Exception:
+            return f" It fails at {part.name} ({type(part).__name__})."
+    return ""
+
+
+def _operations(model: keras.Model) -> Iterator[keras.Operation]:
+    for part in model.operations:
+        yield from _operations(part) if is_graph(part) else [part]
+
+
+def _cause(error: Exception) -> str:
+    """What an error says, not cut off; of a converter's pages, what it lacks."""
+    lacks = sorted(set(re.findall(r"'tf\.(\w+)' op is neither", str(error))))
+    if lacks:
+        return f"TFLite has no operation {', '.join(lacks)}."
+    kind = "" if hasattr(error, "exit_code") else f"{type(error).__name__}: "
+    return kind + reason(error, _LONGEST_CAUSE)
 
 
 def describe(
-    *,
-    dataset: str,
-    method: str,
-    student: str,
-    class_names: Sequence[str],
-    image_shape: Sequence[int],
-    shorter_side: int = 0,
+    spec: DatasetSpec, class_names: Sequence[str], *, method: str, student: str
 ) -> dict[str, Any]:
     """What the exported files say about themselves; the format adds its own.
 
     Args:
-        dataset: whose classes are known.
+        spec: of the images.
+        class_names: one per class, in the order of the outputs.
         method: how the student was taught.
         student: its backbone.
-        class_names: one per class, in the order of the outputs.
-        image_shape: `(height, width, channels)` of the input.
-        shorter_side: images are scaled to it and cropped in the centre, in pixels; 0:
-            scaled to `image_shape` as they are.
     """
-    height, width, channels = image_shape
+    height, width, channels = spec.image_shape
     return {
         "made_by": "cdfkd_tf",
         "version": cdfkd_tf.__version__,
         "task": "image classification",
-        "dataset": dataset,
+        "dataset": spec.name,
         "method": method,
         "student": student,
         "classes": list(class_names),
@@ -140,32 +226,8 @@ def describe(
             "width": width,
             "channels": channels,
             "channel_order": "RGB" if channels == 3 else "grey",
-            "shorter_side": shorter_side,
+            "shorter_side": spec.shorter_side,
         },
         "output": "one probability per class",
         "licence": LICENCE,
     }
-
-
-def _completed(description: dict[str, Any], row: Format) -> dict[str, Any]:
-    values = {"type": row.input_type, "range": list(row.input_range)}
-    image = {**description["input"], **values}
-    return {**description, "format": row.name, "input": image}
-
-
-def _explained(row: Format, error: Exception) -> Exception:
-    if hasattr(error, "exit_code"):
-        return error
-    why = f"{type(error).__name__}: {one_line(error)}"
-    return RunError(f"Cannot export {row.name}: {why}")
-
-
-def _publish(
-    files: Sequence[str], scratch: pathlib.Path, directory: pathlib.Path
-) -> None:
-    """Moves checked files to their place; what stood there goes with `scratch`."""
-    for file in files:
-        final = directory / file
-        if final.is_dir():  # a folder has to be empty
-            os.replace(final, scratch / f"earlier {file}")
-        os.replace(scratch / file, final)

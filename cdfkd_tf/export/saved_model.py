@@ -9,11 +9,14 @@ import numpy as np
 from cdfkd_tf.export.runner import Runner
 from cdfkd_tf.networks.saved_model_check import check_saved_model
 from cdfkd_tf.runtime.silence_stderr import quiet_tensorflow
+from cdfkd_tf.workdir import read_json, write_text
 
 _DESCRIPTION = pathlib.Path("assets.extra", "metadata.json")
 
 
-def write_saved_model(model: Any, calibration: None, path: pathlib.Path) -> None:
+def write_saved_model(
+    model: Any, calibration: None, description: dict[str, Any], path: pathlib.Path
+) -> None:
     """Writes the signatures `serving_default` and `serve_uint8`.
 
     Both take `image`, of any batch size, and give `probabilities`: the first takes
@@ -22,6 +25,7 @@ def write_saved_model(model: Any, calibration: None, path: pathlib.Path) -> None
     Args:
         model: Keras model, images in [0, 1] to probabilities.
         calibration: none.
+        description: goes into `assets.extra/metadata.json`.
         path: the folder to write.
     """
     import tensorflow as tf
@@ -40,6 +44,8 @@ def write_saved_model(model: Any, calibration: None, path: pathlib.Path) -> None
     module.weights = [variable.value for variable in model.variables]
     signatures = {"serving_default": serve, "serve_uint8": serve_uint8}
     tf.saved_model.save(module, str(path), signatures=signatures)
+    text = json.dumps(description, indent=1, ensure_ascii=False)
+    write_text(path / _DESCRIPTION, text + "\n")
 
 
 class SavedModelRunner(Runner):
@@ -63,18 +69,8 @@ class SavedModelRunner(Runner):
         self.threads = tf.config.threading.get_intra_op_parallelism_threads() or None
         _, inputs = self._serve.structured_input_signature
         self.image_shape = tuple(inputs["image"].shape[1:])
-        file = path / _DESCRIPTION
-        text = file.read_text(encoding="utf-8") if file.exists() else "{}"
-        self.description = json.loads(text)
+        self.description = read_json(path / _DESCRIPTION)
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
         """See `Runner`."""
         return self._serve(image=self._constant(images))["probabilities"].numpy()
-
-
-def attach_to_folder(path: pathlib.Path, description: dict[str, Any]) -> None:
-    """Writes `assets.extra/metadata.json`."""
-    file = path / _DESCRIPTION
-    file.parent.mkdir(exist_ok=True)
-    text = json.dumps(description, indent=1, ensure_ascii=False)
-    file.write_text(text + "\n", encoding="utf-8")

@@ -1,15 +1,16 @@
-"""Whether an exported file computes what the Keras model computes."""
+"""Whether exported files compute what the Keras model computes."""
 
 import contextlib
 import pathlib
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
-from cdfkd_tf.errors import DistillationWarning, RunError
+from cdfkd_tf.errors import DistillationWarning, RequestError, RunError
 from cdfkd_tf.export.format import Format
+from cdfkd_tf.export.runner import Runner, in_parts
 
 LOW_AGREEMENT = 0.99  # below it, the user is warned
 _MOVED = 0.5  # share of probability on other classes, mean over the images: broken
@@ -18,91 +19,132 @@ Batches = Iterable[tuple[np.ndarray, np.ndarray | None]]
 
 
 def verify(
-    row: Format, path: pathlib.Path, batches: Batches, expected: np.ndarray
-) -> dict[str, Any]:
-    """Loads one exported file and compares it with Keras, batch by batch.
+    rows: Sequence[Format],
+    folder: pathlib.Path,
+    predict: Callable[[np.ndarray], np.ndarray],
+    batches: Batches,
+    slack: float = 0.0,
+) -> list[dict[str, Any]]:
+    """Loads exported files and compares them with Keras, batch by batch.
+
+    Warns of a file that disagrees with Keras on more than one image in a hundred, and
+    of one that should compute with integers and does not throughout.
 
     Args:
-        row: the file's format.
-        path: the file, or the folder of a SavedModel.
+        rows: formats of the files.
+        folder: that holds them.
+        predict: what Keras computes: images to probabilities `(B, C)`.
         batches: images `(B, height, width, channels)` in [0, 1], and labels `(B,)` or
-            None.
-        expected: `(n, C)`, Keras's probabilities for all of them, in the same order.
+            None; gone through once.
+        slack: a probability of every file may differ as much.
 
     Returns:
-        Values for results.json: `bytes`, `accuracy` (None without labels),
+        Values for results.json, per file: `bytes`, `accuracy` (None without labels),
         `agreement` (share of images with Keras's class), `max_abs_difference` of a
         probability, `latency_ms` (median for one image), `threads` it was measured
-        with, `operators` (how many; None where the file lists none).
+        with, `operators` (how many) and `float_operators` (names of those that
+        compute with floats), both None where the file lists none.
 
     Raises:
-        RunError: if the file cannot be loaded, or differs by more than its format's
+        RequestError: no images.
+        RunError: if a file cannot be loaded, or differs by more than its format's
             rounding explains.
     """
-    with _refused_as_broken(row):
-        run = row.load(path)
-    outputs, labels, image = [], [], None
-    for images, known in batches:
-        with _refused_as_broken(row):
-            outputs.append(run(images))
-        labels.append(known)
-        image = images[:1]
-    outputs = np.concatenate(outputs)
-    _refuse_different(row, outputs, expected)
-    if row.check:
-        row.check(run)
-    classes = outputs.argmax(-1)
-    accuracy = None
-    if labels[0] is not None:
-        accuracy = float(np.mean(classes == np.concatenate(labels).reshape(-1)))
-    return {
-        "bytes": size_of(path),
-        "accuracy": accuracy,
-        "agreement": float(np.mean(classes == expected.argmax(-1))),
-        "max_abs_difference": float(np.abs(outputs - expected).max()),
-        "latency_ms": run.latency(image),
-        "threads": run.threads,
-        "operators": None if run.operators is None else len(run.operators),
-    }
+    files = [_File(row, folder / row.file) for row in rows]
+    image = None
+    for images, labels in batches:
+        rest = None if labels is None else np.reshape(labels, -1)
+        for part in in_parts(images):
+            expected, image = predict(part), part[:1]
+            for file in files:
+                file.compare(part, rest, expected)
+            rest = None if rest is None else rest[len(part) :]
+    if image is None:
+        raise RequestError("There are no images to compare exported files on.")
+    return [file.figures(image, slack) for file in files]
 
 
-@contextlib.contextmanager
-def _refused_as_broken(row: Format) -> Iterator[None]:
-    try:
-        yield
-    except Exception as error:  # interpreters raise many kinds for a bad file
-        raise RunError(f"The {row.name} file cannot be run: {error}") from error
+class _File:
+    """One exported file, and how it did so far."""
+
+    def __init__(self, row: Format, path: pathlib.Path):
+        self.row, self.path = row, path
+        with self._refused_as_broken():
+            self.run = row.load(path)
+        self.images = self.labelled = self.right = self.agreed = 0
+        self.largest = self.moved = 0.0
+
+    def compare(self, images, labels, expected) -> None:
+        with self._refused_as_broken():
+            outputs = self.run(images)
+        differences, classes = np.abs(outputs - expected), outputs.argmax(-1)
+        # Not Python's max, which may lose what is no number.
+        self.largest = float(np.maximum(self.largest, differences.max()))
+        self.moved += float(differences.sum()) / 2
+        self.images += len(images)
+        self.agreed += int(np.sum(classes == expected.argmax(-1)))
+        if labels is not None:
+            self.labelled += len(images)
+            self.right += int(np.sum(classes == labels[: len(images)]))
+
+    def figures(self, image: np.ndarray, slack: float) -> dict[str, Any]:
+        row, run, moved = self.row, self.run, self.moved / self.images
+        allowed = max(row.tolerance, slack)
+        # Not >: also where it is no number.
+        if not (self.largest <= allowed and moved <= _MOVED):
+            raise RunError(
+                f"The {row.name} file computes something else than the Keras model: a "
+                f"probability differs by up to {self.largest:.2g}, allowed is "
+                f"{allowed}; {moved:.2g} of the probability is on other classes, "
+                f"allowed is {_MOVED}."
+            )
+        warn_of_floats(row, run)
+        agreement = self.agreed / self.images
+        if agreement < LOW_AGREEMENT:
+            _warn(
+                f"{row.name} agrees with Keras on {agreement:.1%} of the images, less "
+                f"than {LOW_AGREEMENT:.0%}. {row.remedy}".rstrip()
+            )
+        return {
+            "bytes": _size_of(self.path),
+            "accuracy": self.right / self.labelled if self.labelled else None,
+            "agreement": agreement,
+            "max_abs_difference": self.largest,
+            "latency_ms": run.latency(image),
+            "threads": run.threads,
+            "operators": None if run.operators is None else len(run.operators),
+            "float_operators": run.float_operators,
+        }
+
+    @contextlib.contextmanager
+    def _refused_as_broken(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # interpreters raise many kinds for a bad file
+            raise RunError(
+                f"The {self.row.name} file cannot be run: {error}"
+            ) from error
 
 
-def _refuse_different(row: Format, outputs: np.ndarray, expected: np.ndarray) -> None:
-    differences = np.abs(outputs - expected)
-    largest, moved = differences.max(), differences.sum(-1).mean() / 2
-    # Not >: also where it is no number.
-    if not (largest <= row.tolerance and moved <= _MOVED):
-        raise RunError(
-            f"The {row.name} file computes something else than the Keras model: a "
-            f"probability differs by up to {largest:.2g}, allowed is {row.tolerance}; "
-            f"{moved:.2g} of the probability is on other classes, allowed is {_MOVED}."
-        )
-
-
-def warn_of_disagreement(row: Format, agreement: float) -> None:
-    """Warns where a file disagrees with Keras on more than one image in a hundred.
+def warn_of_floats(row: Format, run: Runner) -> None:
+    """Warns of a file that should compute with integers and does not throughout.
 
     Args:
         row: the file's format.
-        agreement: share of images with Keras's class, in [0, 1].
+        run: the file, loaded.
     """
-    if agreement < LOW_AGREEMENT:
-        warnings.warn(
-            f"{row.name} agrees with Keras on {agreement:.1%} of the images, less than "
-            f"{LOW_AGREEMENT:.0%}. {row.remedy}".rstrip(),
-            DistillationWarning,
-            stacklevel=3,
+    if row.calibrated and run.float_operators:
+        _warn(
+            f"{row.name} computes {', '.join(run.float_operators)} with floats, for "
+            "TFLite has no integers for that: a device without floating point cannot "
+            "run it. All else is in integers."
         )
 
 
-def size_of(path: pathlib.Path) -> int:
-    """Bytes of a file, or of all files in a folder."""
+def _warn(text: str) -> None:
+    warnings.warn(text, DistillationWarning, stacklevel=4)
+
+
+def _size_of(path: pathlib.Path) -> int:
     files = [path] if path.is_file() else [f for f in path.rglob("*") if f.is_file()]
     return sum(file.stat().st_size for file in files)

@@ -410,12 +410,7 @@ def description_of(run: Run) -> dict[str, Any]:
     """What every exported file of a run carries about itself."""
     config, spec = run.config, run.spec
     return export_run.describe(
-        dataset=spec.name,
-        method=config.method,
-        student=config.student,
-        class_names=run.class_names,
-        image_shape=spec.image_shape,
-        shorter_side=spec.shorter_side,
+        spec, run.class_names, method=config.method, student=config.student
     )
 
 

@@ -190,14 +190,15 @@ def random_state() -> Callable[[], None]:
     return restore
 
 
-def operator_names(interpreter: Any) -> list[str]:
-    """Names of the operations in a TFLite file, in order.
+def operations(interpreter: Any) -> list[tuple[str, list[int]]]:
+    """Name and indices of the outputs of each operation in a TFLite file, in order.
 
     Args:
         interpreter: of `ai_edge_litert`, its tensors allocated.
     """
-    names = [details["op_name"] for details in interpreter._get_ops_details()]
-    return [name for name in names if name != "DELEGATE"]
+    known = interpreter._get_ops_details()
+    found = [(one["op_name"], [int(i) for i in one["outputs"]]) for one in known]
+    return [(name, outputs) for name, outputs in found if name != "DELEGATE"]
 
 
 def use_earlier_quantizer(converter: Any) -> None:

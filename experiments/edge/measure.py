@@ -25,6 +25,7 @@ import keras  # noqa: E402
 import numpy as np  # noqa: E402
 
 from cdfkd_tf.config import RunConfig  # noqa: E402
+from cdfkd_tf.data.specs import plain_spec  # noqa: E402
 from cdfkd_tf.export.format import FORMATS  # noqa: E402
 from cdfkd_tf.export.run import describe, export  # noqa: E402
 from cdfkd_tf.networks.aggregators import build_aggregator, build_predictor  # noqa: E402
@@ -121,13 +122,10 @@ def calibrations(folders: list[str]) -> None:
 
 
 def _export(predictor, formats, folder, images, batches, **more):
-    description = describe(
-        dataset="",
-        method="",
-        student="",
-        class_names=[str(i) for i in range(predictor.output_shape[-1])],
-        image_shape=predictor.input_shape[1:],
-    )
+    num_classes = predictor.output_shape[-1]
+    spec = plain_spec("none", predictor.input_shape[1:], num_classes)
+    names = [str(label) for label in range(num_classes)]
+    description = describe(spec, names, method="", student="")
     return export(
         predictor,
         formats,

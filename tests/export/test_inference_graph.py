@@ -4,11 +4,14 @@ its int8 form is calibrated."""
 import keras
 import numpy as np
 import pytest
+from keras import layers
 
 from cdfkd_tf.export.calibration import calibration_images
 from cdfkd_tf.export.finetuning import finetune_int8
 from cdfkd_tf.export.inference_graph import inference_graph
-from tests.export.small import IMAGES, predictor_with
+from cdfkd_tf.export.tflite import TfliteRunner, convert
+from cdfkd_tf.networks.introspection import multiply_adds
+from tests.export.small import IMAGES, own_predictor, predictor_with
 
 
 @pytest.mark.parametrize(
@@ -32,6 +35,45 @@ def test_inference_graph_is_the_same_function(kind, backbone, headers, sharing, 
     kinds = {type(layer) for layer in graph._flatten_layers()}
     assert keras.layers.BatchNormalization not in kinds
     assert graph.count_params() <= predictor.count_params()
+
+
+@pytest.mark.parametrize(
+    "part, dtype",
+    [
+        (layers.GroupNormalization(2), "float32"),
+        (layers.LayerNormalization(scale=False), "float32"),
+        (layers.Activation("gelu"), "float32"),
+        (keras.Sequential([layers.Conv2D(4, 1), layers.ReLU()]), "float32"),
+        (layers.BatchNormalization(), "mixed_bfloat16"),
+    ],
+)
+def test_inference_graph_of_an_open_backbone_has_sizes_and_integer_kernels(part, dtype):
+    predictor = own_predictor(part, dtype=dtype)
+    graph = inference_graph(predictor)
+    tolerance = 1e-6 if dtype == "float32" else 0.01
+    expected = predictor.predict(IMAGES, verbose=0)
+    np.testing.assert_allclose(graph(IMAGES), expected, atol=tolerance)
+    first, second = 4 * 4 * 9 * 4, 4 * 4 * 9 * 4 * 8
+    assert multiply_adds(graph) >= first + second + 8 * 8 + 8 * 4
+    run = TfliteRunner(convert(graph, IMAGES))
+    assert run.float_operators == []
+    np.testing.assert_allclose(run(IMAGES), expected, atol=0.05)
+
+
+@pytest.mark.parametrize("axis", [1, -1])
+def test_inference_graph_keeps_the_axis_of_a_batchnormalization(axis):
+    predictor = own_predictor(layers.BatchNormalization(axis=axis), shape=(8, 8, 1))
+    expected = predictor.predict(IMAGES, verbose=0)
+    np.testing.assert_allclose(inference_graph(predictor)(IMAGES), expected, atol=1e-6)
+
+
+def test_inference_graph_shares_what_the_predictor_shares():
+    shared = keras.Sequential([layers.Conv2D(4, 3, padding="same"), layers.ReLU()])
+    predictor = own_predictor(lambda x: shared(shared(x)))
+    graph = inference_graph(predictor)
+    np.testing.assert_allclose(graph(IMAGES), predictor(IMAGES), atol=1e-6)
+    # Folding takes two moving statistics of each channel and adds no bias.
+    assert graph.count_params() == predictor.count_params() - 4 * 8
 
 
 def test_inference_graph_of_a_predictor_from_disk_is_the_same(tmp_path):

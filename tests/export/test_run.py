@@ -1,5 +1,6 @@
 """What an export leaves in its folder: whole, checked files, and what stood there."""
 
+import dataclasses
 import pathlib
 import signal
 import subprocess
@@ -7,14 +8,18 @@ import sys
 import textwrap
 import weakref
 
+import keras
 import numpy as np
 import pytest
+from keras import layers
 
 from cdfkd_tf.errors import DistillationWarning, RequestError, RunError
 from cdfkd_tf.export.format import FORMATS
+from cdfkd_tf.export.run import check_formats
+from cdfkd_tf.export.runner import in_parts
 from cdfkd_tf.export.tflite import TfliteRunner
-from cdfkd_tf.export.verify import verify, warn_of_disagreement
-from tests.export.small import IMAGES, export_small, predictor_with
+from cdfkd_tf.export.verify import verify
+from tests.export.small import IMAGES, export_small, own_predictor, predictor_with
 
 FLOAT32 = FORMATS["tflite_float32"]
 
@@ -66,11 +71,10 @@ def test_second_export_replaces_its_files_and_touches_no_other(predictor, tmp_pa
 
 
 def test_failed_second_export_leaves_the_first(predictor, tmp_path, monkeypatch):
-    def write_garbage(model, calibration, path):
+    def write_garbage(model, calibration, description, path):
         path.write_bytes(b"no network at all")
 
-    broken = type(FLOAT32)("broken", "b.tflite", write_garbage, TfliteRunner,
-                           lambda path, description: None, 1.0)  # fmt: skip
+    broken = type(FLOAT32)("broken", "b.tflite", write_garbage, TfliteRunner, 1.0)
     monkeypatch.setitem(FORMATS, "broken", broken)
     export_small(predictor, tmp_path, ("saved_model", "tflite_float32"))
     before = content_of(tmp_path)
@@ -95,7 +99,7 @@ def test_export_keeps_few_batches_in_memory(predictor, tmp_path):
                 yield images, None
 
     (entry,) = export_small(predictor, tmp_path, ("tflite_float32",), batches=Batches())
-    assert entry["agreement"] == 1 and len(most) == 20
+    assert entry["agreement"] == 1 and len(most) == 10
     assert max(most) <= 3
 
 
@@ -108,28 +112,99 @@ def test_export_keeps_few_batches_in_memory(predictor, tmp_path):
 )
 def test_wrong_export_is_refused(predictor, tmp_path, formats, options, words):
     with pytest.raises(RequestError, match=words):
-        export_small(predictor, tmp_path / "new", formats, **options)
-    assert not (tmp_path / "new").exists()
+        export_small(predictor, tmp_path, formats, **options)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_parts_of_large_images_are_small():
+    assert [len(part) for part in in_parts(np.zeros((70, 224, 224, 1)))] == [20] * 3 + [
+        10
+    ]
+    assert [len(part) for part in in_parts(np.zeros((300, 8, 8, 1)))] == [256, 44]
+
+
+class Unknown(layers.Layer):
+    """Computes what no device format has."""
+
+    def call(self, inputs):
+        import tensorflow as tf
+
+        return tf.math.erfinv(tf.clip_by_value(inputs, -0.5, 0.5))
+
+
+@pytest.mark.parametrize("part", [Unknown(name="odd"), keras.ops.erfinv])
+@pytest.mark.parametrize("name", ["tflite_int8", "onnx"])
+def test_check_formats_names_the_format_the_layer_and_the_operation(name, part):
+    with pytest.raises(RequestError) as refused:
+        check_formats(own_predictor(part), ("saved_model", name))
+    text = str(refused.value)
+    layer = "odd (Unknown)" if part is not keras.ops.erfinv else "(Erfinv)"
+    assert f"exported as {name}: " in text and f"{layer}. Leave {name} out" in text
+    assert "TFLite has no operation Erfinv." in text or "for Erfinv" in text
+
+
+def test_check_formats_refuses_a_layer_that_cannot_be_built_again():
+    class Settings(layers.Layer):
+        def __init__(self, factor):
+            super().__init__()
+            self.factor = factor
+
+        def call(self, inputs):
+            return inputs * self.factor
+
+    with pytest.raises(RequestError, match=r"student cannot be exported: .*Settings"):
+        check_formats(own_predictor(Settings(2)), ("tflite_float32",))
+
+
+def test_int8_computes_with_floats_only_what_has_no_integers(tmp_path):
+    predictor = own_predictor(layers.Activation("elu"))
+    with pytest.warns(
+        DistillationWarning, match="tflite_int8 computes ELU with floats"
+    ):
+        assert check_formats(predictor, ("tflite_int8",)) is None
+    with pytest.warns(
+        DistillationWarning, match="tflite_int8 computes ELU with floats"
+    ):
+        (entry,) = export_small(predictor, tmp_path, ("tflite_int8",))
+    assert entry["float_operators"] == ["ELU"] and entry["max_abs_difference"] < 0.05
+
+
+def test_export_of_a_network_in_sixteen_bits_is_compared_with_as_much_slack(tmp_path):
+    predictor = own_predictor(layers.BatchNormalization(), dtype="mixed_bfloat16")
+    (entry,) = export_small(predictor, tmp_path, ("tflite_float32",))
+    assert 1e-5 < entry["max_abs_difference"] < 0.05
+
+
+def measure(row, file, expected):
+    """`verify` of one file against outputs that are given."""
+    (figures,) = verify([row], file.parent, lambda images: expected, [(IMAGES, None)])
+    return figures
 
 
 def test_verify_refuses_what_computes_something_else(file):
-    batches = [(IMAGES, None)]
     other = predictor_with("weights", "lenet", headers=2).predict(IMAGES, verbose=0)
     with pytest.raises(RunError, match="something else than the Keras model"):
-        verify(FLOAT32, file, batches, other)
-    for row in (FLOAT32, FORMATS["tflite_dynamic"]):
+        measure(FLOAT32, file, other)
+    dynamic = dataclasses.replace(FORMATS["tflite_dynamic"], file=file.name)
+    for row in (FLOAT32, dynamic):
         with pytest.raises(RunError, match="something else than the Keras model"):
-            verify(row, file, batches, other * np.nan)
+            measure(row, file, other * np.nan)
     swapped = np.roll(np.eye(4)[TfliteRunner(file)(IMAGES).argmax(-1)], 1, axis=-1)
     with pytest.raises(RunError, match="of the probability is on other classes"):
-        verify(FORMATS["tflite_dynamic"], file, batches, swapped)
+        measure(dynamic, file, swapped)
 
 
-def test_disagreement_is_warned_of_with_a_remedy(recwarn):
-    warn_of_disagreement(FORMATS["tflite_int8"], 0.99)
-    assert not recwarn
-    with pytest.warns(DistillationWarning, match="tflite_int8 agrees .* 98.0%.*steps"):
-        warn_of_disagreement(FORMATS["tflite_int8"], 0.98)
+def test_verify_warns_of_disagreement_with_a_remedy(file, recwarn):
+    coarse = dataclasses.replace(FORMATS["tflite_int8"], file=file.name)
+    expected = TfliteRunner(file)(IMAGES)
+    moved = expected.copy()
+    moved[:1] = np.roll(moved[:1], 1, axis=-1)  # of 20: 95 %
+    exact = dataclasses.replace(coarse, calibrated=False)
+    assert measure(exact, file, expected)["agreement"] == 1 and not recwarn
+    with pytest.warns(DistillationWarning, match="tflite_int8 agrees .* 95.0%.*steps"):
+        assert measure(exact, file, moved)["agreement"] == 0.95
+    with pytest.warns(DistillationWarning, match="computes .*CONV_2D, .* with floats"):
+        measure(coarse, file, expected)
 
 
 _CHILD = """

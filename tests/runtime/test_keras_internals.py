@@ -243,9 +243,9 @@ def model():
     return keras.Model(image, layers.Softmax()(logits))
 
 
-def test_operator_names_are_those_of_the_file(model):
+def test_operations_are_those_of_the_file(model):
     run = TfliteRunner(convert(model, quantised=False))
-    names = internals.operator_names(run._interpreter)
+    names = [name for name, _ in internals.operations(run.interpreter)]
     assert {"CONV_2D", "FULLY_CONNECTED", "SOFTMAX"} <= set(names)
     assert "DELEGATE" not in names
 
