@@ -148,7 +148,7 @@ class GeneratedImages(ImageSource):
         self.state = {"generator": generator, "generator_optimizer": optimizer}
         self.trackers, self.needs = objective.trackers, objective.needs
         optimizer.build(generator.trainable_variables)
-        self._sample = sampler(generator, batch_size)
+        self._sample = Sampler(generator, batch_size)
 
     def dataset(self, first_step: int) -> tf.data.Dataset:
         """Endless noise `(B, K + 1, Z)`: the student's K batches, the generator's."""
@@ -166,10 +166,10 @@ class GeneratedImages(ImageSource):
         The generator runs batch by batch: its BatchNormalizations use the statistics
         of one batch.
         """
-        batches = [
-            self.generator(element[:, step], training=True)
-            for step in range(element.shape[1] - 1)
-        ]
+        # As one function K calls are traced once; replicas cannot meet within one.
+        alone = tf.distribute.get_strategy().num_replicas_in_sync == 1
+        generate = self._sample.traced if alone else self._sample.generate
+        batches = [generate(element[:, step]) for step in range(self.student_steps)]
         return Batch(ops.stop_gradient(ops.stack(batches)))
 
     def update(self, element: KerasTensor, student: keras.Model) -> None:
@@ -218,28 +218,30 @@ def restoring(variables: Sequence[keras.Variable]) -> Iterator[None]:
         variable.assign(value)
 
 
-def sampler(generator: keras.Model, batch_size: int) -> Callable[..., np.ndarray]:
-    """A function that generates images without moving anything.
+class Sampler:
+    """Generates any number of images without moving anything.
 
     Args:
         generator: noise to normalised images, in training mode as while it learned.
         batch_size: images at once, whose statistics normalise.
 
-    Returns:
-        Noise `(n, Z)` to normalised images `(n, height, width, channels)`.
+    Call arguments:
+        noise: `(n, Z)`. Returns normalised images `(n, height, width, channels)`.
     """
-    statistics = generator.non_trainable_variables
 
-    @tf.function(reduce_retracing=True)
-    def generate(noise):
-        return generator(noise, training=True)
+    def __init__(self, generator: keras.Model, batch_size: int):
+        self._generator, self._batch_size = generator, batch_size
+        self.traced = tf.function(self.generate, reduce_retracing=True)
 
-    def sample(noise: np.ndarray) -> np.ndarray:
-        with restoring(statistics):
+    def generate(self, noise: KerasTensor) -> KerasTensor:
+        """One batch; statistics move."""
+        return self._generator(noise, training=True)
+
+    def __call__(self, noise: np.ndarray) -> np.ndarray:
+        starts = range(0, len(noise), self._batch_size)
+        with restoring(self._generator.non_trainable_variables):
             parts = [
-                generate(tf.constant(noise[start : start + batch_size])).numpy()
-                for start in range(0, len(noise), batch_size)
+                self.traced(tf.constant(noise[start : start + self._batch_size]))
+                for start in starts
             ]
-        return np.concatenate(parts)
-
-    return sample
+            return np.concatenate([part.numpy() for part in parts])

@@ -17,6 +17,7 @@ from keras import KerasTensor, ops
 
 from cdfkd_tf.distillation import numerics
 from cdfkd_tf.distillation.methods import Method
+from cdfkd_tf.runtime import fused_batchnorm
 from cdfkd_tf.teachers.class_map import mean_over_known
 
 FIRST_BN_WEIGHT = 5.0  # the first BatchNormalization of each teacher; the rest weigh 1
@@ -182,11 +183,7 @@ def statistics_gap(layers: list[tuple[KerasTensor, ...]]) -> KerasTensor:
 
 def _moments(tensors: Sequence[KerasTensor]) -> tuple[KerasTensor, KerasTensor]:
     """Means and biased variances over the batch, all replicas' if any, joined."""
-    found = [
-        ops.moments(_exact(tensor), list(range(len(tensor.shape) - 1)))
-        for tensor in tensors
-    ]
-    means, variances = map(ops.concatenate, zip(*found))
+    means, variances = fused_batchnorm.batch_moments(tensors)
     replicas = _replicas()
     if replicas:  # two messages for all layers together; each costs its delay
         own, means = means, replicas.all_reduce(MEAN, means)

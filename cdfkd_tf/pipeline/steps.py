@@ -19,7 +19,7 @@ from cdfkd_tf.data.images import RealImages
 from cdfkd_tf.data.noise import watching_noise
 from cdfkd_tf.distillation import build
 from cdfkd_tf.distillation.fit_aggregator import fit_aggregator
-from cdfkd_tf.distillation.image_source import sampler
+from cdfkd_tf.distillation.image_source import Sampler
 from cdfkd_tf.distillation.run import distill, saving_options
 from cdfkd_tf.distillation.train_teachers import train_classifier
 from cdfkd_tf.errors import RequestError
@@ -186,7 +186,7 @@ class Run:
             )
         if "sample" not in self.__dict__:
             generator = self.network("generator", "distill")
-            self.sample = sampler(generator, self.config.batch_size)
+            self.sample = Sampler(generator, self.config.batch_size)
         images = self.spec.denormalise(self.sample(self.noise(count, seed)))
         return np.clip(images, 0, 1).astype("float32")
 

@@ -5,7 +5,7 @@ import pytest
 
 from cdfkd_tf.data.images import RealImages
 from cdfkd_tf.data.specs import spec_of
-from cdfkd_tf.distillation.image_source import DatasetImages, ImageSource, sampler
+from cdfkd_tf.distillation.image_source import DatasetImages, ImageSource, Sampler
 from tests import toys
 from tests.toys import moved, values_of
 
@@ -53,7 +53,7 @@ def test_sampler_takes_any_number_of_images_in_batches():
     noise = (
         np.random.default_rng(0).standard_normal((20, toys.LATENT)).astype("float32")
     )
-    ours = sampler(generator, 8)(noise)
+    ours = Sampler(generator, 8)(noise)
     assert moved(before, values_of(generator)) == set()
     for part in (slice(0, 8), slice(16, 20)):  # statistics are those of a batch
         expected = generator(noise[part], training=True)
