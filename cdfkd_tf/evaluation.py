@@ -58,7 +58,7 @@ def predict_all(
         for index in range(headers.shape[1]):
             parts["header", index].append(headers[:, index])
         parts["ensemble"].append(mean)
-        parts["student"].append(_merge(headers, ensemble))
+        parts["student"].append(np.asarray(ensemble.mean_logits(headers)))
         parts["predictor"].append(predictor.predict_on_batch(images))
         if targets is not None:
             labels.append(as_labels(targets, len(images), spec.num_classes))
@@ -70,13 +70,6 @@ def predict_all(
     # Again, of all: some batches may have come without.
     num_images = len(outputs["predictor"])
     return outputs, as_labels(np.concatenate(labels), num_images, spec.num_classes)
-
-
-def _merge(headers: np.ndarray, ensemble: TeacherEnsemble) -> np.ndarray:
-    """The headers' mean logits; each knows the classes of the teacher it stands for."""
-    if headers.shape[1] != len(ensemble):  # a single one knows all
-        return headers.mean(axis=1)
-    return keras.ops.convert_to_numpy(ensemble.mean_logits(headers))
 
 
 def as_labels(labels: ArrayLike, num_images: int, num_classes: int) -> np.ndarray:

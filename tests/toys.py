@@ -19,7 +19,6 @@ from cdfkd_tf.distillation.image_source import DatasetImages, GeneratedImages
 from cdfkd_tf.distillation.losses import Objective
 from cdfkd_tf.distillation.methods import METHODS
 from cdfkd_tf.distillation.optimizers import CoupledSGD, PaperAdam
-from cdfkd_tf.distillation.recompute import RecomputedTeachers
 from cdfkd_tf.teachers.ensemble import TeacherEnsemble
 
 SHAPE, CLASSES, LATENT, WIDTH = (8, 8, 1), 4, 6, 6
@@ -163,7 +162,7 @@ def distiller(
             batch_size=8,
             seed=0,
             clip_gradients=clip_gradients,
-            outputs_of=RecomputedTeachers(teachers) if recompute else None,
+            recompute=recompute,
             updates_statistics=updates_statistics,
         )
     else:

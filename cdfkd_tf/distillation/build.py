@@ -19,7 +19,6 @@ from cdfkd_tf.distillation.image_source import (
 from cdfkd_tf.distillation.losses import TERMS, Objective
 from cdfkd_tf.distillation.methods import METHODS, Method
 from cdfkd_tf.distillation.optimizers import CoupledSGD, PaperAdam
-from cdfkd_tf.distillation.recompute import RecomputedTeachers
 from cdfkd_tf.errors import DistillationWarning, RequestError
 from cdfkd_tf.networks import generators, students
 from cdfkd_tf.networks.external_backbones import find_backbone
@@ -174,7 +173,7 @@ def _generated(config, method, teachers, generator, real_images) -> ImageSource:
         batch_size=config.batch_size,
         seed=config.seed,
         clip_gradients=config.clip_gradients,
-        outputs_of=RecomputedTeachers(teachers) if config.recompute_teachers else None,
+        recompute=config.recompute_teachers,
     )
 
 

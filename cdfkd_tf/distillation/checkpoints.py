@@ -21,62 +21,8 @@ from cdfkd_tf.runtime import keras_internals
 from cdfkd_tf.runtime.files import replacing, synced
 
 _SAVE, _STOP = 1, 1000  # requests of one process after a step; they add up
-
-
-def seed_states(network: keras.Model) -> dict[str, tf.Variable]:
-    """Where the random draws within a network (Dropout) stand: layer -> its state.
-
-    Keras leaves them out of what `tf.train.Checkpoint` sees of a network.
-    """
-    layers = keras_internals.all_layers(network)
-    drawing = [layer for layer in layers if getattr(layer, "seed_generator", None)]
-    return {
-        f"{number}": layer.seed_generator.state.value
-        for number, layer in enumerate(drawing)
-    }
-
-
 _NOTE = b"\nSaving at the end of this step; once more stops at once.\n"
 _NOTE_UNSAVED = b"\nStopping at the end of this step; once more stops at once.\n"
-
-
-class Interruption:
-    """Holds SIGTERM and Ctrl-C back until a step is finished and saved.
-
-    The first signal is a request, the second an interruption.
-
-    Args:
-        saves: whether the state is saved before the run ends.
-
-    Attributes:
-        asked: whether a signal came.
-    """
-
-    def __init__(self, saves: bool):
-        self.asked, self._note = False, _NOTE if saves else _NOTE_UNSAVED
-
-    @contextlib.contextmanager
-    def postponed(self) -> Iterator[None]:
-        """Within the block SIGTERM and SIGINT set `asked`.
-
-        Elsewhere than in the main thread nothing happens: signals belong to it.
-        """
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-        numbers = (signal.SIGTERM, signal.SIGINT)
-        before = {number: signal.signal(number, self._ask) for number in numbers}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
-    def _ask(self, number, frame):
-        if self.asked:
-            raise KeyboardInterrupt
-        self.asked = True
-        os.write(1, self._note)  # print may be interrupted within itself
 
 
 class TrainingState(keras.callbacks.Callback):
@@ -88,8 +34,12 @@ class TrainingState(keras.callbacks.Callback):
     or follows from the position alone (noise, order of images, learning rates) is not
     saved.
 
+    Within `fit`, the first SIGTERM or Ctrl-C waits until the step is finished and
+    saved; the second one does not. Elsewhere than in the main thread, to which signals
+    belong, they do what they always did.
+
     Args:
-        parts: name -> network, optimiser or variables.
+        parts: name -> network or optimiser.
         directory: where checkpoints live.
         steps_per_epoch: of `fit`.
         metrics: whose running values within an epoch are saved, too.
@@ -103,6 +53,8 @@ class TrainingState(keras.callbacks.Callback):
         epoch: finished epochs.
         step: finished steps of the next one.
         seconds: spent in `fit`, earlier processes included.
+        first_step: seconds from here to the end of the first step in this process;
+            None: there was none.
     """
 
     def __init__(
@@ -120,12 +72,13 @@ class TrainingState(keras.callbacks.Callback):
     ):
         super().__init__()
         self.epoch, self.step, self.seconds = 0, 0, 0.0
+        self.first_step, self._made = None, time.monotonic()
         self.steps_per_epoch = steps_per_epoch
-        self._checkpoint = tf.train.Checkpoint(**parts)
+        self._checkpoint = tf.train.Checkpoint(**parts, seeds=_seed_states(parts))
         self._directory, self._metrics = pathlib.Path(directory), dict(metrics or {})
         self._every, self._minutes, self._keep = every, minutes, keep
         self._all_reduce, self._writes = all_reduce, writes
-        self._interruption = Interruption(saves=every > 0)
+        self._is_asked = False  # whether a signal came
         self._running: dict[str, list] = {}  # values of metrics at `step`
 
     @property
@@ -167,9 +120,6 @@ class TrainingState(keras.callbacks.Callback):
     def fit(self, model: keras.Model, data: Any, *, epochs: int, **kwargs) -> None:
         """`model.fit` from where this stands: first the rest of a begun epoch.
 
-        The first SIGTERM or Ctrl-C lets the step finish and saves; a second one does
-        not wait.
-
         Args:
             model: compiled.
             data: `steps_done -> dataset` that starts there.
@@ -180,8 +130,13 @@ class TrainingState(keras.callbacks.Callback):
             KeyboardInterrupt: after saving.
         """
         callbacks = [*kwargs.pop("callbacks", ()), self]
-        with self._interruption.postponed():
-            for last, steps in self._stretches(epochs):
+        stretches = []
+        if self.step:
+            stretches.append((self.epoch + 1, self.steps_per_epoch - self.step))
+        if self.epoch + len(stretches) < epochs:
+            stretches.append((epochs, self.steps_per_epoch))
+        with self._signals_postponed():
+            for last, steps in stretches:
                 model.fit(
                     data(self.steps_done),
                     initial_epoch=self.epoch,
@@ -194,12 +149,25 @@ class TrainingState(keras.callbacks.Callback):
                 if model.stop_training:  # a callback asked for it
                     break
 
-    def _stretches(self, epochs: int):
-        """`(epochs, steps_per_epoch)` of each call of `fit`."""
-        if self.step:
-            yield self.epoch + 1, self.steps_per_epoch - self.step
-        if self.epoch < epochs:
-            yield epochs, self.steps_per_epoch
+    @contextlib.contextmanager
+    def _signals_postponed(self) -> Iterator[None]:
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        numbers = (signal.SIGTERM, signal.SIGINT)
+        before = {number: signal.signal(number, self._ask) for number in numbers}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _ask(self, number, frame):
+        if self._is_asked:
+            raise KeyboardInterrupt
+        self._is_asked = True
+        # Not by print, which may be interrupted within itself.
+        os.write(1, _NOTE if self._every else _NOTE_UNSAVED)
 
     def on_train_begin(self, logs=None):
         self._started = self._saved = time.monotonic()
@@ -212,6 +180,8 @@ class TrainingState(keras.callbacks.Callback):
                     variable.assign(value)
 
     def on_train_batch_end(self, batch, logs=None):
+        if self.first_step is None:
+            self.first_step = time.monotonic() - self._made
         self.step = self._skipped + batch + 1
         if self.step == self.steps_per_epoch:
             return  # at the end of an epoch there is more to wait for
@@ -224,7 +194,7 @@ class TrainingState(keras.callbacks.Callback):
 
     def _save_or_stop(self, due: bool) -> None:
         """Saves if this or another process has to, ends the run if one was asked to."""
-        request = _STOP if self._interruption.asked else _SAVE if due else 0
+        request = _STOP if self._is_asked else _SAVE if due else 0
         requests = self._all_reduce(request)
         if requests and self._every:
             self._save()
@@ -279,3 +249,17 @@ class TrainingState(keras.callbacks.Callback):
         """Of checkpoints that count, the oldest first."""
         files = self._directory.glob("ckpt-*.json")
         return sorted(files, key=lambda file: int(file.stem.removeprefix("ckpt-")))
+
+
+def _seed_states(parts: Mapping[str, Any]) -> dict[str, tf.Variable]:
+    """Where the random draws within networks (Dropout) stand.
+
+    Keras leaves them out of what `tf.train.Checkpoint` sees of a network.
+    """
+    return {
+        f"{name}_{number}": layer.seed_generator.state.value
+        for name, part in parts.items()
+        if isinstance(part, keras.Model)
+        for number, layer in enumerate(keras_internals.all_layers(part))
+        if getattr(layer, "seed_generator", None)
+    }

@@ -13,7 +13,7 @@ from cdfkd_tf.distillation.losses import Objective, Outputs
 from cdfkd_tf.distillation.methods import Method
 from cdfkd_tf.networks.students import feature_maps_model
 from cdfkd_tf.runtime import keras_internals
-from cdfkd_tf.teachers.ensemble import TeacherEnsemble, TeacherOutputs
+from cdfkd_tf.teachers.ensemble import TeacherEnsemble
 
 # Only `train_step` needs rewriting as a graph; to rewrite what it calls takes seconds.
 _as_written = tf.autograph.experimental.do_not_convert
@@ -49,11 +49,10 @@ class Distiller(keras_internals.WithoutSymbolicBuild, keras.Model):
         # What is called: the student, with its maps beside where a term reads them.
         reads_maps = "feature_maps" in self.objective.needs | source.needs
         self.forward = feature_maps_model(student) if reads_maps else student
-        self.num_headers = student.output["logits"].shape[1]
-        headers = [f"header_{header}_accuracy" for header in range(self.num_headers)]
+        headers = range(student.output["logits"].shape[1])
         self.accuracies = {
             name: keras.metrics.SparseCategoricalAccuracy(name=name)
-            for name in ("accuracy", *headers)
+            for name in ("accuracy", *(f"header_{h}_accuracy" for h in headers))
         }
         # fit() would otherwise call the model on latents to build it.
         self.built = True
@@ -82,7 +81,8 @@ class Distiller(keras_internals.WithoutSymbolicBuild, keras.Model):
     def student_variables(self) -> list[keras.Variable]:
         """What the student's optimiser moves."""
         extra = self.projection.trainable_variables if self.projection else []
-        return [*self.student.trainable_variables, *extra]
+        variables = [*self.student.trainable_variables, *extra]
+        return list(filter(numerics.is_float, variables))
 
     @property
     def metrics(self) -> list[keras.metrics.Metric]:
@@ -96,15 +96,6 @@ class Distiller(keras_internals.WithoutSymbolicBuild, keras.Model):
         if self.projection:
             state["projection"] = self.projection
         return {**state, **self.source.state}
-
-    @property
-    def num_replicas(self) -> int:
-        """Replicas that train together."""
-        return self.distribute_strategy.num_replicas_in_sync
-
-    def call(self, normalised: KerasTensor, training: bool = False) -> dict:
-        """The student's outputs for normalised images."""
-        return self.student(normalised, training=training)
 
     def train_step(self, data: Any) -> dict[str, KerasTensor]:
         """One iteration on all replicas: K student steps, then the source's own step.
@@ -123,7 +114,7 @@ class Distiller(keras_internals.WithoutSymbolicBuild, keras.Model):
         for step in tf.range(self.source.student_steps):
             run(self._compiled(self.student_step), args=(batches, step))
         run(self._compiled(self.source_step), args=(data,))
-        run(_as_written(self.check))
+        run(_as_written(lambda: numerics.check_finite(self.state)))
         return self.term_means()
 
     def prepare(self, data: Any) -> Batch:
@@ -138,71 +129,43 @@ class Distiller(keras_internals.WithoutSymbolicBuild, keras.Model):
         steps, *shape = batch.normalised.shape
         images = ops.reshape(batch.normalised, (-1, *shape[1:]))
         outputs = self.teachers(images, self.objective.needs - {"bn_statistics"})
-        outputs = TeacherOutputs(
-            outputs.logits,
-            [f for f in outputs.features if f is not None],
-            [],
-            outputs.maps,
-        )
+        known = [features for features in outputs.features if features is not None]
         outputs = tf.nest.map_structure(
-            lambda tensor: ops.reshape(tensor, (steps, -1, *tensor.shape[1:])), outputs
+            lambda tensor: ops.reshape(tensor, (steps, -1, *tensor.shape[1:])),
+            outputs._replace(features=known),
         )
         return Batch(batch.normalised, outputs)
 
     def student_step(self, batches: Batch, step: int | KerasTensor) -> None:
-        """Student step number `step` on what `prepare` made."""
-        images, teachers = tf.nest.map_structure(lambda t: t[step], batches)
-        self.update_student(images, teachers)
-
-    def update_student(self, normalised: KerasTensor, teachers: TeacherOutputs) -> None:
         """Moves the student alone, by one gradient step.
 
         Args:
-            normalised: images `(B, height, width, channels)`.
-            teachers: the teachers' outputs for them.
+            batches: what `prepare` made.
+            step: which of them, from 0 on.
         """
-        with tf.GradientTape() as tape:
-            outputs = self.forward(normalised, training=True)
-            features = outputs["features"]
-            loss = self.objective(
-                Outputs(
-                    student_logits=outputs["logits"],
-                    student_features=self.projection(features)
-                    if self.projection
-                    else features,
-                    teacher_logits=teachers.logits,
-                    teacher_features=teachers.features,
-                    student_maps=outputs.get("maps", ()),
-                    teacher_maps=teachers.maps,
-                    mask=self.teachers.mask,
-                )
-            )
-            # Inside the tape: replicas sum gradients, low precision scales them.
-            loss = self.optimizer.scale_loss(loss / self.num_replicas)
-        variables = self.student_variables
-        gradients = tape.gradient(loss, variables)
-        numerics.apply_gradients(
-            self.optimizer, gradients, variables, clip=self.clip_gradients
+        images, teachers = tf.nest.map_structure(lambda t: t[step], batches)
+
+        def loss():
+            outputs = dict(self.forward(images, training=True))
+            if self.projection:
+                outputs["features"] = self.projection(outputs["features"])
+            return self.objective(Outputs(outputs, teachers, self.teachers.mask))
+
+        numerics.minimise(
+            loss, self.optimizer, self.student_variables, clip=self.clip_gradients
         )
 
     def source_step(self, data: Any) -> None:
         """The image source's own step, see `ImageSource.update`."""
         self.source.update(data, self.forward)
 
-    def check(self) -> None:
-        """Ends the step where a network is not finite any more."""
-        numerics.check_finite(self.state)
-
     def test_step(self, data) -> dict[str, KerasTensor]:
         """Accuracy of each header and of their mean. `data`: `(images, labels)`."""
         images, labels = data
         logits = self.student(images, training=False)["logits"]
-        mean = self.teachers.mean_logits(logits) if self.num_headers > 1 else logits
-        mean = ops.reshape(mean, (-1, logits.shape[-1]))
-        self.accuracies["accuracy"].update_state(labels, mean)
-        for header in range(self.num_headers):
-            tracker = self.accuracies[f"header_{header}_accuracy"]
-            tracker.update_state(labels, logits[:, header])
+        columns = [self.teachers.mean_logits(logits), *ops.unstack(logits, axis=1)]
+        for tracker, column in zip(self.accuracies.values(), columns):
+            tracker.update_state(labels, column)
         return {name: tracker.result() for name, tracker in self.accuracies.items()}
 
     def make_train_function(self, force: bool = False) -> Callable:

@@ -5,7 +5,7 @@ and may learn itself between the student's steps. `build.SOURCES` lists them by 
 """
 
 import abc
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -18,6 +18,7 @@ from cdfkd_tf.data.images import RealImages
 from cdfkd_tf.data.noise import latent_dataset, watching_noise
 from cdfkd_tf.distillation import numerics
 from cdfkd_tf.distillation.losses import Objective, Outputs
+from cdfkd_tf.distillation.recompute import recomputed
 from cdfkd_tf.teachers.ensemble import TeacherEnsemble, TeacherOutputs
 
 HELD_OUT_SEED = 4
@@ -74,14 +75,15 @@ class ImageSource(abc.ABC):
             student: `normalised` to logits and features; it does not move.
         """
 
-    def observe(self) -> np.ndarray | None:
+    def observe(self) -> Iterator[np.ndarray]:
         """Images of no training step, to look at and to measure agreement on.
 
         Returns:
-            `(n, height, width, channels)`, normalised, comparable from call to call;
-            None where there is nothing to see.
+            Batches `(b, height, width, channels)` no larger than those of a training
+            step, normalised, the same noise at each call; none where there is nothing
+            to see.
         """
-        return None
+        return iter(())
 
 
 class DatasetImages(ImageSource):
@@ -118,8 +120,8 @@ class GeneratedImages(ImageSource):
         batch_size: B over all replicas.
         seed: of all the noise.
         clip_gradients: largest global norm of the generator's gradient; 0: any.
-        outputs_of: the teachers' forward pass in the generator step; None: the
-            ensemble's own, see `recompute.RecomputedTeachers` for one of less memory.
+        recompute: the teachers in the generator step's backward pass, see
+            recompute.py.
         updates_statistics: whether the generator step updates the student's
             BatchNormalization moving statistics, as the published code does. It only
             blurs what inference will use, so the default is not to.
@@ -136,13 +138,13 @@ class GeneratedImages(ImageSource):
         batch_size: int,
         seed: int,
         clip_gradients: float = 0.0,
-        outputs_of: Callable[..., TeacherOutputs] | None = None,
+        recompute: bool = False,
         updates_statistics: bool = False,
     ):
         super().__init__()
         self.generator, self.objective, self.optimizer = generator, objective, optimizer
         self.student_steps = student_steps
-        self._teachers, self._mask = outputs_of or teachers, teachers.mask
+        self._teachers, self._recompute = teachers, recompute
         self._batch_size, self._seed = batch_size, seed
         self._clip, self._updates_statistics = clip_gradients, updates_statistics
         self.state = {"generator": generator, "generator_optimizer": optimizer}
@@ -175,38 +177,29 @@ class GeneratedImages(ImageSource):
     def update(self, element: KerasTensor, student: keras.Model) -> None:
         """Moves the generator alone; student and teachers only pass gradients."""
         statistics = [] if self._updates_statistics else student.non_trainable_variables
-        with restoring(statistics), tf.GradientTape() as tape:
-            images = self.generator(element[:, -1], training=True)
-            teachers = self._teachers(images, self.objective.needs)
-            # Recomputed teachers return the images, to be read after them.
-            images = getattr(teachers, "images", images)
-            logits = teachers.logits
-            if not self.objective.method.teacher_gradient:
-                logits = ops.stop_gradient(logits)
-            student_outputs = student(images, training=True)
-            loss = self.objective(
-                Outputs(
-                    student_logits=student_outputs["logits"],
-                    student_features=student_outputs["features"],
-                    teacher_logits=logits,
-                    teacher_features=teachers.features,
-                    teacher_bn=teachers.bn,
-                    student_maps=student_outputs.get("maps", ()),
-                    teacher_maps=teachers.maps,
-                    mask=self._mask,
-                )
+        with restoring(statistics):
+            numerics.minimise(
+                lambda: self._loss(element[:, -1], student),
+                self.optimizer,
+                self.generator.trainable_variables,
+                clip=self._clip,
             )
-            # Inside the tape: replicas sum gradients, low precision scales them.
-            replicas = tf.distribute.get_strategy().num_replicas_in_sync
-            loss = self.optimizer.scale_loss(loss / replicas)
-        variables = self.generator.trainable_variables
-        gradients = tape.gradient(loss, variables)
-        numerics.apply_gradients(self.optimizer, gradients, variables, clip=self._clip)
 
-    def observe(self) -> np.ndarray:
+    def _loss(self, noise: KerasTensor, student: keras.Model) -> KerasTensor:
+        images, needs = self.generator(noise, training=True), self.objective.needs
+        if self._recompute:
+            teachers, images = recomputed(self._teachers, images, needs)
+        else:
+            teachers = self._teachers(images, needs)
+        if not self.objective.method.teacher_gradient:
+            teachers = teachers._replace(logits=ops.stop_gradient(teachers.logits))
+        outputs = student(images, training=True)
+        return self.objective(Outputs(outputs, teachers, self._teachers.mask))
+
+    def observe(self) -> Iterator[np.ndarray]:
         """Images of held-out noise; looking moves nothing."""
         width, seeds = self.generator.input_shape[-1], [self._seed, HELD_OUT_SEED]
-        return self._sample(watching_noise(_OBSERVED, width, seeds))
+        return self._sample.batches(watching_noise(_OBSERVED, width, seeds))
 
 
 @contextmanager
@@ -238,10 +231,11 @@ class Sampler:
         return self._generator(noise, training=True)
 
     def __call__(self, noise: np.ndarray) -> np.ndarray:
-        starts = range(0, len(noise), self._batch_size)
-        with restoring(self._generator.non_trainable_variables):
-            parts = [
-                self.traced(tf.constant(noise[start : start + self._batch_size]))
-                for start in starts
-            ]
-            return np.concatenate([part.numpy() for part in parts])
+        return np.concatenate(list(self.batches(noise)))
+
+    def batches(self, noise: np.ndarray) -> Iterator[np.ndarray]:
+        """The same, batch by batch."""
+        for start in range(0, len(noise), self._batch_size):
+            with restoring(self._generator.non_trainable_variables):
+                images = self.traced(noise[start:][: self._batch_size])
+            yield images.numpy()

@@ -7,7 +7,7 @@ batches joined, which are equally large.
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -15,10 +15,11 @@ import numpy as np
 import tensorflow as tf
 from keras import KerasTensor, ops
 
-from cdfkd_tf.distillation import numerics
 from cdfkd_tf.distillation.methods import Method
+from cdfkd_tf.distillation.numerics import NOT_FINITE
 from cdfkd_tf.runtime import fused_batchnorm
 from cdfkd_tf.teachers.class_map import mean_over_known
+from cdfkd_tf.teachers.hooks import TeacherOutputs
 
 FIRST_BN_WEIGHT = 5.0  # the first BatchNormalization of each teacher; the rest weigh 1
 # Norms have no gradient at zero; under the root this keeps it finite.
@@ -32,26 +33,16 @@ class Outputs:
     """What student and teachers return for one batch: all that a term may read.
 
     Attributes:
-        student_logits: `(B, H, C)`.
-        student_features: `(B, H, W)`, or H tensors mapped to teachers' widths.
-        teacher_logits: `(B, T, C)`.
-        teacher_features: T tensors `(B, W_i)`.
-        teacher_bn: for each teacher, its BatchNormalizations in forward order, each
-            as `(input, moving_mean, moving_variance)`; or, where it was computed
-            already, their `statistics_gap`. Empty where not asked for.
-        student_maps: the trunk's maps `(B, h, w, c)`, finest first, if a term reads
-            them.
-        teacher_maps: the same for each teacher.
+        student: `logits` `(B, H, C)`; `features` `(B, H, W)`, or H tensors mapped to
+            teachers' widths; where a term reads them `maps`, the trunk's
+            `(B, h, w, c)`, finest first.
+        teachers: of an ensemble. In the place of a teacher's list of
+            BatchNormalizations there may be their `bn_gap`, computed already.
         mask: `(T, C)`, whether a teacher knows a class; None: all know all.
     """
 
-    student_logits: KerasTensor
-    student_features: Any
-    teacher_logits: KerasTensor
-    teacher_features: Sequence[KerasTensor | None] = ()
-    teacher_bn: Sequence[Any] = ()
-    student_maps: Sequence[KerasTensor] = ()
-    teacher_maps: Sequence[Sequence[KerasTensor]] = ()
+    student: Mapping[str, Any]
+    teachers: TeacherOutputs
     mask: np.ndarray | None = None
 
 
@@ -144,41 +135,31 @@ def feature_gap(
 
 
 def bn_gap(
-    norms: Sequence[tuple[KerasTensor, KerasTensor, KerasTensor]],
-    weights: Sequence[float],
+    layers: Sequence[tuple[KerasTensor, KerasTensor, KerasTensor]],
 ) -> KerasTensor:
     """Distance of a batch from the statistics stored in BatchNormalizations.
 
     For each the Euclidean distance of the batch's biased variances from the stored
     ones, plus that of the means (Yin et al., DeepInversion, CVPR 2020, eq. 4,
-    unsquared); the weighted sum of all.
+    unsquared); the sum of all, the first one weighing `FIRST_BN_WEIGHT`.
 
     Args:
-        norms: for each its input `(B, ..., channels)`, channels last, and its
-            `moving_mean` and `moving_variance`, `(channels,)`.
-        weights: one for each.
+        layers: of one teacher, in forward order: for each its input
+            `(B, ..., channels)`, channels last, and its `moving_mean` and
+            `moving_variance`, `(channels,)`.
     """
-    inputs, *stored = zip(*norms)
+    inputs, *stored = zip(*layers)
     widths = [tensor.shape[-1] for tensor in inputs]
     owners = np.repeat(np.arange(len(widths)), widths)
+    weights = np.array([FIRST_BN_WEIGHT] + [1.0] * (len(widths) - 1))
     total = 0.0
     # All layers' channels in one vector: a deep teacher has dozens of layers.
     for batch, values in zip(_moments(inputs), stored):
-        values = ops.concatenate([_exact(value) for value in values])
-        gaps = ops.square(batch - values)
+        gaps = ops.square(_exact(batch) - ops.concatenate(list(map(_exact, values))))
         squares = ops.segment_sum(gaps, owners, num_segments=len(widths))
-        norm = ops.sqrt(squares + _TINY)
-        total = total + ops.sum(norm * ops.convert_to_tensor(weights, norm.dtype))
+        norms = ops.sqrt(squares + _TINY)
+        total = total + ops.sum(norms * ops.convert_to_tensor(weights, norms.dtype))
     return total
-
-
-def statistics_gap(layers: list[tuple[KerasTensor, ...]]) -> KerasTensor:
-    """`bn_gap` of one teacher, its first layer weighing `FIRST_BN_WEIGHT`.
-
-    Args:
-        layers: its BatchNormalizations in forward order, see `Outputs.teacher_bn`.
-    """
-    return bn_gap(layers, [FIRST_BN_WEIGHT] + [1.0] * (len(layers) - 1))
 
 
 def _moments(tensors: Sequence[KerasTensor]) -> tuple[KerasTensor, KerasTensor]:
@@ -307,49 +288,40 @@ class Term:
 
 def _header(outputs: Outputs, method: Method) -> KerasTensor:
     """Divergence of each header from its own teacher, averaged over headers."""
-    distance = DIVERGENCES[method.divergence]
-    logits = outputs.student_logits, outputs.teacher_logits
-    return distance(*logits, method.temperature, outputs.mask)
+    logits = outputs.student["logits"], outputs.teachers.logits
+    return DIVERGENCES[method.divergence](*logits, method.temperature, outputs.mask)
 
 
 def _ensemble(outputs: Outputs, method: Method) -> KerasTensor:
     """Divergence of the mean header from the mean teacher."""
-    headers = outputs.student_logits.shape[1]
-    mask = outputs.mask if headers == outputs.teacher_logits.shape[1] else None
-    return DIVERGENCES[method.divergence](
-        mean_over_known(outputs.student_logits, mask),
-        mean_over_known(outputs.teacher_logits, outputs.mask),
-        method.temperature,
-    )
+    logits = outputs.student["logits"], outputs.teachers.logits
+    means = (mean_over_known(each, outputs.mask) for each in logits)
+    return DIVERGENCES[method.divergence](*means, method.temperature)
 
 
 def _bn(outputs: Outputs, method: Method) -> KerasTensor:
     """Distance from stored statistics, averaged over the teachers that have any."""
-    gaps = [
-        statistics_gap(given) if isinstance(given, list) else given
-        for given in outputs.teacher_bn
-        if not isinstance(given, list) or given
-    ]
-    return sum(gaps) / len(gaps)
+    found = [bn for bn in outputs.teachers.bn if not isinstance(bn, list) or bn]
+    return sum(bn_gap(bn) if isinstance(bn, list) else bn for bn in found) / len(found)
 
 
 TERMS = {
     "header": Term(_header, frozenset({"header_per_teacher"})),
     "feature": Term(
-        lambda o, _: feature_gap(o.student_features, o.teacher_features),
+        lambda o, _: feature_gap(o.student["features"], o.teachers.features),
         frozenset({"header_per_teacher", "features"}),
         roles=("student",),
     ),
     "ensemble": Term(_ensemble),
     "attention": Term(
-        lambda o, _: attention_map_gap(o.student_maps, o.teacher_maps),
+        lambda o, _: attention_map_gap(o.student["maps"], o.teachers.maps),
         frozenset({"feature_maps"}),
     ),
     # These depend on the images alone: nothing that a student could minimise.
     "bn": Term(_bn, frozenset({"bn_statistics"}), roles=("generator",)),
-    "entropy": Term(lambda o, _: entropy(o.teacher_logits), roles=("generator",)),
+    "entropy": Term(lambda o, _: entropy(o.teachers.logits), roles=("generator",)),
     "balance": Term(
-        lambda o, _: negative_marginal_entropy(o.teacher_logits), roles=("generator",)
+        lambda o, _: negative_marginal_entropy(o.teachers.logits), roles=("generator",)
     ),
 }
 
@@ -381,7 +353,7 @@ class Objective:
         for term, weight in self.weights.items():
             name = f"{self.role}_{term}"
             value = TERMS[term].loss(outputs, self.method)
-            value = numerics.checked_term(value, name)
+            value = tf.debugging.check_numerics(value, f"{NOT_FINITE}{name}")
             self.trackers[name].update_state(value)
             total = total + weight * value
         return total

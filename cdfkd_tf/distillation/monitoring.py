@@ -8,19 +8,22 @@ import math
 import pathlib
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import keras
 import numpy as np
 import tensorflow as tf
 from PIL import Image
 
+from cdfkd_tf.data.specs import DatasetSpec
+from cdfkd_tf.distillation.distiller import Distiller
 from cdfkd_tf.errors import DistillationWarning
 from cdfkd_tf.runtime.files import replacing
-from cdfkd_tf.workdir import read_history
+from cdfkd_tf.teachers.teacher import Teacher
+from cdfkd_tf.workdir import Workdir, read_history
 
 NUM_EARLIER = 8  # generators that are remembered by their images
-_IMAGES_OF_EACH = 64
+_KEPT_BYTES = 2**23  # of each; up to 100x100 pixels that is the whole grid
 PATIENCE = 5  # epochs in a row before a warning
 _NEARLY_UNIFORM = 0.999  # share of the greatest possible entropy
 _CHANCE = 0.05  # Cohen's kappa up to this is agreement by chance
@@ -30,19 +33,6 @@ _GRID_PIXELS = 512  # small images are enlarged to fill about this
 # Agreement through earlier generators follows true accuracy best, see
 # experiments/README.md.
 BEST_SIGNAL = "agreement_earlier"
-
-
-class FirstStep(keras.callbacks.Callback):
-    """Seconds from now, when it is made, to the end of the first step; else None."""
-
-    def __init__(self):
-        super().__init__()
-        self._made = time.monotonic()
-        self.seconds = None
-
-    def on_train_batch_end(self, batch, logs=None):
-        if self.seconds is None:
-            self.seconds = time.monotonic() - self._made
 
 
 class GeneratedImagesMonitor(keras.callbacks.Callback):
@@ -55,75 +45,76 @@ class GeneratedImagesMonitor(keras.callbacks.Callback):
     the images and how often each class occurs: a histogram on few classes is mode
     collapse. `generated_classes` is the exponential of its entropy.
 
-    Stands first among the callbacks, so that the others see its names.
+    Stands first among the callbacks, so that the others see its names. No more images
+    are computed at once than in a step of the training.
 
     Args:
-        observe: the image source's normalised images to look at.
-        student_logits: normalised images to logits `(B, H, C)`.
-        teacher_logits: normalised images to logits `(B, T, C)`.
-        mean_logits: `(B, T, C)` to the teachers' mean `(B, C)`.
-        denormalise: normalised images to [0, 1].
+        distiller: student, teachers and a source that shows images.
+        spec: of the images.
+        workdir: of kept images, pictures and TensorBoard's copies.
         epochs: length of the run.
-        earlier_images: file of the kept images, for a run that is resumed.
-        samples: folder of the PNG grids.
-        logs: folder of TensorBoard's copy.
         batch_size: images at once.
-        warnings: sees every epoch's logits, too.
         first_epoch: finished epochs of earlier processes.
     """
 
     def __init__(
         self,
-        observe: Callable[[], np.ndarray],
-        student_logits: Callable,
-        teacher_logits: Callable,
-        mean_logits: Callable,
+        distiller: Distiller,
+        spec: DatasetSpec,
+        workdir: Workdir,
         *,
-        denormalise: Callable,
         epochs: int,
-        earlier_images: pathlib.Path,
-        samples: pathlib.Path,
-        logs: pathlib.Path,
         batch_size: int,
-        warnings: "CollapseWarnings | None" = None,
         first_epoch: int = 0,
     ):
         super().__init__()
-        self._observe = observe
-        self._student = _in_parts(student_logits, batch_size)
-        self._teachers = _in_parts(teacher_logits, batch_size)
-        self._mean, self._denormalise = mean_logits, denormalise
-        self._file, self._samples = pathlib.Path(earlier_images), pathlib.Path(samples)
-        self._logs, self._warnings = str(logs), warnings
-        self._every = max(1, epochs // NUM_EARLIER)
+        self._distiller, self._spec, self._workdir = distiller, spec, workdir
+        self._batch_size, self._every = batch_size, max(1, epochs // NUM_EARLIER)
+        self._warnings = CollapseWarnings(distiller.teachers.teachers)
         self._earlier = self._read(first_epoch)
+        student, teachers = distiller.student, distiller.teachers
+
+        @tf.function(reduce_retracing=True)
+        def predict_student(images):
+            logits = student(images, training=False)["logits"]
+            return tf.argmax(teachers.mean_logits(logits), axis=-1)
+
+        @tf.function(reduce_retracing=True)
+        def predict_teachers(images):
+            logits = teachers(images).logits
+            return logits, tf.argmax(teachers.mean_logits(logits), axis=-1)
+
+        self._student, self._teachers = predict_student, predict_teachers
 
     def on_train_begin(self, logs=None):
-        self._writer = tf.summary.create_file_writer(self._logs)
+        self._writer = tf.summary.create_file_writer(str(self._workdir.logs))
 
     def on_epoch_end(self, epoch, logs=None):
-        images = self._observe()
-        logits = self._teachers(images)
-        classes = np.asarray(self._mean(logits)).argmax(-1)
-        now = earlier = self._agreement(images, classes)
+        shown, found = [], []
+        for images in self._distiller.source.observe():
+            shown += list(images[: _GRID**2 - len(shown)])
+            found.append((*self._teachers(images), self._student(images)))
+        logits, classes, predicted = (np.concatenate(part) for part in zip(*found))
+        now = earlier = float(np.mean(predicted == classes))
         if self._earlier:
-            kept = zip(*((images, classes) for _, images, classes in self._earlier))
-            earlier = self._agreement(*(np.concatenate(arrays) for arrays in kept))
+            earlier = self._agreement_earlier()
         logs.update(agreement=now, agreement_earlier=earlier)
+        shown = np.stack(shown)
         if (epoch + 1) % self._every == 0:
-            few = slice(_IMAGES_OF_EACH)
-            self._earlier.append((epoch + 1, images[few], classes[few]))
+            few = slice(max(1, _KEPT_BYTES // shown[0].nbytes))
+            kept = classes[: len(shown)]
+            self._earlier.append((epoch + 1, shown[few], kept[few]))
             self._write()
-        if self._warnings:
-            self._warnings.update(logits)
-        self._show(epoch, images, classes, logits.shape[-1])
+        self._warnings.update(logits, classes)
+        self._show(epoch, shown, classes, logits.shape[-1])
 
     def on_train_end(self, logs=None):
         self._writer.close()
 
     def _show(self, epoch, images, classes, num_classes):
-        grid = tile(self._denormalise(images[: _GRID * _GRID]))
-        with replacing(self._samples / f"epoch_{epoch + 1:04d}.png") as temporary:
+        grid = tile(self._spec.denormalise(images))
+        picture = self._workdir.samples / f"epoch_{epoch + 1:04d}.png"
+        with replacing(picture) as temporary:
             grid.save(temporary)
         shares = np.bincount(classes, minlength=num_classes) / len(classes)
         with self._writer.as_default(step=epoch + 1):
@@ -132,104 +123,114 @@ class GeneratedImagesMonitor(keras.callbacks.Callback):
             tf.summary.scalar("generated_classes", effective_classes(shares))
         self._writer.flush()
 
-    def _agreement(self, images, classes):
-        predicted = self._student(images).mean(axis=1).argmax(-1)
-        return float(np.mean(predicted == classes))
+    def _agreement_earlier(self):
+        right = [
+            self._student(images[start:][: self._batch_size])
+            == classes[start:][: self._batch_size]
+            for _, images, classes in self._earlier
+            for start in range(0, len(images), self._batch_size)
+        ]
+        return float(np.mean(np.concatenate(right)))
 
     def _write(self):
         epochs, images, classes = (np.array(part) for part in zip(*self._earlier))
-        with replacing(self._file) as temporary:
+        with replacing(self._workdir.earlier_images) as temporary:
             np.savez(temporary, epochs=epochs, images=images, classes=classes)
 
     def _read(self, first_epoch):
-        if not first_epoch or not self._file.exists():
+        file = self._workdir.earlier_images
+        if not first_epoch or not file.exists():
             return []
-        with np.load(self._file, allow_pickle=False) as kept:
+        with np.load(file, allow_pickle=False) as kept:
             rows = zip(kept["epochs"].tolist(), kept["images"], kept["classes"])
             return [row for row in rows if row[0] <= first_epoch]
-
-
-def _in_parts(function: Callable, batch_size: int) -> Callable:
-    """A traced function of one batch as a NumPy function of any number of images."""
-    traced = tf.function(function, reduce_retracing=True)
-
-    def apply(images):
-        starts = range(0, len(images), batch_size)
-        parts = [traced(tf.constant(images[s : s + batch_size])) for s in starts]
-        return np.concatenate([part.numpy() for part in parts])
-
-    return apply
 
 
 class CollapseWarnings:
     """Warns of uniform teachers, chance agreement and mode collapse, once each.
 
     Args:
-        names: of the teachers, for the messages.
+        teachers: for the messages.
         patience: epochs in a row that each must last.
     """
 
-    def __init__(self, names: Sequence[str], patience: int = PATIENCE):
-        self.names, self.patience = list(names), patience
-        self._lasting: dict[str, float] = {}
+    def __init__(self, teachers: Sequence[Teacher], patience: int = PATIENCE):
+        self.teachers, self.patience = list(teachers), patience
+        self._lasting: dict[str, int] = {}
+        self._told: set[str] = set()
 
-    def update(self, logits: np.ndarray) -> None:
-        """One epoch's teacher logits `(n, T, C)` for generated images."""
-        found = [
-            *self._uniform(logits),
-            *self._disagreeing(logits.argmax(-1), logits.shape[-1]),
-            *self._collapsed(logits.mean(1).argmax(-1), logits.shape[-1]),
-        ]
-        messages = dict(found)
-        self._lasting = {key: self._lasting.get(key, 0) + 1 for key in messages} | {
-            key: math.inf for key, count in self._lasting.items() if count == math.inf
+    def update(self, logits: np.ndarray, classes: np.ndarray) -> None:
+        """Looks at one epoch.
+
+        Args:
+            logits: of the teachers for generated images, `(n, T, C)`.
+            classes: of the teachers' mean, `(n,)`.
+        """
+        found = {
+            **self._uniform(logits),
+            **self._disagreeing(logits.argmax(-1), logits.shape[-1]),
+            **self._collapsed(classes, logits.shape[-1]),
         }
-        for key, message in messages.items():
-            if self._lasting[key] >= self.patience and self._lasting[key] != math.inf:
-                self._lasting[key] = math.inf  # never again
+        self._lasting = {key: self._lasting.get(key, 0) + 1 for key in found}
+        for key, message in found.items():
+            if self._lasting[key] >= self.patience and key not in self._told:
+                self._told.add(key)
                 warnings.warn(message, DistillationWarning, stacklevel=2)
 
     def _uniform(self, logits):
         shifted = logits - logits.max(-1, keepdims=True)
         log_p = shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
         entropy = -(np.exp(log_p) * log_p).sum(-1).mean(0) / math.log(logits.shape[-1])
-        for name, value in zip(self.names, entropy):
-            if value > _NEARLY_UNIFORM:
-                yield (
-                    f"uniform {name}",
-                    f"Teacher {name} gives all classes the same probability on every "
-                    "generated image: there is nothing to learn from it. Does it "
-                    "expect other pixel values (--teacher_input), or return "
-                    "probabilities (--teacher_output)?",
-                )
+        return {
+            f"uniform {index}": f"Teacher {teacher.name} gives all classes the same "
+            "probability on every generated image: there is nothing to learn from it. "
+            "Does it expect other pixel values (--teacher_input), or return "
+            f"probabilities (--teacher_output)?{_guesses([teacher])}"
+            for index, teacher in enumerate(self.teachers)
+            if entropy[index] > _NEARLY_UNIFORM
+        }
 
     def _disagreeing(self, classes, num_classes):
         shares = np.stack(
             [np.bincount(column, minlength=num_classes) for column in classes.T]
         ) / len(classes)
-        for one, two in itertools.combinations(range(len(self.names)), 2):
+        found = {}
+        for one, two in itertools.combinations(range(len(self.teachers)), 2):
             chance = float(shares[one] @ shares[two])
             agreement = float(np.mean(classes[:, one] == classes[:, two]))
             if chance < 1 and (agreement - chance) / (1 - chance) <= _CHANCE:
-                yield (
-                    f"disagree {one} {two}",
-                    f"Teachers {self.names[one]} and {self.names[two]} pick the same "
-                    f"class on {agreement:.0%} of generated images, as chance would "
-                    f"({chance:.0%}): do they list classes in the same order, and "
-                    "expect these pixel values (--teacher_input)?",
+                pair = [self.teachers[one], self.teachers[two]]
+                found[f"disagree {one} {two}"] = (
+                    f"Teachers {pair[0].name} and {pair[1].name} pick the same class "
+                    f"on {agreement:.0%} of generated images, as chance would "
+                    f"({chance:.0%}): do they know the same classes, list them in the "
+                    "same order, and expect these pixel values (--teacher_input)?"
+                    f"{_guesses(pair)}"
                 )
+        return found
 
     def _collapsed(self, classes, num_classes):
         shares = np.bincount(classes, minlength=num_classes) / len(classes)
         in_use = effective_classes(shares)
-        if in_use < max(1.5, _FEW_CLASSES * num_classes):
-            yield (
-                "collapse",
-                f"The generated images show about {in_use:.1f} of {num_classes} "
-                "classes (mode collapse): the student cannot learn the others. Try "
-                "--generator_loss=balance=1, a larger bn weight or a smaller "
-                "--generator_learning_rate.",
-            )
+        if in_use >= max(1.5, _FEW_CLASSES * num_classes):
+            return {}
+        return {
+            "collapse": f"The generated images show about {in_use:.1f} of "
+            f"{num_classes} classes (mode collapse): the student cannot learn the "
+            "others. Try --generator_loss=balance=1, a larger bn weight or a smaller "
+            f"--generator_learning_rate.{_guesses(self.teachers)}"
+        }
+
+
+def _guesses(teachers: Sequence[Teacher]) -> str:
+    """Names the teachers whose reading of pixels is a guess, as a possible cause."""
+    readings = [(teacher, getattr(teacher, "reading", None)) for teacher in teachers]
+    return "".join(
+        f" The reading of teacher {teacher.name}, {reading.values}, is a guess: try "
+        "another --teacher_input."
+        for teacher, reading in readings
+        if reading and reading.guessed
+    )
 
 
 def effective_classes(shares: np.ndarray) -> float:

@@ -6,7 +6,7 @@ checked outside, by `check_finite` on what it moved.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import keras
 import numpy as np
@@ -15,11 +15,6 @@ from keras import KerasTensor
 
 NOT_FINITE = "not finite: "  # before a name, in the error of the very step
 _LEAST_SCALE = 2.0**-20  # a gradient that overflows even so is not finite
-
-
-def checked_term(value: KerasTensor, name: str) -> KerasTensor:
-    """`value` itself; its step ends with an error where it is NaN or infinite."""
-    return tf.debugging.check_numerics(value, f"{NOT_FINITE}{name}")
 
 
 def check_finite(parts: dict[str, keras.Model | keras.optimizers.Optimizer]) -> None:
@@ -32,12 +27,19 @@ def check_finite(parts: dict[str, keras.Model | keras.optimizers.Optimizer]) -> 
     """
     for name, part in parts.items():
         if isinstance(part, keras.Model):
-            norm = tf.linalg.global_norm([weight.value for weight in part.weights])
+            norm = tf.linalg.global_norm(
+                [weight.value for weight in part.weights if is_float(weight)]
+            )
             _require(tf.math.is_finite(norm), f"{name}_weights")
         elif is_scaled(part):
             scale = tf.convert_to_tensor(part.dynamic_scale)
             role = name.removesuffix("_optimizer")
             _require(scale >= _LEAST_SCALE, f"{role}_gradient")
+
+
+def is_float(variable: keras.Variable) -> bool:
+    """Whether it may be trained: counters and seeds are whole numbers."""
+    return keras.backend.is_float_dtype(variable.dtype)
 
 
 def is_scaled(optimizer: keras.optimizers.Optimizer) -> bool:
@@ -66,6 +68,25 @@ class SkippedUpdates(keras.callbacks.Callback):
             done = int(keras.ops.convert_to_numpy(optimizer.iterations))
             role = name.removesuffix("_optimizer")
             logs[f"{role}_skipped"] = (epoch + 1) * updates - done
+
+
+def minimise(
+    loss: Callable[[], KerasTensor],
+    optimizer: keras.optimizers.Optimizer,
+    variables: Sequence[keras.Variable],
+    *,
+    clip: float = 0.0,
+) -> None:
+    """Moves `variables` by one gradient step; arguments as in `apply_gradients`.
+
+    Args:
+        loss: computes a scalar, averaged over this replica's batch.
+    """
+    with tf.GradientTape() as tape:
+        # Inside the tape: replicas sum gradients, low precision scales them.
+        replicas = tf.distribute.get_strategy().num_replicas_in_sync
+        value = optimizer.scale_loss(loss() / replicas)
+    apply_gradients(optimizer, tape.gradient(value, variables), variables, clip=clip)
 
 
 def apply_gradients(

@@ -10,12 +10,10 @@ import tensorflow as tf
 from cdfkd_tf.config import RunConfig
 from cdfkd_tf.data.specs import DatasetSpec
 from cdfkd_tf.distillation.build import networks_to_keep
-from cdfkd_tf.distillation.checkpoints import TrainingState, seed_states
+from cdfkd_tf.distillation.checkpoints import TrainingState
 from cdfkd_tf.distillation.distiller import Distiller
 from cdfkd_tf.distillation.monitoring import (
     BEST_SIGNAL,
-    CollapseWarnings,
-    FirstStep,
     GeneratedImagesMonitor,
     HistoryTable,
     KeepBest,
@@ -62,15 +60,23 @@ def distill(
         RunError: a loss or a weight that is not finite, too little memory, a worker
             that is gone.
     """
-    first_step, writes = FirstStep(), workers is None or workers.cluster.is_chief
-    state = _training_state(distiller, config, workdir, workers)
+    writes = workers is None or workers.cluster.is_chief
+    state = TrainingState(
+        distiller.state,
+        workdir.checkpoints,
+        _steps_per_epoch(distiller, config),
+        metrics=distiller.trackers,
+        **saving_options(config),
+        all_reduce=workers.all_reduce_sum if workers else int,
+        writes=writes,
+    )
     state.restore()
     within = f" and {state.step} steps" if state.step else ""
     if workers:
         workers.check_same("checkpoint", f"after epoch {state.epoch}{within}")
     if state.steps_done:
         print(f"Going on after epoch {state.epoch}{within} of {config.epochs}.")
-    ours, best = [first_step, _learning_rates(distiller, config)], None
+    ours, best = [_learning_rates(distiller, config)], None
     if writes:
         watching, best = _watch(distiller, config, spec, workdir, state.epoch)
         ours += [*watching, *callbacks]
@@ -96,8 +102,8 @@ def distill(
         best.restore()
         print(f"Kept the student of epoch {best.best['epoch']} of {config.epochs}.")
     seconds = {"distill": round(state.seconds, 2)}
-    if first_step.seconds is not None:
-        seconds["first_step"] = round(first_step.seconds, 2)
+    if state.first_step is not None:
+        seconds["first_step"] = round(state.first_step, 2)
     return networks_to_keep(config, spec, distiller), seconds
 
 
@@ -140,18 +146,6 @@ def _steps_per_epoch(distiller: Distiller, config: RunConfig) -> int:
     return config.steps_per_epoch * max(1, config.student_steps // per_iteration)
 
 
-def _training_state(distiller, config, workdir, workers) -> TrainingState:
-    return TrainingState(
-        {**distiller.state, "seeds": seed_states(distiller.student)},
-        workdir.checkpoints,
-        _steps_per_epoch(distiller, config),
-        metrics=distiller.trackers,
-        **saving_options(config),
-        all_reduce=workers.all_reduce_sum if workers else int,
-        writes=workers is None or workers.cluster.is_chief,
-    )
-
-
 def _shared_by_batch(dataset: tf.data.Dataset) -> tf.data.Dataset:
     """Of each element, which holds whole batches, every host takes its own part."""
     options, sharing = tf.data.Options(), tf.data.experimental.AutoShardPolicy.DATA
@@ -160,15 +154,16 @@ def _shared_by_batch(dataset: tf.data.Dataset) -> tf.data.Dataset:
 
 
 def _learning_rates(distiller: Distiller, config: RunConfig) -> LearningRates:
-    generator_schedule = config.generator_schedule or config.schedule
     rates = {
         "student_optimizer": (config.student_learning_rate, config.schedule),
-        "generator_optimizer": (config.generator_learning_rate, generator_schedule),
+        "generator_optimizer": (
+            config.generator_learning_rate,
+            config.generator_schedule or config.schedule,
+        ),
     }
     optimizers = {
         name: (distiller.state[name], *rates[name])
-        for name in rates
-        if name in distiller.state
+        for name in rates.keys() & distiller.state.keys()
     }
     return LearningRates(optimizers, config.epochs, config.milestones)
 
@@ -185,22 +180,30 @@ def _watch(
     # In this order: agreement puts numbers into the logs that the others read.
     if distiller.method.generator:
         callbacks.append(
-            _generated_images(distiller, config, spec, workdir, first_epoch)
+            GeneratedImagesMonitor(
+                distiller,
+                spec,
+                workdir,
+                epochs=config.epochs,
+                batch_size=config.batch_size,
+                first_epoch=first_epoch,
+            )
         )
         if config.keep_best:
             folder = workdir.checkpoints / "best"
             best = KeepBest(distiller.student, BEST_SIGNAL, folder, first_epoch)
             callbacks.append(best)
-    steps = _steps_per_epoch(distiller, config)
+    iterations = _steps_per_epoch(distiller, config)
+    student_steps = distiller.source.student_steps
     updates = {
-        "student_optimizer": steps * distiller.source.student_steps,
-        "generator_optimizer": steps,
+        "student_optimizer": iterations * student_steps,
+        "generator_optimizer": iterations,
     }
     callbacks += [
         SkippedUpdates(distiller.state, updates),
         HistoryTable(workdir.history, first_epoch),
         TrainingFigures(
-            config.batch_size * distiller.source.student_steps,
+            config.batch_size * student_steps,
             {n: part for n, part in distiller.state.items() if n in updates},
         ),
         keras.callbacks.TensorBoard(
@@ -210,23 +213,3 @@ def _watch(
         ),
     ]
     return callbacks, best
-
-
-def _generated_images(
-    distiller, config, spec, workdir, first_epoch
-) -> GeneratedImagesMonitor:
-    teachers = distiller.teachers
-    return GeneratedImagesMonitor(
-        distiller.source.observe,
-        lambda images: distiller.student(images, training=False)["logits"],
-        lambda images: teachers(images).logits,
-        teachers.mean_logits,
-        denormalise=spec.denormalise,
-        epochs=config.epochs,
-        earlier_images=workdir.earlier_images,
-        samples=workdir.samples,
-        logs=workdir.logs,
-        batch_size=config.batch_size,
-        warnings=CollapseWarnings([teacher.name for teacher in teachers.teachers]),
-        first_epoch=first_epoch,
-    )

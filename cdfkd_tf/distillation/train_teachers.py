@@ -9,7 +9,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from cdfkd_tf.distillation.checkpoints import TrainingState, seed_states
+from cdfkd_tf.distillation.checkpoints import TrainingState
 from cdfkd_tf.distillation.optimizers import CoupledSGD, LearningRates
 from cdfkd_tf.errors import RunError
 
@@ -79,7 +79,7 @@ def train_classifier(
         {"optimizer": (optimizer, learning_rate, "steps")}, epochs, milestones
     )
     optimizer.build(model.trainable_variables)
-    parts = {"model": model, "optimizer": optimizer, "seeds": seed_states(model)}
+    parts = {"model": model, "optimizer": optimizer}
     state = TrainingState(parts, checkpoints, steps_per_epoch, **saving)
     state.restore()
     if state.steps_done:

@@ -79,13 +79,13 @@ def mean_over_known(logits: KerasTensor, mask: np.ndarray | None) -> KerasTensor
     """For each class the mean over the teachers, or headers, that know it.
 
     Args:
-        logits: `(B, T, C)`.
-        mask: `(T, C)` bool; None: all know all.
+        logits: `(B, T, C)`, or `(B, H, C)` of headers.
+        mask: `(T, C)` bool; None: all know all, as do headers whose number is not T.
 
     Returns:
         `(B, C)`.
     """
-    if mask is None:
+    if mask is None or len(mask) != logits.shape[1]:
         return ops.mean(logits, axis=1)
     known = ops.convert_to_tensor(mask, logits.dtype)
     return ops.sum(logits * known, axis=1) / ops.sum(known, axis=0)

@@ -83,14 +83,7 @@ class TeacherEnsemble:
         return TeacherOutputs(self.class_map.to_whole(logits), *inner)
 
     def mean_logits(self, logits: KerasTensor) -> KerasTensor:
-        """For each class the mean over the teachers that know it.
-
-        Args:
-            logits: `(B, T, C)`.
-
-        Returns:
-            `(B, C)`.
-        """
+        """For each class the mean over those that know it, see `mean_over_known`."""
         return mean_over_known(logits, self.mask)
 
     def optimise_for_inference(self, dtype_policy: str | None = None) -> None:

@@ -78,7 +78,7 @@ def trained_in_two_parts(method):
             state = TrainingState(
                 parts, pathlib.Path(folder), ITERATIONS, metrics=metrics
             )
-            state._interruption.asked = stop  # a signal in the first step
+            state._is_asked = stop  # a signal in the first step
             state.restore()
             log = keras.callbacks.History()
             data = lambda first: data_for(method).skip(first)  # noqa: E731

@@ -10,7 +10,7 @@ import pytest
 import tensorflow as tf
 
 from cdfkd_tf.data.noise import latent_dataset
-from cdfkd_tf.distillation.checkpoints import TrainingState, seed_states
+from cdfkd_tf.distillation.checkpoints import TrainingState
 from cdfkd_tf.errors import DistillationWarning, RunError
 from tests import toys
 from tests.toys import LATENT, largest_difference, state_values
@@ -89,7 +89,7 @@ def drawing_model():
 
 def state_of(model, folder, **options):
     model.optimizer.build(model.trainable_variables)
-    parts = {"model": model, "optimizer": model.optimizer, "seeds": seed_states(model)}
+    parts = {"model": model, "optimizer": model.optimizer}
     state = TrainingState(parts, folder, STEPS, **options)
     state.restore()
     return state

@@ -3,6 +3,7 @@
 import csv
 import json
 import warnings
+from types import SimpleNamespace
 
 import keras
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 from PIL import Image
 from tensorboard.backend.event_processing import event_accumulator
 
+from cdfkd_tf.data.specs import plain_spec
 from cdfkd_tf.distillation.monitoring import (
     CollapseWarnings,
     GeneratedImagesMonitor,
@@ -20,6 +22,7 @@ from cdfkd_tf.distillation.monitoring import (
     tile,
 )
 from cdfkd_tf.errors import DistillationWarning
+from cdfkd_tf.workdir import Workdir
 from tests import toys
 from tests.toys import moved, values_of
 
@@ -31,17 +34,13 @@ def engine():
     return toys.distiller()
 
 
-def watch(engine, folder, epochs=16, first_epoch=0, count=32):
+def watch(engine, folder, epochs=16, first_epoch=0):
+    spec = plain_spec("toy", toys.SHAPE, toys.CLASSES)
     return GeneratedImagesMonitor(
-        lambda: engine.source.observe()[:count],
-        lambda images: engine.student(images, training=False)["logits"],
-        lambda images: engine.teachers(images).logits,
-        engine.teachers.mean_logits,
-        denormalise=lambda images: images * 0.2 + 0.5,
+        engine,
+        spec,
+        Workdir(folder),
         epochs=epochs,
-        earlier_images=folder / "images.npz",
-        samples=folder / "samples",
-        logs=folder / "logs",
         batch_size=8,
         first_epoch=first_epoch,
     )
@@ -62,7 +61,7 @@ def test_agreement_is_the_share_of_equal_classes(engine, tmp_path):
     before = values_of(engine.source.generator)
     logs = logged(started(watch(engine, tmp_path)), 0)
     assert moved(before, values_of(engine.source.generator)) == set()
-    images = engine.source.observe()[:32]
+    images = np.concatenate(list(engine.source.observe()))
     teachers = np.asarray(engine.teachers(images).logits).mean(1).argmax(-1)
     student = np.asarray(engine.student(images, training=False)["logits"])
     share = np.mean(student.mean(1).argmax(-1) == teachers)
@@ -70,22 +69,23 @@ def test_agreement_is_the_share_of_equal_classes(engine, tmp_path):
 
 
 def test_agreement_earlier_is_remembered_across_processes(engine, tmp_path):
+    file = Workdir(tmp_path).earlier_images
     first = started(watch(engine, tmp_path))  # of 16 epochs every second one is kept
     for epoch in range(5):
         logged(first, epoch)
-    with np.load(tmp_path / "images.npz") as kept:
+    with np.load(file) as kept:
         assert kept["epochs"].tolist() == [2, 4]
-        assert kept["images"].shape[:2] == (2, 32)
-    content = (tmp_path / "images.npz").read_bytes()
+        assert kept["images"].shape[:2] == (2, 64)
+    content = file.read_bytes()
     expected = logged(first, 5)  # remembers epoch 6, too
-    (tmp_path / "images.npz").write_bytes(content)
+    file.write_bytes(content)
     assert logged(started(watch(engine, tmp_path, first_epoch=5)), 5) == expected
     # A run that goes on from an earlier epoch forgets the later ones.
     logged(started(watch(engine, tmp_path, first_epoch=3)), 3)
-    with np.load(tmp_path / "images.npz") as kept:
+    with np.load(file) as kept:
         assert kept["epochs"].tolist() == [2, 4]
     logged(started(watch(engine, tmp_path)), 1)  # one that starts again, all
-    with np.load(tmp_path / "images.npz") as kept:
+    with np.load(file) as kept:
         assert kept["epochs"].tolist() == [2]
 
 
@@ -174,6 +174,10 @@ def test_history_is_a_table_that_a_resumed_run_continues(tmp_path):
 # Warnings come once, when the trouble lasts, with what to do.
 
 RNG = np.random.default_rng(0)
+TEACHERS = [
+    SimpleNamespace(name=name, reading=SimpleNamespace(values=values, guessed=guessed))
+    for name, values, guessed in [("a", "0..255", False), ("b", "0..1", True)]
+]
 
 
 def healthy(n=400, teachers=2, classes=10):
@@ -189,14 +193,14 @@ def collapsed():
     return logits
 
 
-def warned(epochs, patience=5):
+def warned(epochs, patience=5, teachers=TEACHERS):
     """Messages, and how many had come after each epoch."""
-    watch = CollapseWarnings(["a", "b"], patience)
+    watch = CollapseWarnings(teachers, patience)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         counts = []
         for logits in epochs:
-            watch.update(logits)
+            watch.update(logits, logits.mean(1).argmax(-1))
             counts.append(len(caught))
     assert all(issubclass(item.category, DistillationWarning) for item in caught)
     return [str(item.message) for item in caught], counts
@@ -211,6 +215,7 @@ def test_collapse_warnings_name_a_uniform_teacher_once_after_it_lasted():
     logits[:, 1] = 1e-3 * logits[:, 1]
     messages, counts = warned([logits] * 8)
     assert len(messages) == 1 and "Teacher b gives all classes the same" in messages[0]
+    assert "reading of teacher b, 0..1, is a guess: try another" in messages[0]
     assert "--teacher_input" in messages[0]
     assert counts == [0, 0, 0, 0, 1, 1, 1, 1]
 
@@ -220,7 +225,7 @@ def test_collapse_warnings_name_teachers_with_other_class_orders():
     logits[:, 1] = np.roll(logits[:, 1], 3, axis=-1)
     (message,), _ = warned([logits] * 8)
     assert "Teachers a and b pick the same class on 0%" in message
-    assert "same order" in message
+    assert "the same classes" in message and "same order" in message
 
 
 def test_collapse_warnings_of_modes_give_a_remedy():
@@ -228,6 +233,11 @@ def test_collapse_warnings_of_modes_give_a_remedy():
     assert len(messages) == 1
     assert "about 1.0 of 10 classes" in messages[0]
     assert "--generator_loss=balance=1" in messages[0]
+    assert (
+        "teacher b, 0..1, is a guess" in messages[0] and "teacher a" not in messages[0]
+    )
+    (message,), _ = warned([collapsed()] * 8, teachers=TEACHERS[:1] * 2)
+    assert "guess" not in message
 
 
 def test_collapse_warnings_do_not_tell_what_passes():
