@@ -92,3 +92,35 @@ def test_frozen_batch_norm_is_a_scale_and_a_shift():
         of_inputs, of_scale = tape.gradient(loss, [inputs, scale])
         np.testing.assert_allclose(of_inputs, 2 * outputs * scale, atol=1e-4)
         assert of_scale is None
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("batch", [4, None])  # known in the graph, or not
+def test_batch_moments_are_numpys_and_have_their_gradient(dtype, batch):
+    tensors = images(dtype), tf.reshape(images(dtype)[..., :3], (-1, 3))
+    forms = [tf.TensorSpec((batch and len(x), *x.shape[1:]), dtype) for x in tensors]
+    weights = tf.linspace(tf.constant(-1, dtype), 2, 11)
+
+    def gradients(moments):
+        @tf.function(input_signature=forms)
+        def compute(*given):
+            with tf.GradientTape() as tape:
+                tape.watch(given)
+                mean, variance = moments(given)
+                loss = tf.reduce_sum(weights * (mean**2 + variance**2))
+            return mean, variance, *tape.gradient(loss, given)
+
+        return compute(*tensors)
+
+    def composed(given):
+        found = [tf.nn.moments(x, list(range(len(x.shape) - 1))) for x in given]
+        return [tf.concat(parts, 0) for parts in zip(*found)]
+
+    ours, theirs = gradients(fused_batchnorm.batch_moments), gradients(composed)
+    for one, other in zip(ours, theirs):
+        assert one.dtype == dtype
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-4)
+    expected = np.concatenate(
+        [np.array(x).reshape(-1, x.shape[-1]).var(0) for x in tensors]
+    )
+    np.testing.assert_allclose(ours[1], expected, rtol=1e-5)
