@@ -41,21 +41,20 @@ def build_method(config: RunConfig) -> Method:
         RequestError: an unknown term, a weight for a generator that the method does
             not have, a student without any term, a temperature without softmaxes.
     """
-    method = METHODS[config.method]
-    weights = {}
+    method, weights = METHODS[config.method], {}
     for role, given in _given_weights(config).items():
-        known = [term for term, row in TERMS.items() if role in row.roles]
+        known = method.weights(role)
         for term, weight in given.items():
-            if term not in known:
+            terms = [name for name, row in TERMS.items() if role in row.roles]
+            if term not in terms:
                 raise RequestError(
-                    f"--{role}_loss knows {', '.join(known)}; got {term!r}."
+                    f"--{role}_loss knows {', '.join(terms)}; got {term!r}."
                 )
-            if weight and not method.weights(role):
+            if weight and not known:
                 raise RequestError(
                     f"--{role}_loss={term}={weight:g}, but --method={config.method} "
                     f"has no {role}. Leave the flag out, or choose another --method."
                 )
-        known = method.weights(role)
         weights[role] = {**known, **given} if known else {}
     if not any(weights["student"].values()):
         raise RequestError(
@@ -73,13 +72,7 @@ def build_method(config: RunConfig) -> Method:
 def build_student(
     config: RunConfig, spec: DatasetSpec, num_teachers: int
 ) -> keras.Model:
-    """A fresh student, its headers shared as method and request say.
-
-    Args:
-        config: names backbone, width and sharing.
-        spec: of its images.
-        num_teachers: T; a student that shares layers has as many headers.
-    """
+    """A fresh student, its headers shared as method and request say."""
     sharing = config.student_headers or METHODS[config.method].sharing
     return students.build_student(
         find_backbone(config.student, spec, config.student_feature_layers),
@@ -114,7 +107,7 @@ def build_distiller(
     Args:
         config: the request.
         spec: of the images.
-        teachers: frozen; loaded by now, for they belong to no replica.
+        teachers: frozen; they belong to no replica.
         real_images: of the data set, for methods that learn from them.
         strategy: devices that train together; None: as the request says.
 
@@ -146,7 +139,10 @@ def _build(config, spec, teachers, real_images) -> Distiller:
     projection = None
     if config.project_features and method.student.get("feature"):
         projection = build_projection(student, teachers, config.seed)
-    teachers.optimise_for_inference(_teacher_policy(config))
+    # As their files say where they are asked for in float32.
+    policy = config.teacher_dtype_policy
+    policy = config.dtype_policy if policy == "auto" else policy
+    teachers.optimise_for_inference(None if policy == "float32" else policy)
     source = SOURCES[method.images](config, method, teachers, generator, real_images)
     distiller = Distiller(student, teachers, method, source, projection=projection)
     optimizer = CoupledSGD(config.student_learning_rate, nesterov=config.nesterov)
@@ -188,13 +184,6 @@ SOURCES = {"generated": _generated, "real": _real}
 def _given_weights(config: RunConfig) -> dict[str, Mapping[str, float]]:
     """Role -> the weights that the request names."""
     return {"student": config.student_loss, "generator": config.generator_loss}
-
-
-def _teacher_policy(config: RunConfig) -> str | None:
-    """Dtype policy of the teachers; None: as their files say, which is float32."""
-    policy = config.teacher_dtype_policy
-    policy = config.dtype_policy if policy == "auto" else policy
-    return None if policy == "float32" else policy
 
 
 def _scaled(
@@ -286,23 +275,18 @@ def drop_unavailable_terms(
                 if term == "bn"
                 else ""
             )
-            _warn(f"The {role} learns without the {term} term: {why[0]}{effect}")
+            warnings.warn(
+                f"The {role} learns without the {term} term: {why[0]}{effect}",
+                DistillationWarning,
+                stacklevel=2,
+            )
     return dataclasses.replace(method, **kept)
-
-
-def _warn(text: str) -> None:
-    warnings.warn(text, DistillationWarning, stacklevel=3)
 
 
 def build_projection(
     student: keras.Model, teachers: TeacherEnsemble, seed: int
 ) -> keras.Model:
     """Linear maps from each header's features to its teacher's width.
-
-    Args:
-        student: a stack of headers.
-        teachers: one per header.
-        seed: of the initial weights.
 
     Returns:
         A model from `(B, H, W)` to a list of H tensors `(B, W_i)`.
@@ -330,19 +314,13 @@ def networks_of(distiller: Distiller) -> dict[str, keras.Model]:
 def networks_to_keep(
     config: RunConfig, spec: DatasetSpec, distiller: Distiller
 ) -> dict[str, keras.Model]:
-    """Student and generator, if any, as plain float32 networks of one device.
+    """Trained student and generator, if any, as plain float32 networks of one device.
 
     Devices and converters know no half precision; fused kernels and replicas leave
     traces in the networks that trained.
-
-    Args:
-        config: the request.
-        spec: of the images.
-        distiller: trained.
     """
-    num_teachers = len(distiller.teachers)
     builders = {
-        "student": lambda: build_student(config, spec, num_teachers),
+        "student": lambda: build_student(config, spec, len(distiller.teachers)),
         "generator": lambda: build_generator(config, spec),
     }
     kept = {}

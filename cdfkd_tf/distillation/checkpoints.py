@@ -146,6 +146,7 @@ class TrainingState(keras.callbacks.Callback):
                     shuffle=False,
                     **kwargs,
                 )
+                self._save_or_stop(False)  # a signal may come after the last step
                 if model.stop_training:  # a callback asked for it
                     break
 
@@ -212,16 +213,8 @@ class TrainingState(keras.callbacks.Callback):
             for name, metric in self._metrics.items()
             if self.step
         }
-        record = {
-            "epoch": self.epoch,
-            "step": self.step,
-            "seconds": self.seconds,
-            "metrics": running,  # read by all: hosts can only read them together
-        }
-        if self._writes:
-            self._write(record)
-
-    def _write(self, record: dict[str, Any]) -> None:
+        if not self._writes:  # metrics were read by all: hosts can only do so together
+            return
         self._directory.mkdir(parents=True, exist_ok=True)
         name = self._directory / f"ckpt-{self.steps_done}"
         record_file = name.with_suffix(".json")
@@ -229,8 +222,9 @@ class TrainingState(keras.callbacks.Callback):
         written = self._checkpoint.write(str(name))
         for file in sorted(self._directory.glob(f"{pathlib.Path(written).name}.*")):
             synced(file)
+        position = {"epoch": self.epoch, "step": self.step, "seconds": self.seconds}
         with replacing(record_file) as temporary:
-            temporary.write_text(json.dumps(record))
+            temporary.write_text(json.dumps({**position, "metrics": running}))
         self._prune()
 
     def _prune(self) -> None:

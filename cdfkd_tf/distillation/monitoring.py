@@ -1,7 +1,6 @@
 """What is watched while a student learns: agreement, generated images, collapse."""
 
 import csv
-import io
 import itertools
 import json
 import math
@@ -257,21 +256,20 @@ class HistoryTable(keras.callbacks.Callback):
         super().__init__()
         self.file, self.rows = pathlib.Path(file), []
         columns = read_history(self.file) if first_epoch else {}
-        for epoch in range(first_epoch if columns else 0):
-            row = {name: values[epoch] for name, values in columns.items()}
-            self.rows.append({"epoch": epoch + 1, **row})
+        for epoch, values in enumerate([*zip(*columns.values())][:first_epoch]):
+            self._append(epoch, dict(zip(columns, values)))
+
+    def _append(self, epoch, logs):
+        known = {name: f"{v:.6g}" for name, v in logs.items() if v is not None}
+        self.rows.append({"epoch": epoch + 1, **known})
 
     def on_epoch_end(self, epoch, logs=None):
-        self.rows.append({"epoch": epoch + 1, **(logs or {})})
+        self._append(epoch, logs)
         columns = list(dict.fromkeys(name for row in self.rows for name in row))
-        text = io.StringIO()
-        writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
-        writer.writeheader()
-        for row in self.rows:
-            known = {name: value for name, value in row.items() if value is not None}
-            writer.writerow({name: f"{value:.6g}" for name, value in known.items()})
-        with replacing(self.file) as temporary:
-            temporary.write_text(text.getvalue())
+        with replacing(self.file) as temporary, temporary.open("w") as text:
+            writer = csv.DictWriter(text, columns, lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(self.rows)
 
 
 class TrainingFigures(keras.callbacks.Callback):
@@ -326,9 +324,8 @@ class KeepBest(keras.callbacks.Callback):
         first_epoch: int = 0,
     ):
         super().__init__()
-        self.student, self.name = student, name
-        self._directory = pathlib.Path(directory)
-        self._note = self._directory / "best.json"
+        self.student, self.name, self._directory = student, name, directory
+        self._note = directory / "best.json"
         self.best = {"epoch": 0, "value": float("-inf")}
         if first_epoch and self._note.exists():
             self.best = json.loads(self._note.read_text())
@@ -356,7 +353,7 @@ class KeepBest(keras.callbacks.Callback):
 
 def tile(images: np.ndarray) -> Image.Image:
     """Up to 64 images `(n, height, width, 1 or 3)` in [0, 1] as one picture."""
-    images = np.clip(images[: _GRID * _GRID], 0, 1)
+    images = np.clip(images, 0, 1)
     count, height, width, channels = images.shape
     rows = math.ceil(count / _GRID)
     empty = np.ones((rows * _GRID - count, height, width, channels))

@@ -212,3 +212,16 @@ def test_interruption_of_one_process_stops_all_of_a_run(tmp_path):
 def test_checkpoints_are_written_by_one_process_of_a_run(tmp_path):
     fit(drawing_model(), tmp_path, 1, writes=False)
     assert names(tmp_path) == []
+
+
+class SignalAtTheEnd(keras.callbacks.Callback):
+    """Sends a signal when all steps are done and their checkpoint is written."""
+
+    def on_train_end(self, logs=None):
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_interruption_after_the_last_step_is_not_forgotten(tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        fit(drawing_model(), tmp_path, 1, SignalAtTheEnd(), every=2)
+    assert names(tmp_path) == files_of(3)
