@@ -88,8 +88,9 @@ class Distillation:
     ) -> AggregatorFit:
         """Learns from a few labelled images how to weigh the headers.
 
-        A fifth of them is held out to judge by; without a gain there the mean stays.
-        The predictor changes, the student does not.
+        Cross-validation over all of them judges what is learned; unless more classes
+        are right, by more than the standard error, the mean of the headers stays. The
+        predictor changes, the student does not.
 
         Args:
             x: as in `evaluate`; at least 2 images.
@@ -102,24 +103,25 @@ class Distillation:
             RequestError: no labels, fewer than 2 images, unknown kind.
         """
         spec, seed = self._run.spec, self.config.seed
-        batches = list(_batches(x, y, spec.image_shape))
-        if not batches or batches[0][1] is None or sum(len(b[1]) for b in batches) < 2:
+        outputs, labels = [], []
+        for images, given in _batches(x, y, spec.image_shape):
+            if given is not None:
+                labels += [*evaluation.as_labels(given, len(images), spec.num_classes)]
+                normalised = spec.normalise(images).astype("float32")
+                outputs.append(self.student.predict_on_batch(normalised))
+        if len(labels) < 2:
             raise RequestError(
                 "fit_aggregator needs at least 2 images with labels: "
                 "fit_aggregator(x, y)."
             )
-        images, labels = (np.concatenate(parts) for parts in zip(*batches))
-        labels = evaluation.as_labels(labels, len(images), spec.num_classes)
-        mixed = np.random.default_rng(seed).permutation(len(labels))
         with global_state_restored():
             keras.utils.set_random_seed(seed)
             mask = self._run.teachers.mask
             aggregator = build_aggregator(kind, self.student, mask)
             fit = fit_aggregator(
                 aggregator,
-                self.student,
-                spec.normalise(images[mixed]).astype("float32"),
-                labels[mixed],
+                {key: np.concatenate([o[key] for o in outputs]) for key in outputs[0]},
+                np.array(labels),
                 epochs=epochs,
                 learning_rate=learning_rate,
                 seed=seed,

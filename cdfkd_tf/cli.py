@@ -17,6 +17,7 @@ from absl import flags as absl_flags
 from cdfkd_tf.config import (
     FIELDS,
     GROUPS,
+    REMOVED,
     RENAMED,
     RunConfig,
     choices_of,
@@ -151,7 +152,7 @@ def _explained(message: str) -> str:
     """absl's message about a wrong flag, with what to do."""
     message = message.rstrip(".")
     unknown = re.search(r"Unknown command line flag '(?:no)?(\w+)'", message)
-    if unknown and unknown[1] in RENAMED:
+    if unknown and unknown[1] in {**RENAMED, **REMOVED}:
         return f"There is no flag --{unknown[1]}{hint_for(unknown[1])}"
     boolean = re.fullmatch(r"flag --(\w+)=(.*?): .*Non-boolean .*", message)
     if boolean:

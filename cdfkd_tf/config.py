@@ -56,6 +56,11 @@ RENAMED = {
     },
     "generator_confidence_weight": "generator_loss=entropy=WEIGHT",
 }
+# Options of version 0.1.0 that have no successor -> why.
+REMOVED = {
+    "calibrate_teachers": "it measured the teachers' scale on images of an untrained "
+    "generator, which made their mean worse. Leave it out",
+}
 
 
 def option(
@@ -168,9 +173,6 @@ class RunConfig:
         (),
         "Layers whose outputs are the features, one for all or one each; empty: what "
         "enters the last Dense layer.",
-    )
-    calibrate_teachers: bool = _teachers(
-        False, "Bring the teachers' logits to one scale, measured on generated images."
     )
     teacher_network: str = _training("resnet34", "Architecture to train.")
     teacher_width: float = _training(
@@ -450,7 +452,8 @@ def check_names(names: typing.Iterable[str]) -> None:
     """Refuses names that are no options.
 
     Raises:
-        RequestError: with the new name of a renamed one, or the nearest.
+        RequestError: with the new name of a renamed one, why one was removed, or the
+            nearest.
     """
     for name in names:
         if name not in FIELDS:
@@ -458,11 +461,16 @@ def check_names(names: typing.Iterable[str]) -> None:
 
 
 def hint_for(name: str) -> str:
-    """How to go on after an unknown option: its new name, the nearest, or a stop."""
+    """How to go on after an unknown option: its new name, the nearest, or a stop.
+
+    Of one that was removed, why.
+    """
     import difflib
 
     if name in RENAMED:
         return f": it is called --{RENAMED[name]} since version 0.2.0."
+    if name in REMOVED:
+        return f" since version 0.2.0: {REMOVED[name]}."
     near = difflib.get_close_matches(name, FIELDS, 1)
     return f"; did you mean {near[0]!r}?" if near else "."
 

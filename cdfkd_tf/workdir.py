@@ -335,7 +335,7 @@ def summary(results: dict[str, Any], workdir: str) -> str:
         source = f"{samples} labelled images" if samples else "generated images alone"
         note = f"learned from {source}"
         if not aggregator.get("learned"):
-            note = "no gain on held-out samples: the mean is kept"
+            note = "no sure gain in cross-validation: the mean is kept"
         name = f"student, {aggregator['kind']}"
         rows.append((name, " ", aggregator["accuracy"], note))
     for entry in results["exports"]:

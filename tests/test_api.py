@@ -153,7 +153,7 @@ def test_fit_aggregator_changes_the_predictor_and_goes_back(result):
     mean = np.asarray(before(IMAGES))
     labels = mean.argmax(-1)
     fit = result.fit_aggregator(X, labels, kind="weights", epochs=2)
-    assert fit.held_out == 8 and result.predictor is not before
+    assert fit.samples == 40 and result.predictor is not before
     column = result.fit_aggregator(X, labels[:, None], kind="weights", epochs=2)
     assert column == fit
     result.fit_aggregator(X, labels, kind="mean")

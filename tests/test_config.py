@@ -10,6 +10,7 @@ import pytest
 from cdfkd_tf.config import (
     FIELDS,
     GROUPS,
+    REMOVED,
     RENAMED,
     STEPS,
     RunConfig,
@@ -125,6 +126,10 @@ def test_with_values_replaces_options_and_entries_of_tables():
 
 
 def test_renamed_flags_are_answered_with_their_new_names():
+    for old in REMOVED:
+        with pytest.raises(RequestError, match=f"no flag --{old} since .*Leave it out"):
+            parse(f"--{old}")
+        assert old not in FIELDS
     assert len(RENAMED) > 10
     for old, new in RENAMED.items():
         message = f"There is no flag --{old}: it is called --{new} since version 0.2.0."

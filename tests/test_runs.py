@@ -209,7 +209,7 @@ def third_party(tmp_path_factory, toy_files):
     flags += (f"--workdir={workdir}",)
     # A wrong request first: nothing of it stays in the way of the right one.
     assert run_main(*flags, "--student_loss=colour=1") == 2
-    right = ("--aggregator=weights", "--calibrate_teachers", "--report")
+    right = ("--aggregator=weights", "--report")
     with contextlib.redirect_stderr(io.StringIO()) as printed:
         assert run_main(*flags, *right, "--export_formats=tflite_int8") == 0
     return workdir, printed.getvalue().splitlines()

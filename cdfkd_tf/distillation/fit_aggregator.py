@@ -1,112 +1,160 @@
 """Learns how to weigh the headers from a few labelled images, real or generated."""
 
 import dataclasses
+import itertools
+from collections.abc import Mapping
 
 import keras
 import numpy as np
+import tensorflow as tf
+
+from cdfkd_tf.distillation import numerics
 
 BATCH_SIZE = 100  # as published
-HELD_OUT_SHARE = 0.2
+FOLDS = 5
 
 
 @dataclasses.dataclass(frozen=True)
 class AggregatorFit:
-    """What came out, measured on the held-out part of the real samples.
+    """What came out, judged on samples that it had not learned from.
 
     Attributes:
         learned: whether the learned weights are used; False: the mean was kept.
-        epoch: the chosen epoch, counted from 1; 0: the mean.
-        accuracy: share of held-out samples that the chosen weights get right.
+        epochs: passes over the samples that cross-validation chose; 0: the mean.
+        accuracy: share of the samples that weights get right which were learned from
+            the others.
         mean_accuracy: the same for the plain mean.
-        held_out: number of held-out samples.
+        standard_error: of the difference, paired over the samples.
+        samples: n.
     """
 
     learned: bool
-    epoch: int
+    epochs: int
     accuracy: float
     mean_accuracy: float
-    held_out: int
+    standard_error: float
+    samples: int
+
+    def __str__(self) -> str:
+        gain = 100 * (self.accuracy - self.mean_accuracy)
+        verdict = "above" if self.learned else "not above"
+        return (
+            f"{self.accuracy:.1%} in cross-validation on {self.samples} samples, the "
+            f"mean {self.mean_accuracy:.1%}; the gain of {gain:.1f} points is "
+            f"{verdict} its standard error of {100 * self.standard_error:.1f}: "
+            + ("learned weights are used." if self.learned else "the mean stays.")
+        )
 
 
 def fit_aggregator(
     aggregator: keras.Model,
-    student: keras.Model,
-    images: np.ndarray,
+    outputs: Mapping[str, np.ndarray],
     labels: np.ndarray,
     *,
     epochs: int,
     learning_rate: float,
     seed: int,
 ) -> AggregatorFit:
-    """Fits `aggregator` in place; the student does not move.
+    """Fits `aggregator` in place, or leaves it the mean of the headers.
 
-    A fifth of the samples is held out; the epoch with the best accuracy there is
-    chosen, ties by cross-entropy. Untrained, every aggregator is the mean of the
-    headers: epoch 0 takes part in the choice, and without a gain it stays.
+    Cross-validation over all samples, stratified by class, chooses the number of
+    epochs by cross-entropy. Untrained, every aggregator is the mean: it stays unless
+    the share of right classes, too, grows by more than the standard error of the
+    growth. Then all samples are learned from.
 
     Args:
         aggregator: from `build_aggregator`, freshly built.
-        student: a stack of headers.
-        images: normalised, `(n, height, width, channels)`, n at least 2.
+        outputs: the student's for n images, n at least 2: `logits` `(n, H, C)` and
+            `features` `(n, H, W)`.
         labels: `(n,)`.
-        epochs: passes over the samples that are not held out.
+        epochs: the most passes over the samples.
         learning_rate: Adam's.
-        seed: of the order of the samples.
+        seed: of the folds, and of the order of the samples.
     """
-    answers = student.predict(images, batch_size=BATCH_SIZE, verbose=0)
-    held_out = max(1, int(len(labels) * HELD_OUT_SHARE))
-    judged = {name: values[:held_out] for name, values in answers.items()}
-    learned = {name: values[held_out:] for name, values in answers.items()}
-    choice = _BestEpoch(judged, labels[:held_out])
-    if aggregator.trainable_variables:
-        keras.utils.set_random_seed(seed)
-        aggregator.compile(
-            keras.optimizers.Adam(learning_rate),
-            keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-        )
-        aggregator.fit(
-            learned,
-            labels[held_out:],
-            batch_size=BATCH_SIZE,
-            epochs=epochs,
-            callbacks=[choice],
-            verbose=0,
-        )
-        aggregator.set_weights(choice.weights)
-    else:
-        choice.judge(aggregator, 0)
+    learner = _Learner(aggregator, outputs, labels, learning_rate)
+    everything, rng = np.arange(len(labels)), np.random.default_rng(seed)
+    right, losses = learner.judge(everything)
+    if not aggregator.trainable_variables:
+        epochs = 0
+    right = np.tile(right, (epochs + 1, 1))  # (epochs + 1, n), 0 epochs being the mean
+    losses = np.tile(losses, (epochs + 1, 1))
+    folds = _folds(labels, rng)
+    for fold in range(folds.max() + 1):
+        judged = np.flatnonzero(folds == fold)
+        learning = learner.epochs(np.flatnonzero(folds != fold), rng)
+        for epoch in itertools.islice(learning, epochs):
+            right[epoch, judged], losses[epoch, judged] = learner.judge(judged)
+    best = int(losses.mean(axis=1).argmin())
+    gains = right[best].astype(int) - right[0]
+    wins, changes = int(gains.sum()), int(np.abs(gains).sum())
+    # The gain above its standard error, in whole numbers: no tie is lost in rounding.
+    learned = wins > 0 and wins**2 > changes
+    learner.reset()
+    if learned:
+        for _ in itertools.islice(learner.epochs(everything, rng), best):
+            pass
     return AggregatorFit(
-        learned=choice.epoch > 0,
-        epoch=choice.epoch,
-        accuracy=choice.best[0],
-        mean_accuracy=choice.start[0],
-        held_out=held_out,
+        learned=learned,
+        epochs=best if learned else 0,
+        accuracy=float(right[best].mean()),
+        mean_accuracy=float(right[0].mean()),
+        standard_error=float(gains.std(ddof=1) / len(labels) ** 0.5),
+        samples=len(labels),
     )
 
 
-class _BestEpoch(keras.callbacks.Callback):
-    """Remembers the weights that did best on held-out samples, epoch 0 included."""
+def _folds(labels, rng) -> np.ndarray:
+    """The fold of each sample; those of one class are spread over all folds."""
+    order = rng.permutation(len(labels))
+    order = order[np.argsort(labels[order], kind="stable")]
+    folds = np.empty(len(labels), int)
+    folds[order] = np.arange(len(labels)) % min(FOLDS, len(labels))
+    return folds
 
-    def __init__(self, answers, labels):
-        super().__init__()
-        self.answers, self.labels = answers, labels
-        self.start = self.best = self.weights = None
-        self.epoch = 0
 
-    def on_train_begin(self, logs=None):
-        self.judge(self.model, 0)
+class _Learner:
+    """Learns again and again from other samples, always from the same start."""
 
-    def on_epoch_end(self, epoch, logs=None):
-        self.judge(self.model, epoch + 1)
+    def __init__(self, aggregator, outputs, labels, learning_rate):
+        self._outputs, self._labels = dict(outputs), labels
+        optimizer = keras.optimizers.Adam(learning_rate)
+        variables = aggregator.trainable_variables
+        optimizer.build(variables)
+        moving = [*variables, *optimizer.variables]
+        self._start = [(variable, np.array(variable)) for variable in moving]
 
-    def judge(self, aggregator, epoch):
-        logits = keras.ops.convert_to_numpy(aggregator(self.answers, training=False))
-        accuracy = float(np.mean(logits.argmax(-1) == self.labels))
-        losses = keras.losses.sparse_categorical_crossentropy(
-            self.labels, logits, from_logits=True
-        )
-        score = (accuracy, -float(keras.ops.mean(losses)))
-        self.start = self.start or score
-        if self.best is None or score > self.best:
-            self.best, self.epoch = score, epoch
-            self.weights = aggregator.get_weights()
+        def losses(outputs, labels):
+            logits = aggregator(outputs)
+            return logits, keras.losses.sparse_categorical_crossentropy(
+                labels, keras.ops.cast(logits, "float32"), from_logits=True
+            )
+
+        def learn(*batch):
+            mean = lambda: keras.ops.mean(losses(*batch)[1])  # noqa: E731
+            numerics.minimise(mean, optimizer, variables)
+
+        self._learn = tf.function(learn, reduce_retracing=True)
+        self._losses = tf.function(losses, reduce_retracing=True)
+
+    def _batch(self, samples):
+        chosen = {name: part[samples] for name, part in self._outputs.items()}
+        return tf.nest.map_structure(tf.constant, (chosen, self._labels[samples]))
+
+    def judge(self, samples) -> tuple[np.ndarray, np.ndarray]:
+        """Whether each sample's class is right, and its cross-entropy."""
+        logits, losses = self._losses(*self._batch(samples))
+        return logits.numpy().argmax(-1) == self._labels[samples], losses.numpy()
+
+    def epochs(self, samples, rng):
+        """Starts anew; yields how many passes over these samples are done."""
+        self.reset()
+        for epoch in itertools.count(1):
+            mixed = rng.permutation(samples)
+            for start in range(0, len(mixed), BATCH_SIZE):
+                self._learn(*self._batch(mixed[start:][:BATCH_SIZE]))
+            yield epoch
+
+    def reset(self):
+        """Everything is as it was before anything was learned."""
+        for variable, value in self._start:
+            variable.assign(value)

@@ -38,7 +38,7 @@ from cdfkd_tf.workdir import Results, Workdir, write_json
 # Offsets that keep the draws of one run apart.
 _TEACHER_SEEDS = 1000  # per teacher
 _PICTURE_SEED, _EVALUATION_SEED = 1, 3
-_AGGREGATOR_SEED, _SCALE_SEED = 5, 6
+_AGGREGATOR_SEED = 5
 _GENERATED = 512  # images to measure on where there are no real ones
 _MEASURED_AT_ONCE = 256
 
@@ -120,20 +120,14 @@ class Run:
 
     @functools.cached_property
     def teachers(self) -> TeacherEnsemble:
-        """The frozen `TeacherEnsemble`, its logits on one scale if asked to.
+        """The frozen `TeacherEnsemble`.
 
         Raises:
             RequestError: if a file is no teacher for this data set.
         """
         config = self.config
         names = config.teachers if self.models else teacher_files(config, self.workdir)
-        teachers = build_teachers(config, self.spec, names, self.models)
-        if config.calibrate_teachers:
-            keras.utils.set_random_seed(config.seed)
-            noise = self.noise(_MEASURED_AT_ONCE, _SCALE_SEED)
-            generator = build.build_generator(config, self.spec)
-            teachers.calibrate(generator(noise, training=True))
-        return teachers
+        return build_teachers(config, self.spec, names, self.models)
 
     def release(self) -> None:
         """Gives teachers in memory back as they were before."""
@@ -339,20 +333,23 @@ def _fit_aggregator(run: Run) -> None:
             run.real_images.write_few_shot(
                 run.workdir.splits, config.labelled_samples, config.seed
             )
+        images, labels = run.aggregator_samples()
         fit = fit_aggregator(
             aggregator,
-            student,
-            *run.aggregator_samples(),
+            student.predict(images, batch_size=config.batch_size, verbose=0),
+            labels,
             epochs=config.aggregator_epochs,
             learning_rate=config.aggregator_learning_rate,
             seed=config.seed,
         )
-        entry.update(labelled_samples=config.labelled_samples, learned=fit.learned)
-        print(
-            f"Aggregator {kind}: {fit.accuracy:.1%} of "
-            f"{fit.held_out} held-out samples, the mean {fit.mean_accuracy:.1%}; "
-            + (f"epoch {fit.epoch} chosen." if fit.learned else "the mean stays.")
+        entry.update(
+            labelled_samples=config.labelled_samples,
+            learned=fit.learned,
+            cross_validated_accuracy=fit.accuracy,
+            cross_validated_mean_accuracy=fit.mean_accuracy,
+            standard_error=fit.standard_error,
         )
+        print(f"Aggregator {kind}: {fit}")
     run.keep("predictor", build_predictor(student, aggregator, spec.mean, spec.std))
     run.results.record("aggregator", entry)
 

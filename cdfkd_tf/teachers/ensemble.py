@@ -3,8 +3,7 @@
 from collections.abc import Sequence
 
 import keras
-import numpy as np
-from keras import KerasTensor, ops
+from keras import KerasTensor
 
 from cdfkd_tf.errors import RequestError
 from cdfkd_tf.teachers.class_map import ClassMap, mean_over_known
@@ -99,26 +98,3 @@ class TeacherEnsemble:
         """Gives all models back as they were, see `Teacher.release`."""
         for teacher in self.teachers:
             teacher.release()
-
-    def calibrate(self, normalised: KerasTensor) -> list[float]:
-        """Brings all teachers' logits to one scale, by one factor per teacher.
-
-        Afterwards each teacher's logits, centred per image, have on these images the
-        deviation that was the geometric mean of all teachers'. No class changes.
-
-        Args:
-            normalised: images `(B, height, width, channels)`.
-
-        Returns:
-            The factors.
-        """
-        deviations = []
-        for teacher in self.teachers:
-            teacher.scale = 1.0
-            logits = teacher(normalised).logits
-            centred = logits - ops.mean(logits, axis=-1, keepdims=True)
-            deviations.append(float(ops.std(centred)) + 1e-12)
-        factors = np.exp(np.mean(np.log(deviations))) / deviations
-        for teacher, factor in zip(self.teachers, factors):
-            teacher.scale = float(factor)
-        return factors.tolist()

@@ -39,7 +39,6 @@ class Teacher:
         feature_width: W_i, or None where there are no features to read.
         num_batch_norms: how many BatchNormalizations a forward pass meets.
         output: `logits` or `probabilities`.
-        scale: factor on its logits, see `TeacherEnsemble.calibrate`.
 
     Raises:
         RequestError: if the model does not answer `(B, C)`, answers what is neither
@@ -57,7 +56,7 @@ class Teacher:
     ):
         self.model, self.adapter, self.name = model, adapter, name or model.name
         self._feature_layer = feature_layer
-        self.output, self.scale = output, 1.0
+        self.output = output
         images = self._random_images()
         if not getattr(model, "built", True):  # a call builds it
             model(self._adapted(images), training=False)
@@ -137,7 +136,7 @@ class Teacher:
             # Logits are known up to a constant; trained networks' are centred.
             answer = ops.log(ops.maximum(answer, FLOOR))
             answer = answer - ops.mean(answer, axis=-1, keepdims=True)
-        return answer if self.scale == 1 else answer * self.scale
+        return answer
 
     def _random_images(self) -> tf.Tensor:
         spec = self.adapter and self.adapter.spec

@@ -53,20 +53,19 @@ def held_out_accuracy(run: Any, images: np.ndarray, labels: np.ndarray) -> float
     one_header = student.output["logits"].shape[1] == 1
     kind = "mean" if one_header else config.aggregator
     aggregator, held_out = build_aggregator(kind, student), slice(None)
+    outputs = student.predict(images, batch_size=config.batch_size, verbose=0)
     if kind != "mean":
         held_out = slice(max(1, len(labels) // 2))
-        keras.utils.set_random_seed(config.seed)
         fit_aggregator(
             aggregator,
-            student,
-            images[held_out.stop :],
+            {name: part[held_out.stop :] for name, part in outputs.items()},
             labels[held_out.stop :],
             epochs=config.aggregator_epochs,
             learning_rate=config.aggregator_learning_rate,
             seed=config.seed,
         )
-    outputs = student.predict(images[held_out], verbose=0)
-    logits = _finite(np.asarray(aggregator(outputs, training=False)))
+    judged = {name: part[held_out] for name, part in outputs.items()}
+    logits = _finite(np.asarray(aggregator(judged, training=False)))
     return float(np.mean(logits.argmax(-1) == labels[held_out]))
 
 

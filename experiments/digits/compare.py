@@ -204,10 +204,11 @@ def control_row(folder: pathlib.Path, given: list[str], seed: int) -> dict:
     control = keras.Model(inputs, mean)
     for layer in dense:
         layer.set_weights(student.get_layer(layer.name).get_weights())
+    images, labels = run.real_images.few_shot(config.labelled_samples, seed)
     fit = fit_aggregator(
         control,
-        student,
-        *run.real_images.few_shot(config.labelled_samples, seed),
+        student.predict(images, batch_size=config.batch_size, verbose=0),
+        labels,
         epochs=config.aggregator_epochs,
         learning_rate=config.aggregator_learning_rate,
         seed=seed,

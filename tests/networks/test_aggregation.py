@@ -4,7 +4,6 @@ import keras
 import numpy as np
 import pytest
 
-from cdfkd_tf.distillation.fit_aggregator import fit_aggregator
 from cdfkd_tf.errors import RequestError
 from cdfkd_tf.networks.aggregators import (
     AGGREGATORS,
@@ -21,25 +20,18 @@ ANSWERS = {
 }
 
 
-class Told:
-    """A student that answers what it is told, for tests of the aggregators alone."""
+class Student:
+    """What aggregators know of a student."""
 
     output = {
         "logits": keras.KerasTensor((None, 3, 4)),
         "features": keras.KerasTensor((None, 3, 5)),
     }
 
-    def __init__(self, logits):
-        features = np.zeros((len(logits), 3, 5), "float32")
-        self.answers = {"logits": logits, "features": features}
-
-    def predict(self, images, **kwargs):
-        return self.answers
-
 
 def test_untrained_aggregators_are_the_mean():
     for kind in sorted(AGGREGATORS):
-        aggregator = build_aggregator(kind, Told(ANSWERS["logits"]))
+        aggregator = build_aggregator(kind, Student())
         np.testing.assert_allclose(
             aggregator(ANSWERS), ANSWERS["logits"].mean(1), rtol=1e-5, atol=1e-6
         )
@@ -54,7 +46,7 @@ def softmax(values, axis):
     "kind, scored", [("attention", "logits"), ("feature_attention", "features")]
 )
 def test_attention_weighs_headers_by_one_linear_score(kind, scored):
-    aggregator = build_aggregator(kind, Told(ANSWERS["logits"]))
+    aggregator = build_aggregator(kind, Student())
     scorer = RNG.normal(size=(ANSWERS[scored].shape[-1], 1)).astype("float32")
     aggregator.set_weights([scorer])
     weights = softmax(ANSWERS[scored] @ scorer, axis=1)
@@ -63,55 +55,10 @@ def test_attention_weighs_headers_by_one_linear_score(kind, scored):
 
 
 def test_weights_are_one_number_per_header():
-    aggregator = build_aggregator("weights", Told(ANSWERS["logits"]))
+    aggregator = build_aggregator("weights", Student())
     aggregator.set_weights([np.array([[1.0], [0.0], [2.0]], "float32")])
     expected = ANSWERS["logits"][:, 0] + 2 * ANSWERS["logits"][:, 2]
     np.testing.assert_allclose(aggregator(ANSWERS), expected, rtol=1e-5)
-
-
-def headers_of_which_one_is_right(count=200, seed=0):
-    rng = np.random.default_rng(seed)
-    labels = rng.integers(0, 4, count)
-    logits = rng.normal(size=(count, 3, 4)).astype("float32") * 3
-    logits[:, 1] = np.eye(4, dtype="float32")[labels] * 4
-    return logits, labels
-
-
-@pytest.mark.parametrize("kind", ["weights", "attention"])
-def test_fitting_finds_the_header_to_trust(kind):
-    logits, labels = headers_of_which_one_is_right()
-    student = Told(logits)
-    aggregator = build_aggregator(kind, student)
-    fit = fit_aggregator(
-        aggregator,
-        student,
-        np.zeros((200, 1)),
-        labels,
-        epochs=30,
-        learning_rate=0.3,
-        seed=0,
-    )
-    assert fit.learned and fit.held_out == 40
-    assert fit.accuracy > fit.mean_accuracy
-
-
-def test_without_a_gain_on_held_out_samples_the_mean_stays():
-    logits, labels = headers_of_which_one_is_right()
-    logits[:40] = np.eye(4, dtype="float32")[labels[:40]][:, None] * 50  # all agree
-    logits[40:, 1] = -logits[40:, 1]  # what is learned here would hurt there
-    student = Told(logits)
-    aggregator = build_aggregator("weights", student)
-    fit = fit_aggregator(
-        aggregator,
-        student,
-        np.zeros((200, 1)),
-        labels,
-        epochs=5,
-        learning_rate=0.5,
-        seed=0,
-    )
-    assert not fit.learned and fit.epoch == 0
-    np.testing.assert_allclose(aggregator.get_weights()[0], 1 / 3, rtol=1e-6)
 
 
 def test_predictor_is_normalisation_student_aggregator_softmax():
@@ -127,7 +74,7 @@ def test_predictor_is_normalisation_student_aggregator_softmax():
 
 def test_unknown_aggregator_is_refused():
     with pytest.raises(RequestError, match="Unknown aggregator 'vote'"):
-        build_aggregator("vote", Told(ANSWERS["logits"]))
+        build_aggregator("vote", Student())
 
 
 MASK = np.array([[1, 1, 0, 0], [0, 1, 1, 0], [0, 1, 0, 1]], bool)
@@ -135,7 +82,7 @@ MASK = np.array([[1, 1, 0, 0], [0, 1, 1, 0], [0, 1, 0, 1]], bool)
 
 def test_a_mask_leaves_each_class_to_the_headers_that_know_it(tmp_path):
     for kind in sorted(AGGREGATORS):
-        aggregator = build_aggregator(kind, Told(ANSWERS["logits"]), MASK)
+        aggregator = build_aggregator(kind, Student(), MASK)
         expected = [
             [logits[MASK[:, label], label].mean() for label in range(4)]
             for logits in ANSWERS["logits"]
@@ -147,7 +94,7 @@ def test_a_mask_leaves_each_class_to_the_headers_that_know_it(tmp_path):
 
 
 def test_learned_weights_multiply_out_unknown_classes():
-    aggregator = build_aggregator("weights", Told(ANSWERS["logits"]), MASK)
+    aggregator = build_aggregator("weights", Student(), MASK)
     weights = np.array([[0.5], [0.2], [0.3]], "float32")
     aggregator.set_weights([weights])
     logits, scale = ANSWERS["logits"], 3 / MASK.sum(0)
@@ -157,14 +104,14 @@ def test_learned_weights_multiply_out_unknown_classes():
 
 @pytest.mark.parametrize("mask", [None, np.ones((3, 4), bool)])
 def test_without_unknown_classes_there_is_no_mask_layer(mask):
-    aggregator = build_aggregator("mean", Told(ANSWERS["logits"]), mask)
+    aggregator = build_aggregator("mean", Student(), mask)
     assert {layer.name for layer in aggregator.layers} <= {"features", "logits", "mean"}
 
 
 def test_a_mask_that_does_not_fit_is_refused():
     for mask in (MASK[:2], np.eye(3, 4, dtype=bool)):
         with pytest.raises(ValueError, match="some header knows each class"):
-            build_aggregator("mean", Told(ANSWERS["logits"]), mask)
+            build_aggregator("mean", Student(), mask)
 
 
 def test_header_weights_are_those_that_the_predictor_uses(tmp_path):
