@@ -17,15 +17,17 @@ import keras_tuner
 import numpy as np
 import pytest
 import tensorflow as tf
+from keras import layers
 
 import cdfkd_tf
 from cdfkd_tf.config import RunConfig
 from cdfkd_tf.distillation import build
-from cdfkd_tf.errors import RequestError, RunError
+from cdfkd_tf.errors import DistillationWarning, RequestError, RunError
 from cdfkd_tf.pipeline.steps import Run
 from cdfkd_tf.tuning import workers
 from cdfkd_tf.tuning.run import search
 from cdfkd_tf.tuning.space import find_space, read_space
+from cdfkd_tf.tuning.summary import read_outcomes
 from cdfkd_tf.tuning.tuner import SearchTuner
 from tests import toys
 
@@ -389,11 +391,52 @@ def test_role_needs_all_variables(missing, address, monkeypatch):
         monkeypatch.delenv(name)
     with pytest.raises(RequestError, match=f"no {missing[0]}"):
         workers.find_role()
+    for name in missing:
+        monkeypatch.setenv(name, "")
+    with pytest.raises(RequestError, match=f"no {missing[0]}"):
+        workers.find_role()
+
+
+def test_role_needs_a_port_that_is_a_number(address, monkeypatch):
+    monkeypatch.setenv("KERASTUNER_ORACLE_PORT", "8o00")
+    with pytest.raises(RequestError, match="must be a port number; got '8o00'"):
+        workers.find_role()
 
 
 def test_worker_gives_up_where_no_chief_comes(address, config):
     with pytest.raises(RunError, match=f"No chief at 127.0.0.1:{address} within 0.2 s"):
         search(config.with_values({"worker_timeout": 0.2}), None, None)
+
+
+def test_worker_gives_up_where_the_chief_is_gone(address, config, tmp_path):
+    with workers.listening():
+        workers.await_chief(lambda: True, seconds=1)
+    with (
+        pytest.raises(RunError, match=f"{address} did not answer within 0.4 s"),
+        workers.working(tmp_path / "signs", 0.4),
+    ):
+        SearchTuner(config, find_space(config), None, None).search()
+
+
+def test_chief_ends_the_trial_of_a_worker_that_is_gone(config, address, monkeypatch):
+    monkeypatch.setenv("KERASTUNER_TUNER_ID", "chief")
+    config = config.with_values({"worker_timeout": 1.0})
+    tuner = SearchTuner(config, find_space(config), None, None)
+    signs = pathlib.Path(config.workdir) / "search/workers"
+
+    def begin_a_trial():
+        monkeypatch.setenv("KERASTUNER_TUNER_ID", "worker0")
+        worker = SearchTuner(config, find_space(config), None, None)
+        with workers.working(signs, 10.0):
+            worker.oracle.create_trial("worker0")
+        monkeypatch.setenv("KERASTUNER_TUNER_ID", "chief")
+
+    threading.Timer(0.5, begin_a_trial).start()
+    with pytest.raises(RunError, match="No worker of this search showed a sign of"):
+        workers.lead(tuner, signs, 3.0, tuner.give_up)
+    (row,) = read_outcomes(pathlib.Path(config.workdir))
+    assert row["status"] == "failed" and row["reason"].startswith("worker0 showed no")
+    assert tuner.oracle.ongoing_trials == {} and not tuner.oracle.tuner_ids
 
 
 def test_worker_waits_as_long_as_the_chief_prepares(address):
@@ -412,6 +455,21 @@ def test_chief_on_a_port_in_use_is_refused(address):
         workers.listening(),
     ):
         pass
+
+
+def test_weights_space_leaves_out_what_the_teachers_cannot_feed(config, tmp_path):
+    """Their features are six wide, the student's eight; one has no normalisation."""
+    for index, norm in enumerate((layers.Identity, layers.BatchNormalization)):
+        toys.classifier(seed=index, norm=norm).save(tmp_path / f"{index}.keras")
+    teachers = tuple(str(tmp_path / f"{index}.keras") for index in range(2))
+    values = {"teachers": teachers, "search_space": "weights", "student_loss": {}}
+    perform = Untrained()
+    with pytest.warns(DistillationWarning, match="learns without the feature term"):
+        search(config.with_values(values), perform, perform.open)
+    rows = rows_of(pathlib.Path(config.workdir))
+    assert {row["status"] for row in rows} == {"finished"}
+    varied = {name for name in rows[0] if "_loss." in name}
+    assert varied == {"student_loss.ensemble", "generator_loss.bn"}
 
 
 @pytest.mark.slow

@@ -126,16 +126,15 @@ def build_distiller(
 
 
 def _build(config, spec, teachers, real_images) -> Distiller:
-    method = build_method(config)
     keras.utils.set_random_seed(config.seed)
+    has_generator = METHODS[config.method].generator
     with dtype_policy(config.dtype_policy):
         student = build_student(config, spec, len(teachers))
-        generator = build_generator(config, spec) if method.generator else None
+        generator = build_generator(config, spec) if has_generator else None
     fused_batchnorm.use(config.fused_kernels)
     for network in filter(None, (student, generator)):
         fused_batchnorm.fuse_layers(leaf_layers(network))
-    missing = unavailable(teachers, student, project=config.project_features)
-    method = drop_unavailable_terms(method, missing, _given_weights(config))
+    method = available_method(config, teachers, student)
     projection = None
     if config.project_features and method.student.get("feature"):
         projection = build_projection(student, teachers, config.seed)
@@ -193,6 +192,23 @@ def _scaled(
     if config.dtype_policy != "mixed_float16":
         return optimizer
     return keras.optimizers.LossScaleOptimizer(optimizer)
+
+
+def available_method(
+    config: RunConfig, teachers: TeacherEnsemble, student: keras.Model
+) -> Method:
+    """What of the method these teachers and this student can do.
+
+    Args:
+        config: the request.
+        teachers: frozen.
+        student: a stack of headers.
+
+    Raises:
+        RequestError: see `build_method` and `drop_unavailable_terms`.
+    """
+    missing = unavailable(teachers, student, project=config.project_features)
+    return drop_unavailable_terms(build_method(config), missing, _given_weights(config))
 
 
 def unavailable(

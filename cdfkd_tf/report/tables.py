@@ -1,6 +1,6 @@
 """The report's tables as text, and how its numbers are written."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 SHARE, COUNT, TIME = ".2%", ",.0f", ".3g"
@@ -74,6 +74,13 @@ def total(entries: Sequence[Mapping[str, Any]], key: str) -> float | None:
 def written(value: float | None, form: str = SHARE) -> str:
     """A number in one of these forms; `-` for None."""
     return "-" if value is None else format(value, form)
+
+
+def aligned(rows: Sequence[Sequence[str]], justify: Callable = str.ljust) -> str:
+    """Rows of cells as text for a terminal, in columns; the last one is not padded."""
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    lines = ["  ".join(map(justify, row, (*widths[:-1], 0))) for row in rows]
+    return "\n".join(map(str.rstrip, lines))
 
 
 def _table(name, first, columns, entries) -> Table:

@@ -206,6 +206,16 @@ def use_earlier_quantizer(converter: Any) -> None:
     converter.experimental_new_quantizer = False
 
 
+def limit_wait_for_oracle(seconds: float) -> None:
+    """How long Keras Tuner's workers wait for an answer of their chief; else an hour.
+
+    They then raise a `grpc.RpcError`.
+    """
+    from keras_tuner.src.distribute import oracle_client
+
+    oracle_client.TIMEOUT = seconds
+
+
 def operation_definition(name: str) -> Any | None:
     """What TensorFlow registers for an operation (an `OpDef`); None if unknown."""
     from tensorflow.python.framework import op_def_registry

@@ -11,9 +11,11 @@ import keras_tuner
 import numpy as np
 
 from cdfkd_tf.config import RunConfig, names_in, text_of
+from cdfkd_tf.distillation.build import available_method, build_student
+from cdfkd_tf.distillation.methods import Method
 from cdfkd_tf.errors import RequestError, RunError
 from cdfkd_tf.networks.loading import load_network
-from cdfkd_tf.teachers.build import teacher_files
+from cdfkd_tf.teachers.build import build_teachers, teacher_files
 from cdfkd_tf.tuning import workers
 from cdfkd_tf.tuning.objective import objective_name, pooled_agreement
 from cdfkd_tf.tuning.space import Space, find_space
@@ -58,26 +60,26 @@ def search(
     """
     config = config.with_values({"action": "search"})
     objective_name(config)  # refuses what nothing can be judged by
-    space = hypermodel or find_space(config)
+    role = workers.find_role()
+    space = hypermodel or find_space(config, lambda: _available(config, open_run))
     varied = [n for n in names_in("training") if n in getattr(space, "fields", ())]
     refuse_training(config, varied)
     shares_teachers = not (varied or config.teachers)
-    workdir, role = Workdir(config.workdir), workers.find_role()
+    workdir, seconds = Workdir(config.workdir), config.worker_timeout
+    signs = workdir.path / FOLDER / "workers"
 
     def tuner() -> SearchTuner:
         shared = _with_what_is_shared(config, shares_teachers, open_run)
         return SearchTuner(shared, space, perform, open_run)
 
     if role == "worker":
-        workers.await_chief(
-            lambda: workdir.record_of(FOLDER).get("done"), config.worker_timeout
-        )
-        tuner().search()
+        workers.await_chief(lambda: workdir.record_of(FOLDER).get("done"), seconds)
+        with workers.working(signs, seconds):
+            tuner().search()
         print("No trials left for this worker.")
         return Summary(config, [])
     with workdir.locked():
-        if not config.resume:
-            shutil.rmtree(workdir.path / FOLDER, ignore_errors=True)
+        shutil.rmtree(signs if config.resume else signs.parent, ignore_errors=True)
         options = _check_same_search(config, space, workdir)
         workdir.note(FOLDER, options, done=False)
         with workers.listening() if role == "chief" else contextlib.nullcontext():
@@ -87,8 +89,24 @@ def search(
             workdir.note(FOLDER, options, done=True)
         trials = tuner()
         trials.save()  # a search that is killed within its first trial goes on, too
-        trials.search()
+        if role == "chief":
+            workers.lead(trials, signs, seconds, trials.give_up)
+        else:
+            trials.search()
         return _sum_up(trials.config, workdir, perform, open_run)
+
+
+def _available(config: RunConfig, open_run: OpenRun) -> Method:
+    """The method without the terms that teachers or student cannot provide."""
+    run = open_run(config)
+    if config.teachers:
+        teachers = run.teachers
+    else:  # as they will be
+        models = [run.build_teacher(index) for index in range(config.num_teachers)]
+        names = [f"teacher_{index}" for index in range(config.num_teachers)]
+        teachers = build_teachers(config, run.spec, names, models)
+    student = build_student(config, run.spec, len(teachers))
+    return available_method(config, teachers, student)
 
 
 def _check_same_search(config, space, workdir: Workdir) -> dict[str, str]:

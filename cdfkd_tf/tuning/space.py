@@ -12,13 +12,14 @@ What may stand on the left follows from the rows in `config`.
 
 import dataclasses
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import keras_tuner
 
 from cdfkd_tf.config import FIELDS, RunConfig, hint_for, text_of, value_type
 from cdfkd_tf.distillation.build import build_method
+from cdfkd_tf.distillation.methods import METHODS, Method
 from cdfkd_tf.errors import RequestError
 
 
@@ -64,15 +65,20 @@ class Space(keras_tuner.HyperModel):
         return {name: _plain(v) for name, v in values.items()} if inside else {}
 
 
-def find_space(config: RunConfig) -> Space:
+def find_space(config: RunConfig, method: Callable[[], Method] | None = None) -> Space:
     """The space that `--search_space` names.
+
+    Args:
+        config: the run whose options are varied.
+        method: finds the terms whose weights can be varied; None: all that have one.
 
     Raises:
         RequestError: no such name or file, a line that cannot be read, or a method
             without weights to vary.
     """
     if config.search_space in _NAMED:
-        return Space(_NAMED[config.search_space](config))
+        method = method or (lambda: build_method(config))
+        return Space(_NAMED[config.search_space](config, method))
     file = pathlib.Path(config.search_space)
     if not file.is_file():
         raise RequestError(
@@ -168,10 +174,10 @@ def _plain(value: Any) -> Any:
     return text_of(value) if isinstance(value, tuple) else value
 
 
-def _weights(config: RunConfig) -> Fields:
-    method, fields = build_method(config), {}
+def _weights(config: RunConfig, method: Callable[[], Method]) -> Fields:
+    known, fields = method(), {}
     for role in ("student", "generator"):
-        weights = {term: w for term, w in method.weights(role).items() if w}
+        weights = {term: w for term, w in known.weights(role).items() if w}
         # Scaling a whole loss is the learning rate's part: the student's header term
         # and adversarial terms stay, the others are weighed against them.
         for term, weight in weights.items() if len(weights) > 1 else ():
@@ -185,15 +191,17 @@ def _weights(config: RunConfig) -> Fields:
     return fields
 
 
-def _schedule(config: RunConfig) -> Fields:
-    rates = ("student_learning_rate", "generator_learning_rate")
-    fields = {name: _around(getattr(config, name)) for name in rates}
-    return {**fields, "student_steps": Range(2, 10)}
+def _schedule(config: RunConfig, method: Callable[[], Method]) -> Fields:
+    fields = {"student_learning_rate": _around(config.student_learning_rate)}
+    if METHODS[config.method].generator:
+        fields["generator_learning_rate"] = _around(config.generator_learning_rate)
+        fields["student_steps"] = Range(2, 10)
+    return fields
 
 
-def _student(config: RunConfig) -> Fields:
+def _student(config: RunConfig, method: Callable[[], Method]) -> Fields:
     widths = tuple(config.student_width * factor for factor in (0.5, 0.75, 1.0, 1.5))
-    if build_method(config).sharing == "single":
+    if METHODS[config.method].sharing == "single":
         return {"student_width": widths}
     return {"student_width": widths, "student_headers": ("multi_level", "split")}
 

@@ -10,13 +10,12 @@ from typing import Any
 from cdfkd_tf.config import RunConfig, names_in
 from cdfkd_tf.report import charts
 from cdfkd_tf.report.page import Section, render, shell_command
-from cdfkd_tf.report.tables import Table, written
+from cdfkd_tf.report.tables import Table, aligned, written
 from cdfkd_tf.tuning.objective import objective_name
 from cdfkd_tf.workdir import read_json, write_json, write_text
 
 FOLDER = "search"  # within the workdir
 _OUTCOME = "outcome.json"  # within a trial's folder
-_COLUMNS = ("trial", "status", "objective", "test_accuracy", "epochs", "seconds")
 _FEWEST = 3  # pairs that make a rank correlation
 
 
@@ -76,31 +75,24 @@ class Summary:
         """
         directory = pathlib.Path(self.config.workdir) / FOLDER
         name, flagfile = objective_name(self.config), directory / "best.flags"
-        text, varied = io.StringIO(), self.names
-        rows = csv.writer(text, lineterminator="\n")
-        rows.writerow([*_COLUMNS, *varied, "reason"])
-        for o in self.outcomes:
-            values = [o["values"].get(option) for option in varied]
-            rows.writerow([*(o[column] for column in _COLUMNS), *values, o["reason"]])
-        content = text.getvalue().replace("objective", name, 1)
-        write_text(directory / "summary.csv", content)
+        text = io.StringIO()
+        columns = ("trial", "status", name, "test_accuracy", "epochs", "seconds")
+        columns = (*columns, *self.names, "reason")
+        rows = csv.DictWriter(text, columns, extrasaction="ignore", lineterminator="\n")
+        rows.writeheader()
+        rows.writerows({**o, name: o["objective"], **o["values"]} for o in self.outcomes)
+        write_text(directory / "summary.csv", text.getvalue())
         write_text(directory / "report.html", self._page(name, flagfile))
-        if self.best:
+        table, found = self._table(name), self.rank_correlation
+        found = "-" if found is None else f"{found:.2f}"
+        lines = [aligned([table.head, *table.rows], str.rjust)]
+        lines.append(f"Rank correlation of objective and test accuracy: {found}")
+        if best := self.best:
             note = (
-                f"# Trial {self.best['trial']} of {len(self.outcomes)}, the best by "
-                f"{name}: {self.best['objective']:.4f}.\n"
+                f"# Trial {best['trial']} of {len(self.outcomes)}, the best by {name}: "
+                f"{best['objective']:.4f}.\n"
             )
             write_text(flagfile, note + self.best_config().flag_lines())
-        table = self._table(name)
-        rows = [table.head, *table.rows]
-        widths = [max(map(len, column)) for column in list(zip(*rows))[:-1]]
-        lines = ["  ".join(map(str.rjust, row, (*widths, 0))) for row in rows]
-        found = self.rank_correlation
-        lines.append(
-            "Rank correlation of objective and test accuracy: "
-            + ("-" if found is None else f"{found:.2f}")
-        )
-        if self.best:
             lines.append(f"The best one: --flagfile={flagfile}")
         return "\n".join(lines)
 
@@ -136,14 +128,12 @@ class Summary:
         if self._measured():
             caption = f"{shown} and test accuracy"
             figures.append(charts.points(self._measured(), caption, shown, "test"))
-        note = (
-            ""
-            if self.rank_correlation is None
-            else (
+        note = ""
+        if self.rank_correlation is not None:
+            note = (
                 f"Rank correlation of {shown}, by which the search chose, with test "
                 f"accuracy, which it never saw: {self.rank_correlation:.2f}."
             )
-        )
         failed = len(self.outcomes) - len(self.finished)
         lead = f"{len(self.finished)} runs finished, {failed} failed."
         if best:

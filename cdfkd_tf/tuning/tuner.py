@@ -66,7 +66,6 @@ class SearchTuner(keras_tuner.Tuner):
         """
         hp, start = trial.hyperparameters, time.monotonic()
         folder = pathlib.Path(self.get_trial_dir(trial.trial_id))
-        name = objective.objective_name(self.config)
         value, options, reason = None, {}, ""
         try:
             drawn = self.hypermodel.build(hp)
@@ -81,22 +80,44 @@ class SearchTuner(keras_tuner.Tuner):
             reason = ("" if own else f"{type(error).__name__}: ") + one_line(error)
         known = read_json(folder / "results.json").get("seconds", {})
         seconds = max(time.monotonic() - start, known.get("distill") or 0)  # of all
+        self._keep(trial, value, reason, seconds, options)
+        text = f" failed: {reason}" if value is None else f": {self._name} {value:.4f}"
+        print(f"Trial {trial.trial_id}{text}", flush=True)
+        # Keras Tuner takes NaN for a failed trial; an exception it would also print.
+        return {self._name: math.nan if value is None else value}
+
+    def give_up(self, worker: str) -> None:
+        """Ends the trial of a worker that shows no sign of life, as a failed one."""
+        trial = self.oracle.ongoing_trials.get(worker)
+        if trial:
+            reason = (
+                f"{worker} showed no sign of life for {self.config.worker_timeout:g} s."
+            )
+            print(f"Trial {trial.trial_id} failed: {reason}", flush=True)
+            self._keep(trial, None, reason)
+            trial.status, trial.message = "FAILED", reason
+            self.oracle.end_trial(trial)
+        self.oracle.tuner_ids.discard(worker)
+
+    @property
+    def _name(self) -> str:
+        return objective.objective_name(self.config)
+
+    def _keep(self, trial, value, reason: str, seconds=0.0, options=None) -> None:
+        values = trial.hyperparameters.values
         outcome = {
             "trial": trial.trial_id,
             "status": "failed" if value is None else "finished",
             "objective": value,
             "test_accuracy": None,
-            "epochs": hp.values.get("tuner/epochs", self.config.epochs),
+            "epochs": values.get("tuner/epochs", self.config.epochs),
             "seconds": round(seconds, 1),
-            "values": {k: v for k, v in hp.values.items() if k[:6] != "tuner/"},
-            "options": options,
+            "values": {k: v for k, v in values.items() if k[:6] != "tuner/"},
+            "options": options or {},
             "reason": reason,
         }
-        keep_outcome(folder, name, outcome)
-        text = f" failed: {reason}" if value is None else f": {name} {value:.4f}"
-        print(f"Trial {trial.trial_id}{text}", flush=True)
-        # Keras Tuner takes NaN for a failed trial; an exception it would also print.
-        return {name: math.nan if value is None else value}
+        folder = pathlib.Path(self.get_trial_dir(trial.trial_id))
+        keep_outcome(folder, self._name, outcome)
 
     def _distill_and_judge(self, config: RunConfig, values: dict) -> float:
         keras.utils.clear_session()  # a hundred trials' graphs would fill the memory
