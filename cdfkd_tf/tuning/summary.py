@@ -80,7 +80,9 @@ class Summary:
         columns = (*columns, *self.names, "reason")
         rows = csv.DictWriter(text, columns, extrasaction="ignore", lineterminator="\n")
         rows.writeheader()
-        rows.writerows({**o, name: o["objective"], **o["values"]} for o in self.outcomes)
+        rows.writerows(
+            {**o, name: o["objective"], **o["values"]} for o in self.outcomes
+        )
         write_text(directory / "summary.csv", text.getvalue())
         write_text(directory / "report.html", self._page(name, flagfile))
         table, found = self._table(name), self.rank_correlation

@@ -1,5 +1,6 @@
 """What is relied on in private parts of the libraries is still there."""
 
+import grpc
 import keras
 import numpy as np
 import pytest
@@ -258,6 +259,18 @@ def test_earlier_quantizer_is_one_that_the_converter_has(model):
     assert converter.experimental_new_quantizer is True
     internals.use_earlier_quantizer(converter)
     assert converter.experimental_new_quantizer is False
+
+
+def test_limit_wait_for_oracle_is_what_workers_wait(monkeypatch):
+    from keras_tuner.src.distribute import oracle_client
+
+    monkeypatch.setattr(oracle_client, "TIMEOUT", oracle_client.TIMEOUT)
+    monkeypatch.setenv("KERASTUNER_ORACLE_IP", "127.0.0.1")
+    monkeypatch.setenv("KERASTUNER_ORACLE_PORT", "1")  # where nobody listens
+    monkeypatch.setenv("KERASTUNER_TUNER_ID", "worker0")
+    internals.limit_wait_for_oracle(0.1)
+    with pytest.raises(grpc.RpcError):
+        oracle_client.OracleClient(None).get_space()
 
 
 def test_operation_definition_tells_state_and_strings():
