@@ -55,7 +55,7 @@ def lookup(table: Mapping[str, Any], name: str, kind: str) -> Any:
     return table[name]
 
 
-def reason(error: Exception, length: int = 200) -> str:
+def reason(error: Exception | str, length: int = 200) -> str:
     """What a library said, on one line: whole sentences, or a mark where it is cut."""
     text = " ".join(str(error).split())
     if len(text) > length:

@@ -200,7 +200,7 @@ TEACHERS = [
         "is no image that can be read", **DATA),
     Bad("teacher absent", f"{DISTILL} --teachers=absent.keras",
         "no teacher file absent.keras", **DATA),
-    Bad("teacher empty", f"{DISTILL} --teachers={{empty}}", "empty.keras is empty"),
+    Bad("teacher empty", f"{DISTILL} --teachers={{empty}}", "empty.keras: it is empty"),
     Bad("teacher is text", f"{DISTILL} --teachers={{text}}", "Cannot read teacher",
         quick=True),
     Bad("half a teacher", f"{DISTILL} --teachers={{half}}", "Cannot read teacher"),

@@ -1,14 +1,23 @@
 """Model files from elsewhere, read without running code from them."""
 
-import os
+import contextlib
+import copy
+import json
 import pathlib
+import tempfile
+import warnings
 import zipfile
+from typing import Any
 
+import h5py
 import keras
+import numpy as np
 import tensorflow as tf
 from keras import KerasTensor
 
-from cdfkd_tf.errors import RequestError, reason
+from cdfkd_tf.errors import DistillationWarning, RequestError, reason
+from cdfkd_tf.networks.file_kinds import HDF5, SAVED_MODEL, recognise
+from cdfkd_tf.networks.keras_configs import explanation, modernised, with_old_functions
 from cdfkd_tf.networks.saved_model_check import check_saved_model
 
 
@@ -55,64 +64,120 @@ class SavedModelClassifier:
 
 
 def load_classifier(file: str | pathlib.Path) -> keras.Model | SavedModelClassifier:
-    """A classifier from a `.keras` or `.h5` file or a SavedModel folder.
+    """A classifier from a Keras file, of Keras 2 or 3, or a SavedModel folder.
+
+    Args:
+        file: told by its content, not by its name; `~` is the home folder.
 
     Raises:
-        RequestError: missing, empty, unreadable or unsafe.
+        RequestError: missing, unreadable or unsafe, or not finite: what it is, and
+            what to do.
     """
-    path = pathlib.Path(file)
-    if path.is_dir():
-        return _load_saved_model(path)
-    if not path.is_file():
-        raise RequestError(f"There is no teacher file {path}. Check --teachers.")
-    if not path.stat().st_size:
-        raise RequestError(f"Teacher file {path} is empty; save the model again.")
-    return load_network(path, "teacher")
+    return _load(pathlib.Path(file), "teacher")
 
 
 def load_network(path: pathlib.Path, role: str) -> keras.Model:
-    """A Keras model from a file, in safe mode: no Lambda, no pickle.
+    """A Keras model from a file, without running code from it.
 
     Args:
-        path: a `.keras` or `.h5` file.
+        path: as `load_classifier` takes it, but no SavedModel: that shows no layers.
         role: what messages call it.
 
     Raises:
-        RequestError: unreadable or unsafe.
+        RequestError: as `load_classifier` does.
     """
-    try:
-        return keras.saving.load_model(path, compile=False, safe_mode=True)
-    except Exception as error:  # Keras raises many kinds for a bad file
+    network = _load(path, role)
+    if isinstance(network, SavedModelClassifier):
         raise RequestError(
-            f"Cannot read {role} {path}: expected a Keras model file (.keras) of "
-            f"plain layers. {_why_unreadable(path, error)}"
-        ) from error
-
-
-def _why_unreadable(path: pathlib.Path, error: Exception) -> str:
-    """Keras's own message calls several causes a file that is not found."""
-    effective = os.access in os.supports_effective_ids
-    if not path.is_file():
-        return "There is no such file."
-    if not os.access(path, os.R_OK, effective_ids=effective):
-        return "You may not read it."
-    if path.suffix == ".keras" and not zipfile.is_zipfile(path):
-        return "It is cut off, damaged, or another kind of file."
-    return reason(error)
-
-
-def _load_saved_model(folder: pathlib.Path) -> SavedModelClassifier:
-    if not (folder / "saved_model.pb").is_file():
-        raise RequestError(
-            f"Teacher {folder} is a folder: expected a .keras file, or a SavedModel "
-            "with saved_model.pb inside."
+            f"Cannot read {role} {path}: expected the layers of a Keras model; it is a "
+            "SavedModel, which shows none. Give its .keras file."
         )
+    return network
+
+
+def check_finite(network: keras.Model | SavedModelClassifier, name: str) -> None:
+    """Refuses a network with weights that are no numbers.
+
+    Args:
+        network: loaded.
+        name: what the message calls it.
+
+    Raises:
+        RequestError: naming the first such weight.
+    """
+    for weight in network.weights:
+        values = np.asarray(weight)
+        if values.dtype.kind not in "iub" and not np.isfinite(values).all():
+            count = np.size(values) - np.isfinite(values).sum()
+            raise RequestError(
+                f"{name}: weight {getattr(weight, 'path', weight.name)} holds {count} "
+                f"NaN or infinite values of {values.size}; training must have "
+                "diverged. Give an earlier or repaired file."
+            )
+
+
+def _load(path: pathlib.Path, role: str) -> keras.Model | SavedModelClassifier:
+    path = path.expanduser()
+    kind, place = recognise(path, role)
+    if kind == SAVED_MODEL and place.parent == path:
+        warnings.warn(
+            f"{role} {path} holds versions of a SavedModel; the newest, {place.name}, "
+            "is taken.",
+            DistillationWarning,
+            stacklevel=3,
+        )
+    read = _read_saved_model if kind == SAVED_MODEL else _read_keras
     try:
-        check_saved_model(folder)
-        return SavedModelClassifier(folder)
-    except RequestError:
-        raise
-    except Exception as error:  # TensorFlow raises many kinds, too
+        network = read(place, kind)
+    except RequestError as error:
+        raise RequestError(f"Cannot read {role} {path}. {error}") from error
+    except Exception as error:  # TensorFlow and Keras raise many kinds for a bad file
         raise RequestError(
-            f"Cannot read SavedModel {folder}: {reason(error)}"
+            f"Cannot read {role} {path}: {reason(error, 400)}"
         ) from error
+    check_finite(network, f"{role.capitalize()} {path}")
+    return network
+
+
+def _read_saved_model(folder: pathlib.Path, kind: str) -> SavedModelClassifier:
+    check_saved_model(folder)
+    return SavedModelClassifier(folder)
+
+
+def _read_keras(path: pathlib.Path, kind: str) -> keras.Model:
+    """By Keras itself; else its network made of its description, then filled.
+
+    Keras goes by names of files, and reads descriptions of Keras 3 alone.
+    """
+    entry, version = _description(path, kind)
+    is_old = version.startswith(("0.", "1.", "2."))
+    with tempfile.TemporaryDirectory() as folder:
+        named = pathlib.Path(folder) / ("model.h5" if kind == HDF5 else "model.keras")
+        named.symlink_to(path.resolve())
+        if kind != HDF5 and not is_old:
+            with contextlib.suppress(Exception):  # explained below
+                return keras.saving.load_model(named, compile=False, safe_mode=True)
+        entry = modernised(with_old_functions(entry) if is_old else entry)
+        try:
+            # A copy: it takes the description apart.
+            model = keras.saving.deserialize_keras_object(copy.deepcopy(entry))
+        except Exception as error:  # many kinds, for what is wrong in it
+            raise RequestError(explanation(entry, version, error)) from error
+        model.load_weights(path / "model.weights.h5" if path.is_dir() else named)
+    return model
+
+
+def _description(path: pathlib.Path, kind: str) -> tuple[dict[str, Any], str]:
+    """What the file says of its network, and the version of Keras that saved it."""
+    if kind == HDF5:
+        with h5py.File(path, "r") as file:
+            texts = [file.attrs["model_config"], file.attrs.get("keras_version", "1")]
+        config, version = (t.decode() if isinstance(t, bytes) else t for t in texts)
+        return json.loads(config), version
+    if path.is_dir():
+        texts = [(path / name).read_text() for name in ("config.json", "metadata.json")]
+    else:
+        with zipfile.ZipFile(path) as archive:
+            texts = [archive.read(name) for name in ("config.json", "metadata.json")]
+    entry, metadata = map(json.loads, texts)
+    return entry, metadata.get("keras_version", "?")

@@ -4,6 +4,8 @@ Each has a test in `tests/runtime/test_keras_internals.py` that fails when a
 library changes what is relied on here.
 """
 
+import importlib
+import types
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -221,3 +223,24 @@ def operation_definition(name: str) -> Any | None:
     from tensorflow.python.framework import op_def_registry
 
     return op_def_registry.get(name)
+
+
+def stand_in_for(operation: keras.Operation, outputs: Any) -> None:
+    """Notes tensors that another operation made as the outputs of a call of this one.
+
+    What reads them by this one's name when a model is rebuilt finds them; the other
+    one gets its name.
+    """
+    tensors = keras.tree.flatten(outputs)
+    producer(tensors[0]).name = operation.name
+    operation._inbound_nodes.append(types.SimpleNamespace(output_tensors=tensors))
+
+
+def operation_module(name: str) -> str | None:
+    """The module of an operation of Keras (`TrueDivide`), as files of Keras name it."""
+    for module in ("numpy", "nn", "math", "image", "core", "linalg"):
+        module = f"keras.src.ops.{module}"
+        found = getattr(importlib.import_module(module), name, None)
+        if isinstance(found, type) and issubclass(found, keras.Operation):
+            return module
+    return None

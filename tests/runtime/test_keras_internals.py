@@ -281,3 +281,21 @@ def test_operation_definition_tells_state_and_strings():
     padding = {a.name: a for a in convolution.attr}["padding"]
     assert b"SAME" in padding.allowed_values.list.s
     assert internals.operation_definition("NoSuchOperation") is None
+
+
+def test_stand_in_for_another_operation_is_found_by_name_when_a_model_is_rebuilt():
+    one = keras.Input((3,))
+    two = one * 2
+    outer = keras.Operation(name="outer")
+    internals.stand_in_for(outer, two)
+    assert outer._inbound_nodes[0].output_tensors == [two]
+    assert keras.Model(one, two).operations[-1].name == "outer"
+
+
+def test_operation_module_is_that_of_keras_own_operations():
+    name = type(internals.producer(keras.Input((3,)) / 2)).__name__
+    module = internals.operation_module(name)
+    config = {"module": module, "class_name": name, "config": {}}
+    divide = keras.saving.deserialize_keras_object(config)
+    np.testing.assert_array_equal(divide(np.ones(2, "float32"), 2), [0.5, 0.5])
+    assert internals.operation_module("Magic") is None
