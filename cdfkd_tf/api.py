@@ -15,7 +15,7 @@ from cdfkd_tf.distillation.fit_aggregator import AggregatorFit, fit_aggregator
 from cdfkd_tf.errors import RequestError
 from cdfkd_tf.export import run as export_run
 from cdfkd_tf.networks.aggregators import build_aggregator, build_predictor
-from cdfkd_tf.networks.loading import load_classifier
+from cdfkd_tf.networks.loading import check_finite, load_classifier
 from cdfkd_tf.pipeline.run import perform
 from cdfkd_tf.pipeline.steps import Run, description_of
 from cdfkd_tf.runtime.precision import global_state_restored
@@ -265,14 +265,20 @@ def load_teachers(teachers: Sequence[Teacher]) -> list[keras.Model]:
     """Files loaded, models as they are.
 
     Raises:
-        RequestError: not a list, no teacher at all, or an unreadable file.
+        RequestError: not a list, no teacher at all, an unreadable file, weights that are NaN.
     """
     if isinstance(teachers, (*_FILES, keras.Model)):
         raise RequestError(
             "The teachers are a list of models or files; got one "
             f"{type(teachers).__name__}. Write [teacher]."
         )
-    models = [load_classifier(t) if isinstance(t, _FILES) else t for t in teachers]
+    models = []
+    for index, teacher in enumerate(teachers):
+        if isinstance(teacher, _FILES):
+            teacher = load_classifier(teacher)
+        else:
+            check_finite(teacher, f"teacher_{index}")
+        models.append(teacher)
     if not models:
         raise RequestError("At least one teacher is needed; got none.")
     return models

@@ -8,7 +8,9 @@ for another data set stands in a flagfile.
 
 import dataclasses
 import functools
+import glob
 import importlib
+import itertools
 import math
 import operator
 import os
@@ -382,7 +384,7 @@ class RunConfig:
 
     def __post_init__(self):
         for field in FIELDS.values():
-            value = read_value(field, getattr(self, field.name))
+            value = _expanded(read_value(field, getattr(self, field.name)))
             object.__setattr__(self, field.name, value)
             _check_value(field, value)
         if self.dataset == "none":  # nothing there to measure on
@@ -545,6 +547,17 @@ def read_value(field: dataclasses.Field, value: Any) -> Any:
     if kind is tuple and isinstance(value, str) and _item_type(field) is int:
         words += " of whole numbers"
     raise RequestError(f"--{field.name} must be {words}; got {got}.") from None
+
+
+def _expanded(value: Any) -> Any:
+    """Names of files as a shell passes them: `~` and, in lists, `*` and `?`."""
+    if isinstance(value, str):
+        return os.path.expanduser(value)
+    if not isinstance(value, tuple) or not all(isinstance(v, str) for v in value):
+        return value
+    # What fits no file stays, to be refused by its name.
+    found = [sorted(glob.glob(name)) or [name] for name in map(_expanded, value)]
+    return tuple(itertools.chain.from_iterable(found))
 
 
 def _from_text(field: dataclasses.Field, text: str) -> Any:

@@ -261,6 +261,12 @@ def test_distill_refuses_a_folder_in_use(toy_files, tmp_path):
         cdfkd_tf.distill([toys.classifier()], workdir=tmp_path, **options_of(toy_files))
 
 
+def diverged():
+    model = toys.classifier()
+    model.layers[-1].bias.assign([np.nan] * toys.CLASSES)
+    return model
+
+
 def test_distill_refuses_wrong_calls(toy_files):
     for teachers, options, message in [
         ([], {}, "one teacher is needed"),
@@ -270,6 +276,7 @@ def test_distill_refuses_wrong_calls(toy_files):
         ([toys.classifier], {"student_rounds": 1}, "it is called --student_steps"),
         ([toys.classifier], {"epochs": 0}, "--epochs must be at least 1"),
         ([toys.Subclassed], {}, "Give image_shape"),
+        ([toys.classifier, diverged], {}, "teacher_1: weight .* 4 NaN or infinite"),
     ]:
         if not isinstance(teachers, str):
             teachers = [build() if callable(build) else build for build in teachers]

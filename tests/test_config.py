@@ -177,3 +177,21 @@ def test_every_option_stands_in_a_group_and_affects_a_step():
         assert field.metadata["group"] in GROUPS
         assert field.metadata["affects"] in ("", *STEPS)
         assert field.metadata["help"].endswith(".")
+
+
+def test_names_of_files_are_expanded_as_a_shell_does(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ("b.keras", "a.keras", "[1].h5"):
+        (tmp_path / name).touch()
+    options = {
+        "workdir": "~/run",
+        "student": pathlib.Path("~/a.keras"),
+        "teachers": "~/*.keras,~/[1].h5,none*.keras",
+    }
+    for _ in range(2):  # the second time, of what was found
+        config = RunConfig(**options)
+        assert config.workdir == str(tmp_path / "run")
+        assert config.student == str(tmp_path / "a.keras")
+        names = [tmp_path / "a.keras", tmp_path / "b.keras", tmp_path / "[1].h5"]
+        assert config.teachers == (*map(str, names), "none*.keras")
+        options = {name: getattr(config, name) for name in options}

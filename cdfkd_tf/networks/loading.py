@@ -105,7 +105,7 @@ def check_finite(network: keras.Model | SavedModelClassifier, name: str) -> None
     Raises:
         RequestError: naming the first such weight.
     """
-    for weight in network.weights:
+    for weight in getattr(network, "weights", ()):
         values = np.asarray(weight)
         if values.dtype.kind not in "iub" and not np.isfinite(values).all():
             count = np.size(values) - np.isfinite(values).sum()
