@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from cdfkd_tf.config import FIELDS, RunConfig, value_type
+from cdfkd_tf.data.image_files import read_image
 from cdfkd_tf.errors import RequestError
-from cdfkd_tf.export.predict import read_image
 from cdfkd_tf.tuning.space import read_space
 from tests.toys import parse
 

@@ -3,23 +3,23 @@
 A TFLite or ONNX file is run without TensorFlow.
 """
 
+import collections
 import csv
-import io
 import pathlib
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
-from PIL import Image
 
-from cdfkd_tf.data.image_files import IMAGE_SUFFIXES, open_image
+from cdfkd_tf.data.image_files import IMAGE_SUFFIXES, is_hidden, read_image
 from cdfkd_tf.errors import RequestError, RunError, reason
 from cdfkd_tf.export.format import FORMATS, format_of
 from cdfkd_tf.export.runner import Runner
+from cdfkd_tf.report.tables import aligned
+from cdfkd_tf.runtime.files import replacing
 from cdfkd_tf.runtime.silence_stderr import quiet_tensorflow
-from cdfkd_tf.workdir import write_text
 
 _SHOWN = 40  # rows of the printed table; the CSV file holds all
+_NAMED = 20  # unreadable files named in the message
 
 
 def predict(
@@ -49,60 +49,45 @@ def predict(
     run = _load(path)
     weigh = _header_weights(predictor) if predictor else None
     shorter_side = run.description.get("input", {}).get("shorter_side", 0)
-    rows, unreadable = [], []
-    for file in files:
-        try:
-            image = read_image(file, run.image_shape, shorter_side)[None]
-        except (OSError, ValueError) as error:
-            why = "no image" if "identify" in str(error) else str(error)
-            unreadable.append(f"{file} ({why})")
-            continue
-        probabilities = run(image)[0]
-        names = run.description.get("classes") or list(
-            map(str, range(len(probabilities)))
-        )
-        rows.append(_row(file, probabilities, names, weigh(image)[0] if weigh else ()))
-    if rows:
-        text = io.StringIO()
-        writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-        write_text(output, text.getvalue())
-        print(_as_table(rows))
-        print(f"{len(rows)} images, by {path}; all of it is in {output}")
+    names = run.description.get("classes")
+    shown, unreadable, count = [], [], 0
+    notes: collections.Counter[str] = collections.Counter()
+    how = {"mode": "w", "encoding": "utf-8", "newline": ""}
+    with replacing(output) as temporary, temporary.open(**how) as text:
+        for file in files:
+            try:
+                image = read_image(file, run.image_shape, shorter_side, notes)[None]
+            except ValueError as error:
+                unreadable.append(f"{file} ({str(error).rstrip('.')})")
+                continue
+            weights = weigh(image)[0] if weigh else ()
+            row = _row(file, run(image)[0], names, weights)
+            if not count:
+                writer = csv.DictWriter(text, row, lineterminator="\n")
+                writer.writeheader()
+            writer.writerow(row)
+            count += 1
+            if count <= _SHOWN:
+                shown.append([row[column] for column in row if column != "class"])
+        if not count:
+            raise RequestError(_complaint(unreadable, len(files)))
+    print(aligned([[column for column in row if column != "class"], *shown]))
+    if count > _SHOWN:
+        print(f"... and {count - _SHOWN} more")
+    print(f"{count} images, by {path}; all of it is in {output}")
+    for note, number in notes.items():
+        print(f"{number} of {len(files)} files {note}.")
     if unreadable:
-        kind = RunError if rows else RequestError
-        raise kind(
-            f"{len(unreadable)} of {len(files)} files could not be read as images: "
-            f"{'; '.join(unreadable[:5])}{' ...' if len(unreadable) > 5 else ''}. "
-            f"Give image files ({', '.join(IMAGE_SUFFIXES)}) or a folder of them."
-        )
+        raise RunError(_complaint(unreadable, len(files)))
 
 
-def read_image(
-    file: pathlib.Path, image_shape: Sequence[int], shorter_side: int = 0
-) -> np.ndarray:
-    """An image file as a network takes it, in [0, 1].
-
-    Args:
-        file: anything that Pillow reads.
-        image_shape: `(height, width, channels)` of the result; 1 channel is grey.
-        shorter_side: scale to it, then crop the centre; 0: scale as it is.
-
-    Raises:
-        OSError, ValueError: if it is no readable image.
-    """
-    height, width, channels = image_shape
-    image = open_image(file, channels)
-    if shorter_side:
-        factor = shorter_side / min(image.size)
-        size = [max(1, round(side * factor)) for side in image.size]
-        image = image.resize(size, Image.Resampling.BILINEAR)
-        left, top = (image.width - width) // 2, (image.height - height) // 2
-        image = image.crop((left, top, left + width, top + height))
-    elif image.size != (width, height):
-        image = image.resize((width, height), Image.Resampling.BILINEAR)
-    return np.asarray(image, "float32").reshape(height, width, channels) / 255
+def _complaint(unreadable: Sequence[str], num_files: int) -> str:
+    named = "; ".join(unreadable[:_NAMED])
+    more = " ..." if len(unreadable) > _NAMED else ""
+    return (
+        f"{len(unreadable)} of {num_files} files could not be read as images: "
+        f"{named}{more}. Save them as 8-bit PNG or JPEG, or leave them out."
+    )
 
 
 def _image_files(given: str) -> list[pathlib.Path]:
@@ -115,12 +100,16 @@ def _image_files(given: str) -> list[pathlib.Path]:
         return [path]
     if not path.is_dir():
         raise RequestError(f"There is no {path}. Check --predict_input.")
-    files = sorted(f for f in path.rglob("*") if f.suffix.lower() in IMAGE_SUFFIXES)
+    found = [f for f in path.rglob("*") if f.is_file()]
+    found = sorted(f for f in found if not is_hidden(f.relative_to(path)))
+    files = [file for file in found if file.suffix.lower() in IMAGE_SUFFIXES]
     if not files:
         raise RequestError(
             f"{path} holds no image file: expected {', '.join(IMAGE_SUFFIXES)}. Check "
             "--predict_input."
         )
+    if others := len(found) - len(files):
+        print(f"{others} files are left out: their names do not end like images'.")
     return files
 
 
@@ -167,26 +156,16 @@ def _header_weights(predictor: pathlib.Path) -> Callable[[np.ndarray], np.ndarra
     return lambda images: header_weights(model, images)
 
 
-def _row(file, probabilities, names, weights) -> dict[str, Any]:
+def _row(file, probabilities, names, weights) -> dict[str, str]:
+    names = names or list(map(str, range(len(probabilities))))
     first, *others = np.argsort(-probabilities, kind="stable")
     row = {
-        "file": str(file),
-        "class": int(first),
+        # Names that are no Unicode can neither be printed nor written.
+        "file": str(file).encode("utf-8", "backslashreplace").decode(),
+        "class": str(first),
         "name": str(names[first]),
         "probability": f"{probabilities[first]:.4f}",
         "second": str(names[others[0]]) if others else "",
         "second_probability": f"{probabilities[others[0]]:.4f}" if others else "",
     }
-    for header, weight in enumerate(weights):
-        row[f"header_{header}"] = f"{weight:.3f}"
-    return row
-
-
-def _as_table(rows: list[dict[str, Any]]) -> str:
-    columns = [column for column in rows[0] if column != "class"]
-    cells = [columns] + [[str(r[c]) for c in columns] for r in rows[:_SHOWN]]
-    widths = [max(map(len, column)) for column in zip(*cells)]
-    lines = ["  ".join(c.ljust(w) for c, w in zip(line, widths)) for line in cells]
-    if len(rows) > _SHOWN:
-        lines.append(f"... and {len(rows) - _SHOWN} more")
-    return "\n".join(line.rstrip() for line in lines)
+    return row | {f"header_{h}": f"{weight:.3f}" for h, weight in enumerate(weights)}

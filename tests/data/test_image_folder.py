@@ -8,10 +8,10 @@ import pytest
 from PIL import Image
 
 from cdfkd_tf.data.builders.image_folder import folder_spec
+from cdfkd_tf.data.image_files import read_image
 from cdfkd_tf.data.images import RealImages
 from cdfkd_tf.data.specs import plain_spec
 from cdfkd_tf.errors import RequestError
-from cdfkd_tf.export.predict import read_image
 from tests import toys
 
 SHAPE = (8, 8, 1)

@@ -1,6 +1,7 @@
 """`--action=predict`: image files in, a table and a CSV file out."""
 
 import csv
+import os
 import pathlib
 import subprocess
 import sys
@@ -11,9 +12,14 @@ from absl import flags
 from PIL import Image
 
 from cdfkd_tf import cli
-from cdfkd_tf.export.predict import read_image
+from cdfkd_tf.data.image_files import read_image
+from cdfkd_tf.data.images import RealImages
+from cdfkd_tf.data.specs import plain_spec
+from cdfkd_tf.export.format import FORMATS
+from cdfkd_tf.export.run import describe
 from cdfkd_tf.export.tflite import TfliteRunner
-from tests.export.small import NAMES, export_small, predictor_with
+from tests.data.test_image_folder import photograph
+from tests.export.small import NAMES, export_small, own_predictor, predictor_with
 
 
 @pytest.fixture(scope="module")
@@ -76,19 +82,85 @@ def test_header_weights_are_shown_on_demand(run_folder, tmp_path):
 def test_bad_images_are_one_error_line_and_the_rest_is_written(
     run_folder, tmp_path, capsys
 ):
-    (tmp_path / "bad.png").write_bytes(b"no image")
-    (tmp_path / "cut.png").write_bytes(
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    (pictures / "bad.png").write_bytes(b"no image")
+    (pictures / "cut.png").write_bytes(
         (run_folder / "pictures/a.png").read_bytes()[:90]
     )
-    only_bad = predict(run_folder, f"--predict_input={tmp_path}")
+    output = tmp_path / "out.csv"
+    flags = (f"--predict_input={pictures}", f"--predict_output={output}")
+    only_bad = predict(run_folder, *flags)
     error = capsys.readouterr().err
     assert only_bad == 2 and error.startswith("error: 2 of 2 files could not be read")
-    assert error.count("\n") == 1
-    Image.new("L", (8, 8)).save(tmp_path / "good.png")
-    code = predict(run_folder, f"--predict_input={tmp_path}")
-    error = capsys.readouterr().err
-    assert code == 1 and "2 of 3 files" in error and "bad.png" in error
-    assert len(rows_of(run_folder / "predictions.csv")) == 1
+    assert error.count("\n") == 1 and not output.exists()
+    Image.new("L", (8, 8)).save(pictures / "good.png")
+    frames = [Image.new("L", (8, 8), grey) for grey in (0, 90, 200)]
+    frames[0].save(pictures / "moves.gif", save_all=True, append_images=frames[1:])
+    Image.new("LA", (8, 8)).save(pictures / "clear.png")
+    (pictures / ".hidden.png").write_bytes(b"no image")
+    for name in ("notes.txt", "model.onnx"):
+        (pictures / name).write_text("no picture")
+    code = predict(run_folder, *flags)
+    printed = capsys.readouterr()
+    assert code == 1 and "2 of 5 files" in printed.err
+    for name in ("bad.png (it is none of PNG", "cut.png (image file is truncated)"):
+        assert name in printed.err
+    assert len(rows_of(output)) == 3
+    assert "2 files are left out: their names do not end like images'" in printed.out
+    assert "1 of 5 files hold several pictures" in printed.out
+    assert "1 of 5 files have transparent parts, which become white" in printed.out
+
+
+def test_long_tables_are_cut_on_the_terminal_alone(run_folder, tmp_path, capsys):
+    for number in range(43):
+        Image.new("L", (8, 8), number).save(tmp_path / f"{number:02}.png")
+    os.rename(tmp_path / "00.png", os.fsencode(tmp_path) + b"/\xe9.png")  # Latin-1
+    output = tmp_path / "out.csv"
+    flags = (f"--predict_input={tmp_path}", f"--predict_output={output}")
+    assert predict(run_folder, *flags) == 0
+    printed = capsys.readouterr().out
+    assert "... and 3 more" in printed and "43 images, by" in printed
+    names = [pathlib.Path(row["file"]).name for row in rows_of(output)]
+    assert len(names) == 43 and names[-1] == r"\udce9.png"
+    assert (
+        rows_of(output)[0].keys() == rows_of(run_folder / "predictions.csv")[0].keys()
+    )
+
+
+@pytest.mark.parametrize("shorter_side", [0, 10])
+def test_a_photograph_gets_the_same_probabilities_on_every_way(tmp_path, shorter_side):
+    """Measured, predicted from each file, and classified as on a device."""
+    file = tmp_path / "test/a/photo.jpg"
+    file.parent.mkdir(parents=True)
+    Image.fromarray(photograph(3, 375, 500)).save(file)
+    spec = plain_spec(
+        "folder", (8, 8, 1), 4, folder=str(tmp_path), shorter_side=shorter_side
+    )
+    predictor = own_predictor(shape=(8, 8, 1))
+    about = describe(spec, NAMES, method="", student="")
+    formats = ("saved_model", "onnx", "tflite_float32")
+    export_small(predictor, tmp_path / "export", formats, description=about)
+    ((pixels, _),) = RealImages(spec).evaluation_pixels()
+    expected = predictor.predict(pixels, verbose=0)[0]
+    for name in formats:
+        model = tmp_path / "export" / FORMATS[name].file
+        output = tmp_path / f"{name}.csv"
+        more = (f"--predict_model={model}", f"--predict_output={output}")
+        assert predict(tmp_path, f"--predict_input={file}", *more) == 0
+        (row,) = rows_of(output)
+        assert row["class"] == str(expected.argmax())
+        assert float(row["probability"]) == pytest.approx(expected.max(), abs=2e-3)
+    script = pathlib.Path(__file__).parents[2] / "experiments/edge/classify.py"
+    answer = subprocess.run(
+        [sys.executable, script, model, file],
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout
+    share = float(answer.split("%")[0].split()[-1]) / 100
+    assert NAMES[expected.argmax()] in answer
+    assert share == pytest.approx(expected.max(), abs=2e-3)
 
 
 def test_wrong_requests_say_what_to_do(run_folder, tmp_path, capsys):

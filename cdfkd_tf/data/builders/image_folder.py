@@ -7,7 +7,12 @@ import random
 import numpy as np
 import tensorflow as tf
 
-from cdfkd_tf.data.image_files import IMAGE_SUFFIXES, image_form, open_image
+from cdfkd_tf.data.image_files import (
+    IMAGE_SUFFIXES,
+    image_form,
+    is_hidden,
+    open_image,
+)
 from cdfkd_tf.data.specs import DatasetSpec, plain_spec
 from cdfkd_tf.errors import RequestError
 
@@ -115,7 +120,8 @@ def _list_images(folder: pathlib.Path) -> dict[str, list[pathlib.Path]]:
     """Class -> its image files, both sorted."""
 
     def visible(place: pathlib.Path) -> list[pathlib.Path]:
-        return sorted(p for p in place.iterdir() if not p.name.startswith((".", "@")))
+        found = place.iterdir()
+        return sorted(p for p in found if not is_hidden(p.relative_to(place)))
 
     return {
         place.name: [f for f in visible(place) if f.suffix.lower() in IMAGE_SUFFIXES]
