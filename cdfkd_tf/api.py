@@ -265,7 +265,8 @@ def load_teachers(teachers: Sequence[Teacher]) -> list[keras.Model]:
     """Files loaded, models as they are.
 
     Raises:
-        RequestError: not a list, no teacher at all, an unreadable file, weights that are NaN.
+        RequestError: not a list, no teacher at all, an unreadable file, or weights
+            that are no numbers.
     """
     if isinstance(teachers, (*_FILES, keras.Model)):
         raise RequestError(

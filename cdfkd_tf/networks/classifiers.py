@@ -14,6 +14,7 @@ def build_classifier(
     num_classes: int,
     *,
     width: float = 1.0,
+    input_name: str = INPUT_NAME,
 ) -> keras.Model:
     """Backbone, global average pooling and one Dense layer.
 
@@ -22,6 +23,7 @@ def build_classifier(
         image_shape: `(height, width, channels)` of a normalised image.
         num_classes: C.
         width: factor on the backbone's channels.
+        input_name: of the images; the default tells that they are normalised.
 
     Returns:
         A functional model from normalised images `(B, *image_shape)` to logits
@@ -30,7 +32,7 @@ def build_classifier(
     Raises:
         RequestError: unknown backbone.
     """
-    image = keras.Input(image_shape, name=INPUT_NAME)
+    image = keras.Input(image_shape, name=input_name)
     trunk = lookup(BACKBONES, backbone, "network")(image, width)
     last_map = trunk.finish(trunk.maps[-1], "")
     features = layers.GlobalAveragePooling2D(name="features")(last_map)

@@ -389,7 +389,7 @@ def explanation(entry: dict[str, Any], version: str, error: Exception) -> str:
             )
         try:
             keras.saving.deserialize_keras_object(
-                {key: copy.deepcopy(layer.get(key)) for key in _ALONE}
+                {key: copy.deepcopy(layer.get(key)) for key in _ALONE}, safe_mode=True
             )
         except Exception as cause:  # anybody's class, with whatever it raises
             text = str(cause).rpartition("Exception encountered: ")[2]

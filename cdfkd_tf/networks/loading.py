@@ -160,7 +160,9 @@ def _read_keras(path: pathlib.Path, kind: str) -> keras.Model:
         entry = modernised(with_old_functions(entry) if is_old else entry)
         try:
             # A copy: it takes the description apart.
-            model = keras.saving.deserialize_keras_object(copy.deepcopy(entry))
+            model = keras.saving.deserialize_keras_object(
+                copy.deepcopy(entry), safe_mode=True
+            )
         except Exception as error:  # many kinds, for what is wrong in it
             raise RequestError(explanation(entry, version, error)) from error
         model.load_weights(path / "model.weights.h5" if path.is_dir() else named)

@@ -49,7 +49,7 @@ _RULES = (
         lambda match: f"header{match[2]}_encoder{match[1]}_{_ENCODER_PARTS[match[3]]}",
     ),
     (r"linear\.(\d)", r"header\1_logits"),
-    (r"(?:fc|linear)", "logits|header0_logits"),
+    (r"(?:fc|linear|classifier|head)", "logits|header0_logits"),
     # Generators.
     (r"(?:l1\.0|project\.1)", "latent_dense"),
     (r"(?:conv_blocks0|main)\.0", "latent_bn"),
