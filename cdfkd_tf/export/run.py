@@ -20,6 +20,7 @@ from cdfkd_tf.export.finetuning import finetune_int8
 from cdfkd_tf.export.format import FORMATS, Format
 from cdfkd_tf.export.inference_graph import inference_graph
 from cdfkd_tf.export.runner import Runner
+from cdfkd_tf.export.saved_model import description_of
 from cdfkd_tf.export.verify import Batches, verify, warn_of_floats
 from cdfkd_tf.networks.introspection import multiply_adds
 from cdfkd_tf.runtime.keras_internals import is_graph, leaf_layers
@@ -29,6 +30,7 @@ LICENCE = (
     "their licences, and those of the images they were trained on, decide what the "
     "weights may be used for."
 )
+_US = "cdfkd_tf"
 _UNFINISHED = ".unfinished-"
 _POOL, _CALIBRATION = 1024, 512  # images drawn, and chosen of them; fewer large ones:
 _POOL_VALUES, _FEWEST = 2**26, 64  # as many numbers in all, but at least 64 images
@@ -71,13 +73,20 @@ def export(
         One entry of results.json per format.
 
     Raises:
-        RequestError: unknown format, a package that it needs is missing, or no images
-            to compare on.
+        RequestError: unknown format, a package that it needs is missing, a folder of
+            somebody else in the place of a file, or no images to compare on.
         RunError: if a file cannot be written or is not what Keras computes.
     """
     rows = _installed(formats)
     if not rows:
         return []
+    for final in [directory / row.file for row in rows]:
+        made_by = description_of(final).get("made_by") if final.is_dir() else _US
+        if made_by != _US:
+            raise RequestError(
+                f"An export would replace {final}, a folder that none has written. "
+                "Move it, or export into another folder."
+            )
     model = inference_graph(predictor)
     counts = {"parameters": model.count_params(), "multiply_adds": multiply_adds(model)}
     sources = {False: (model, None)}  # by whether the format is calibrated
@@ -109,7 +118,10 @@ def export(
         for row in rows:
             final = directory / row.file
             if final.is_dir():  # a folder has to be empty; it goes with `scratch`
-                os.replace(final, scratch / f"earlier {row.file}")
+                earlier = final.rename(scratch / f"earlier {row.file}")
+                for other in earlier.iterdir():  # which somebody has put there
+                    if not (scratch / row.file / other.name).exists():
+                        other.rename(scratch / row.file / other.name)
             os.replace(scratch / row.file, final)
     return [
         {"format": row.name, "file": str(directory / row.file), **measured, **counts}
@@ -118,7 +130,7 @@ def export(
 
 
 def check_formats(predictor: keras.Model, formats: Sequence[str]) -> None:
-    """Writes each format once, and runs the file once, to see that it can be done.
+    """Writes formats once, and runs the files once, to see that it can be done.
 
     Into a temporary folder, which is removed. Weights count for nothing: to be called
     with an untrained network, before it is trained.
@@ -140,16 +152,20 @@ def check_formats(predictor: keras.Model, formats: Sequence[str]) -> None:
             f"The student cannot be exported: {_cause(error)} Leave --export_formats "
             "empty, or choose another --student."
         ) from error
+    # Of the formats of one runtime, the last one asks most of its converter.
+    hardest = {row.load: row for row in FORMATS.values() if row in rows}
     with tempfile.TemporaryDirectory() as folder:
-        for row in rows:
+        for row in hardest.values():
             try:
                 warn_of_floats(row, _tried(row, model, folder))
             except Exception as error:
-                layer = _culprit(row, model, folder)
+                others = [r for r in rows if r.load == row.load and r != row]
+                names = [r.name for r in others if _fails(r, model, folder)]
+                names = ", ".join([*names, row.name])
                 raise RequestError(
-                    f"The student cannot be exported as {row.name}: {_cause(error)}"
-                    f"{layer} Leave {row.name} out of --export_formats, or choose "
-                    "another --student."
+                    f"The student cannot be exported as {names}: {_cause(error)}"
+                    f"{_culprit(row, model, folder)} Leave {names} out of "
+                    "--export_formats, or choose another --student."
                 ) from error
 
 
@@ -180,11 +196,17 @@ def _culprit(row: Format, model: keras.Model, folder: str) -> str:
             continue
         seen.add(kind)
         alone = keras.Input(part.input.shape[1:])
-        try:
-            _tried(row, keras.Model(alone, part(alone)), folder)
-        except Exception:
+        if _fails(row, keras.Model(alone, part(alone)), folder):
             return f" It fails at {part.name} ({type(part).__name__})."
     return ""
+
+
+def _fails(row: Format, model: keras.Model, folder: str) -> bool:
+    try:
+        _tried(row, model, folder)
+    except Exception:
+        return True
+    return False
 
 
 def _operations(model: keras.Model) -> Iterator[keras.Operation]:
@@ -214,7 +236,7 @@ def describe(
     """
     height, width, channels = spec.image_shape
     return {
-        "made_by": "cdfkd_tf",
+        "made_by": _US,
         "version": cdfkd_tf.__version__,
         "task": "image classification",
         "dataset": spec.name,

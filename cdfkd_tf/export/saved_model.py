@@ -48,6 +48,11 @@ def write_saved_model(
     write_text(path / _DESCRIPTION, text + "\n")
 
 
+def description_of(folder: pathlib.Path) -> dict[str, Any]:
+    """What a SavedModel says about itself; empty if nothing."""
+    return read_json(folder / _DESCRIPTION)
+
+
 class SavedModelRunner(Runner):
     """A SavedModel's `serving_default` in TensorFlow.
 
@@ -69,7 +74,7 @@ class SavedModelRunner(Runner):
         self.threads = tf.config.threading.get_intra_op_parallelism_threads() or None
         _, inputs = self._serve.structured_input_signature
         self.image_shape = tuple(inputs["image"].shape[1:])
-        self.description = read_json(path / _DESCRIPTION)
+        self.description = description_of(path)
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
         """See `Runner`."""

@@ -104,13 +104,9 @@ class TfliteRunner(Runner):
     """
 
     def __init__(self, source: pathlib.Path | bytes):
-        from ai_edge_litert.interpreter import Interpreter
-
         is_file = not isinstance(source, bytes)
         content = source.read_bytes() if is_file else source
-        with quiet_stderr():
-            self.interpreter = Interpreter(model_content=content, num_threads=1)
-            self.interpreter.allocate_tensors()
+        self.interpreter = _interpreter(content)
         (self._input,) = self.interpreter.get_input_details()
         (self._output,) = self.interpreter.get_output_details()
         self.image_shape = tuple(int(n) for n in self._input["shape"][1:])
@@ -155,6 +151,27 @@ class TfliteRunner(Runner):
         from cdfkd_tf.runtime.keras_internals import operations
 
         return operations(self.interpreter)
+
+
+def _interpreter(content: bytes) -> Any:
+    from ai_edge_litert.interpreter import Interpreter, OpResolverType
+
+    try:
+        with quiet_stderr():
+            interpreter = Interpreter(model_content=content, num_threads=1)
+            interpreter.allocate_tensors()
+    except (
+        RuntimeError
+    ):  # the fast kernels refuse some scales, as of untrained networks
+        plain = OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES
+        with quiet_stderr():
+            interpreter = Interpreter(
+                model_content=content,
+                num_threads=1,
+                experimental_op_resolver_type=plain,
+            )
+            interpreter.allocate_tensors()
+    return interpreter
 
 
 def _attached(path: pathlib.Path) -> dict[str, Any]:

@@ -65,9 +65,23 @@ def test_second_export_replaces_its_files_and_touches_no_other(predictor, tmp_pa
         "notes.txt",
     }
     assert second[FLOAT32.file] == first[FLOAT32.file]
-    assert "saved_model/mine.txt" not in second
+    assert second["saved_model/mine.txt"] == b"mine"
     run = FORMATS["saved_model"].load(tmp_path / "saved_model")
     np.testing.assert_allclose(run(IMAGES), other(IMAGES), atol=1e-5)
+
+
+@pytest.mark.parametrize("place", ["saved_model", FLOAT32.file])
+def test_export_refuses_to_replace_a_folder_of_somebody_else(
+    predictor, tmp_path, place
+):
+    (tmp_path / place / "variables").mkdir(parents=True)
+    (tmp_path / place / "saved_model.pb").write_bytes(b"mine")
+    before = content_of(tmp_path)
+    with pytest.raises(RequestError, match=r"would replace .*a folder that none has"):
+        export_small(
+            predictor, tmp_path, ("tflite_float16", "saved_model", "tflite_float32")
+        )
+    assert content_of(tmp_path) == before and len(list(tmp_path.iterdir())) == 1
 
 
 def test_failed_second_export_leaves_the_first(predictor, tmp_path, monkeypatch):
@@ -133,13 +147,14 @@ class Unknown(layers.Layer):
 
 
 @pytest.mark.parametrize("part", [Unknown(name="odd"), keras.ops.erfinv])
-@pytest.mark.parametrize("name", ["tflite_int8", "onnx"])
-def test_check_formats_names_the_format_the_layer_and_the_operation(name, part):
+@pytest.mark.parametrize("names", ["tflite_float16, tflite_int8", "onnx"])
+def test_check_formats_names_formats_layer_and_operation(names, part):
+    formats = ("saved_model", *names.split(", "))
     with pytest.raises(RequestError) as refused:
-        check_formats(own_predictor(part), ("saved_model", name))
+        check_formats(own_predictor(part), formats)
     text = str(refused.value)
     layer = "odd (Unknown)" if part is not keras.ops.erfinv else "(Erfinv)"
-    assert f"exported as {name}: " in text and f"{layer}. Leave {name} out" in text
+    assert f"exported as {names}: " in text and f"{layer}. Leave {names} out" in text
     assert "TFLite has no operation Erfinv." in text or "for Erfinv" in text
 
 
