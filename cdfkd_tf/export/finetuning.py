@@ -48,7 +48,7 @@ def finetune_int8(
 
     Returns:
         Kullback-Leibler divergence from the float network's probabilities on held-out
-        images, in nats: before, and of what is kept. Also printed.
+        images, in nats: before, and of what is kept.
     """
     targets = probabilities(model, images)
     simulated = _simulation(model, calibration)
@@ -89,11 +89,6 @@ def finetune_int8(
             if now < best:
                 best, kept = now, model.get_weights()
     model.set_weights(kept)
-    print(
-        f"int8 fine-tuning: divergence from float32 on held-out images {first:.4f} "
-        f"before, {best:.4f} after."
-        + ("" if best < first else " No gain: the weights stay.")
-    )
     return first, best
 
 
@@ -141,6 +136,9 @@ class _Rounding(layers.Layer):
         return tf.quantization.fake_quant_with_min_max_args(
             inputs, self.low, self.high, num_bits=8
         )
+
+    def compute_output_shape(self, input_shape):
+        return input_shape  # and dense, whatever Keras calls the product with a number
 
 
 class _RoundedWeights(layers.Layer):

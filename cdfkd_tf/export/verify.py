@@ -13,8 +13,8 @@ from cdfkd_tf.export.format import Format
 from cdfkd_tf.export.runner import Runner, in_parts
 
 LOW_AGREEMENT = 0.99  # below it, the user is warned
-# Share of probability on other classes, mean over the images: above it a file is broken.
-# Half is lost where bytes round even probabilities of many classes to 0.
+# Share of probability on other classes, mean over the images, above which a file is
+# broken. Half of it is lost where bytes round even probabilities of many classes to 0.
 _MOVED = 0.6
 
 Batches = Iterable[tuple[np.ndarray, np.ndarray | None]]

@@ -9,6 +9,7 @@ from keras import layers
 from cdfkd_tf.export.calibration import calibration_images
 from cdfkd_tf.export.finetuning import finetune_int8
 from cdfkd_tf.export.inference_graph import inference_graph
+from cdfkd_tf.export.run import check_formats
 from cdfkd_tf.export.tflite import TfliteRunner, convert
 from cdfkd_tf.networks.introspection import multiply_adds
 from tests.export.small import IMAGES, own_predictor, predictor_with
@@ -94,6 +95,18 @@ def test_finetuning_brings_rounded_predictions_closer():
     assert 0 < last < first
     moved = [not np.array_equal(a, b) for a, b in zip(before, model.get_weights())]
     assert any(moved)
+
+
+def test_finetuning_takes_layers_and_operations_of_any_network():
+    def part(x):  # hard swish, as MobileNets have it: a product with a number
+        x = x * layers.ReLU(6.0)(x + 3.0) * (1.0 / 6.0)
+        return layers.GroupNormalization(2)(x)
+
+    predictor = own_predictor(part)
+    assert check_formats(predictor, ("tflite_int8",), int8_finetune_steps=5) is None
+    model = inference_graph(predictor)
+    first, last = finetune_int8(model, IMAGES, IMAGES, steps=2, seed=0)
+    assert 0 < last <= first
 
 
 def test_calibration_covers_all_classes_and_black_to_white():
