@@ -50,6 +50,11 @@ def predict_all(
 
     parts, labels = collections.defaultdict(list), []
     for images, targets in batches:
+        if not np.isfinite(images).all():
+            raise RequestError(
+                "Expected images in [0, 1]; got NaN or infinite values among those "
+                f"from number {sum(map(len, parts['predictor']))} on."
+            )
         normalised = np.asarray(spec.normalise(images), keras.config.floatx())
         teachers, mean = (x.numpy() for x in predict_teachers(normalised))
         headers = student.predict_on_batch(normalised)["logits"]
@@ -84,10 +89,19 @@ def as_labels(labels: ArrayLike, num_images: int, num_classes: int) -> np.ndarra
         RequestError: another shape or length, values that are not whole or not
             classes.
     """
-    given = np.asarray(labels)
+    try:
+        given = np.array(np.asarray(labels).tolist())  # objects by what they are
+    except ValueError:  # rows of unlike lengths
+        given = np.array(labels, object)
     flat = given[:, 0] if given.ndim == 2 and given.shape[1] == 1 else given
-    if flat.shape != (num_images,):
+    if given.shape == (num_images, num_classes):
+        found = f"shape {given.shape}, one-hot rows? Give their argmax(-1)"
+    elif flat.shape != (num_images,):
         found = f"shape {given.shape}"
+    elif flat.dtype.kind == "O":
+        found = f"{flat[0]!r}"
+    elif flat.dtype.kind in "US":
+        found = f"{str(flat[0])!r}, a name? Give its place in the list of classes"
     elif flat.dtype.kind not in "biuf":
         found = f"values of type {flat.dtype}"
     else:

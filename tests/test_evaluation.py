@@ -94,6 +94,16 @@ def test_predict_all_refuses_no_images():
         predict_all(*networks(), SPEC, [])
 
 
+def test_predict_all_refuses_images_with_values_that_are_no_numbers():
+    spoilt = IMAGES.copy()
+    spoilt[7, 0, 0] = np.nan
+    given = [(IMAGES[:5], None), (spoilt[5:], None)]
+    with pytest.raises(
+        RequestError, match=r"got NaN .*among those from number 5"
+    ):
+        predict_all(*networks(), SPEC, given)
+
+
 @pytest.mark.parametrize("missing", [0, 1])
 def test_predict_all_refuses_labels_of_some_batches_alone(missing):
     given = list(batches(5))
@@ -105,6 +115,7 @@ def test_predict_all_refuses_labels_of_some_batches_alone(missing):
 def test_as_labels_gives_whole_numbers_in_one_row():
     for labels in [
         [0, 3, 1],
+        np.array([0, 3, 1], object),
         np.array([[0], [3], [1]], "uint8"),
         np.array([0.0, 3.0, 1.0], "float32"),
         ops.convert_to_tensor([0, 3, 1]),
@@ -116,13 +127,16 @@ def test_as_labels_gives_whole_numbers_in_one_row():
 def test_as_labels_refuses_what_is_no_label():
     for labels, found in [
         ([0, 1], r"shape \(2,\)"),
-        (np.eye(4)[:3], r"shape \(3, 4\)"),
+        (np.eye(4)[:3], r"shape \(3, 4\), one-hot rows\? Give their argmax"),
+        ([[0], [1, 2], [3]], r"\[0\]"),
         (np.zeros((1, 3)), r"shape \(1, 3\)"),
         ([0, 4, 1], "the value 4"),
         ([0, -1, 1], "the value -1"),
         ([0, 1.5, 1], "the value 1.5"),
         ([0, float("nan"), 1], "the value nan"),
-        (["0", "1", "2"], "values of type"),
+        (["cat", "1", "2"], "'cat', a name"),
+        (np.array(["cat", 1, 2], object), "'cat', a name"),
+        (np.zeros(3, complex), "values of type complex128"),
     ]:
         expected = (
             f"Expected one label per image, 3 whole numbers from 0 to 3; got {found}"

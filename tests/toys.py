@@ -88,10 +88,14 @@ class Casting(keras.layers.Layer):
         return tf.cast(tf.cast(images, tf.int32), tf.float32)
 
 
-def student(num_headers, dropout=0.0):
+def student(num_headers, dropout=0.0, adapted=False):
     """A stack of headers on one convolution, whose maps losses may read."""
-    image = keras.Input(SHAPE)
-    x = layers.Conv2D(WIDTH, 3, padding="same", use_bias=False)(image)
+    x = image = keras.Input(SHAPE)
+    if adapted:  # its count is a whole number
+        x = layers.Normalization()
+        x.adapt(images())
+        x = x(image)
+    x = layers.Conv2D(WIDTH, 3, padding="same", use_bias=False)(x)
     maps = layers.ReLU()(layers.BatchNormalization()(x))
     x = layers.Dropout(dropout)(maps) if dropout else maps
     features = [
@@ -126,6 +130,7 @@ def distiller(
     num_teachers=2,
     student_steps=2,
     dropout=0.0,
+    adapted=False,
     clip_gradients=0.0,
     recompute=False,
     updates_statistics=False,
@@ -139,6 +144,7 @@ def distiller(
         num_teachers: of different depths.
         student_steps: in each iteration.
         dropout: in the student.
+        adapted: whether the student begins with an adapted Normalization.
         clip_gradients: of both roles.
         recompute: the teachers, in the generator's backward pass.
         updates_statistics: of the student, in the generator's step.
@@ -150,7 +156,8 @@ def distiller(
     row = METHODS[row] if isinstance(row, str) else row
     models = [classifier(seed=i, depth=1 + i) for i in range(num_teachers)]
     teachers = TeacherEnsemble(models)
-    network = student(1 if row.sharing == "single" else num_teachers, dropout)
+    headers = 1 if row.sharing == "single" else num_teachers
+    network = student(headers, dropout, adapted)
     sgd, adam = optimizers or (CoupledSGD(0.02), PaperAdam(1e-3))
     if row.generator:
         source = GeneratedImages(

@@ -12,6 +12,7 @@ from cdfkd_tf.data.specs import DatasetSpec
 from cdfkd_tf.distillation.build import networks_to_keep
 from cdfkd_tf.distillation.checkpoints import TrainingState
 from cdfkd_tf.distillation.distiller import Distiller
+from cdfkd_tf.distillation.losses import TERMS
 from cdfkd_tf.distillation.monitoring import (
     BEST_SIGNAL,
     GeneratedImagesMonitor,
@@ -120,14 +121,28 @@ def named_failures(distiller: Distiller) -> Iterator[None]:
         failed = what_failed(error, distiller.state)
         if not failed:
             raise
-        updates = int(keras.ops.convert_to_numpy(distiller.optimizer.iterations))
+        updates = {
+            name.removesuffix("_optimizer"): int(part.iterations.numpy())
+            for name, part in distiller.state.items()
+            if isinstance(part, keras.optimizers.Optimizer)
+        }
+        term = failed.split()[0].partition("_")[2]
+        of_teachers = term in TERMS and TERMS[term].roles == ("generator",)
+        learned = updates["generator"] if of_teachers else updates["student"]
+        half = is_scaled(distiller.optimizer)
+        wider = ", --dtype_policy=mixed_bfloat16" if half else ""
         advice = (
-            ", --dtype_policy=mixed_bfloat16" if is_scaled(distiller.optimizer) else ""
+            "A smaller --student_learning_rate or --generator_learning_rate"
+            f"{wider} or --clip_gradients=10 usually helps."
         )
+        if not learned:
+            advice = (
+                "Nothing that it depends on had learned by then: a teacher's outputs "
+                f"for generated images overflow. Check --teacher_input{wider}."
+            )
         raise RunError(
-            f"{failed} after {updates} updates of the student; the last checkpoint is "
-            "intact. A smaller --student_learning_rate or --generator_learning_rate"
-            f"{advice} or --clip_gradients=10 usually helps."
+            f"{failed} after {updates['student']} updates of the student; the last "
+            f"checkpoint is intact. {advice}"
         ) from error
 
 

@@ -77,6 +77,21 @@ def test_restore_within_an_epoch_equals_going_on(tmp_path):
     assert len(differences) == 4 and max(differences.values()) <= 1e-5
 
 
+def test_restore_of_a_student_with_counters_and_random_draws(tmp_path):
+    """Weights that are whole numbers: an adapted Normalization's, Dropout's seed."""
+    options = {"dropout": 0.5, "adapted": True, "clip_gradients": 1.0}
+    whole = toys.distiller(**options)
+    distil(whole, tmp_path / "whole", 1, every=0)
+    kinds = {weight.dtype for weight in whole.student.non_trainable_variables}
+    assert kinds == {"float32", "int64"}
+    with pytest.raises(KeyboardInterrupt):
+        distil(toys.distiller(**options), tmp_path / "parts", 1, SignalAt(2))
+    second = toys.distiller(**options)
+    assert distil(second, tmp_path / "parts", 1)[0] == (0, 2)
+    differences = largest_difference(state_values(whole), state_values(second))
+    assert max(differences.values()) <= 1e-4
+
+
 def drawing_model():
     """Draws at random within, as some students do."""
     keras.utils.set_random_seed(0)

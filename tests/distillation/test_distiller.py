@@ -191,11 +191,18 @@ def test_xla_compiles_the_same_updates():
         compiled.fit(tf.data.Dataset.from_tensors(NOISE), verbose=0)
 
 
-def test_a_loss_that_is_no_number_is_named_before_it_moves_weights():
-    engine = toys.distiller()
+@pytest.mark.parametrize(
+    "step, message",
+    [
+        (1, r"student_\w+ became NaN after 1 updates.* --student_learning_rate"),
+        (0, r"after 0 updates.*Nothing .* had learned by then.*--teacher_input"),
+        (2, r"generator_bn became NaN after 2 updates.*Nothing .*--teacher_input"),
+    ],
+)
+def test_a_loss_that_is_no_number_is_named_before_it_moves_weights(step, message):
+    engine = toys.distiller(toys.method(generator={"bn": 0.1}))
     latents = toys.latents()
-    latents[0, 1] = np.nan  # the second step's
-    message = r"student_\w+ became NaN after 1 updates"
+    latents[0, step] = np.nan
     with pytest.raises(RunError, match=message), named_failures(engine):
         engine.train_step(latents)
     for variable in engine.student.trainable_variables:
