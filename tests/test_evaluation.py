@@ -98,9 +98,7 @@ def test_predict_all_refuses_images_with_values_that_are_no_numbers():
     spoilt = IMAGES.copy()
     spoilt[7, 0, 0] = np.nan
     given = [(IMAGES[:5], None), (spoilt[5:], None)]
-    with pytest.raises(
-        RequestError, match=r"got NaN .*among those from number 5"
-    ):
+    with pytest.raises(RequestError, match=r"got NaN .*among those from number 5"):
         predict_all(*networks(), SPEC, given)
 
 
