@@ -17,7 +17,7 @@ from cdfkd_tf.errors import RequestError
 from cdfkd_tf.report import charts
 from cdfkd_tf.report.page import Section, render, write_report
 from cdfkd_tf.report.tables import Table
-from cdfkd_tf.workdir import Results, Workdir, read_history, write_json
+from cdfkd_tf.workdir import Results, Workdir, read_history, read_json, write_json
 
 BROWSER = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))),
@@ -163,6 +163,45 @@ def test_report_needs_nothing_from_elsewhere(page):
 def test_report_of_the_same_run_is_the_same(page):
     before = page.read_bytes()
     assert write_report(Workdir(str(page.parent))).read_bytes() == before
+
+
+def with_readings(workdir, agreement, counts):
+    """The run of `fill`, its first teacher's pixel values guessed, the next's read."""
+    results, seen = read_json(workdir.results), read_json(workdir.observations)
+    guess = "guessed: as most networks do; --teacher_input=... settles it"
+    for teacher, evidence in zip(results["teachers"], [guess, "read from layer a<b>"]):
+        teacher |= {"file": "my teachers/zwölf & <i>.keras", "input": "0..1",
+                    "input_evidence": evidence, "output": "logits"}  # fmt: skip
+    results["student"]["agreement"] = agreement
+    write_json(workdir.results, results)
+    write_json(workdir.observations, {**seen, "invented_classes": counts})
+    return write_report(workdir).read_text()
+
+
+def test_report_calls_a_guess_a_guess(tmp_path):
+    text = with_readings(fill(tmp_path), 0.97, [10] * 10)
+    assert '<td class="words guess">guessed: as most networks do; --teacher_in' in text
+    assert text.count('class="words guess"') == 1 and "a&lt;b&gt;" in text
+    assert "my teachers/zwölf &amp; &lt;i&gt;.keras" in text
+    assert "What is marked is a guess" in text and "may be the cause" not in text
+
+
+def test_report_names_a_guess_as_cause_of_collapse_and_chance(tmp_path):
+    text = with_readings(fill(tmp_path), 0.1, [90, 10, *[0] * 8])
+    assert (
+        "Here the student agrees with its teachers on 10.00% and generated images show "
+        "about 1.4 of 10 classes: a wrong guess may be the cause."
+    ) in text  # exp of -.9 log .9 - .1 log .1
+
+
+def test_report_takes_names_of_classes_as_they_are(tmp_path, recwarn):
+    workdir = fill(tmp_path)
+    seen = read_json(workdir.observations)
+    names = ["$\\frac{$", "a_b^c", "猫", "$x$", "&amp;", "_x", "<b>", "%", "#", "'"]
+    write_json(workdir.observations, {**seen, "classes": names})
+    text = " ".join(read(write_report(workdir)).text)
+    assert all(name in text for name in names), text
+    assert not recwarn
 
 
 def test_report_without_data_says_so(tmp_path):

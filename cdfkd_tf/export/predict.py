@@ -136,7 +136,7 @@ def _load(path: pathlib.Path) -> Runner:
             row.check_installed()
         raise RequestError(
             f"Cannot read the model {path}: expected an exported file or SavedModel "
-            f"folder. {reason(error)}"
+            f"folder. {reason(error, 1000)}"
         ) from error
 
 

@@ -2,6 +2,7 @@
 
 import io
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -144,7 +145,8 @@ def _figure(height: float = _HEIGHT, grid: bool = True) -> tuple[Any, Any]:
 def _name_ticks(axis, names: Sequence[str]) -> None:
     """Every name where there is room, else every n-th."""
     places = range(0, len(names), max(1, -(-len(names) // 16)))
-    shown = [str(names[place])[:12] for place in places]
+    # A dollar would begin a formula.
+    shown = [str(names[place])[:12].replace("$", r"\$") for place in places]
     long = max(map(len, shown)) > 2 and len(shown) > 6 and axis.axis_name == "x"
     turn = {"rotation": 60, "ha": "right", "rotation_mode": "anchor"} if long else {}
     axis.set_ticks(places, shown, **turn)
@@ -158,7 +160,12 @@ def _chart(figure, caption: str) -> Chart:
     # Text as text: a third of the bytes, and it can be searched and read aloud.
     settings = {"svg.fonttype": "none", "font.family": "sans-serif"}
     # Ids are a hash: the same chart, the same bytes; another one, other ids.
-    with matplotlib.rc_context(settings | {"svg.hashsalt": caption}):
+    with (
+        matplotlib.rc_context(settings | {"svg.hashsalt": caption}),
+        warnings.catch_warnings(),
+    ):
+        # Of letters that its fonts lack: the browser draws them.
+        warnings.simplefilter("ignore", UserWarning)
         figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
     svg = re.sub(r"<metadata>.*?</metadata>", "", file.getvalue(), flags=re.DOTALL)
     # Names that nothing refers to would occur twice on a page of several charts.

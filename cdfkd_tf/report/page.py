@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jinja2
+import numpy as np
 from PIL import Image
 
 from cdfkd_tf.config import RunConfig
@@ -88,6 +89,7 @@ def write_report(workdir: Workdir) -> pathlib.Path:
             f"{workdir.path} holds no results.json to report on. Run --action=pipeline "
             "first, or check --workdir."
         )
+    observations = read_json(workdir.observations)
     teachers = len(results["teachers"])
     has_generator = results.get("images") != "real"
     headers = len(results["student"]["header_accuracy"] or [None])
@@ -101,13 +103,18 @@ def write_report(workdir: Workdir) -> pathlib.Path:
             _costs_note(results),
             table=tables.comparison(results) if results["teachers"] else None,
         ),
+        Section(
+            "How the teachers are asked",
+            _guess_note(results, observations),
+            table=tables.readings(results),
+        ),
         Section("How it learned", charts=_curves(read_history(workdir.history))),
         Section(
             "Generated images over time",
             "What the generator drew, from the same noise, as training went on.",
             pictures=_pictures(workdir.samples),
         ),
-        _answers(read_json(workdir.observations)),
+        _answers(observations),
         Section(
             "Files for devices",
             "Each was loaded again and compared with the Keras model on the same "
@@ -169,6 +176,27 @@ def _costs_note(results: Mapping[str, Any]) -> str:
         )
     if cost:
         note += "Bytes and latency are those of TFLite files, float32 unless said."
+    return note
+
+
+def _guess_note(results: Mapping[str, Any], seen: Mapping[str, Any]) -> str:
+    evidence = [str(t.get("input_evidence")) for t in results["teachers"]]
+    if not any(text.startswith("guess") for text in evidence):
+        return ""
+    note = "What is marked is a guess; a wrong one spoils all that follows. "
+    signs, counts = [], np.array(seen.get("invented_classes") or [])
+    agreement = results["student"]["agreement"]
+    if agreement is not None and agreement < 0.5:
+        signs.append(f"the student agrees with its teachers on {written(agreement)}")
+    if counts.sum():
+        shares = counts[counts > 0] / counts.sum()
+        in_use = np.exp(-np.sum(shares * np.log(shares)))  # by their entropy
+        if in_use < len(counts) / 2:
+            signs.append(
+                f"generated images show about {in_use:.1f} of {len(counts)} classes"
+            )
+    if signs:
+        note += f"Here {' and '.join(signs)}: a wrong guess may be the cause."
     return note
 
 

@@ -59,6 +59,18 @@ def comparison(results: Mapping[str, Any]) -> Table:
     return _table("Teachers and student", "", _COSTS, entries)
 
 
+def readings(results: Mapping[str, Any]) -> Table | None:
+    """How teachers are asked and how that is known; None in results of old runs."""
+    keys = ("file", "input", "input_evidence", "output")
+    rows = [
+        (f"teacher {index}", *(str(teacher.get(key) or "-") for key in keys))
+        for index, teacher in enumerate(results["teachers"])
+        if teacher.get("input")
+    ]
+    head = ("", "file", "pixel values", "known how", "answers")
+    return Table("How teachers are asked", head, rows) if rows else None
+
+
 def exports(results: Mapping[str, Any]) -> Table:
     """Every exported file and how it was checked; `results` of results.json."""
     entries = [(entry["format"], entry) for entry in results["exports"]]

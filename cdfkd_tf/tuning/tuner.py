@@ -77,7 +77,9 @@ class SearchTuner(keras_tuner.Tuner):
                 value = self._distill_and_judge(config, hp.values)
         except Exception as error:  # whatever one trial meets, the search goes on
             own = hasattr(error, "exit_code")  # our words, which name what to do
-            reason = ("" if own else f"{type(error).__name__}: ") + one_line(error)
+            reason = ("" if own else f"{type(error).__name__}: ") + one_line(
+                error, 1000
+            )
         known = read_json(folder / "results.json").get("seconds", {})
         seconds = max(time.monotonic() - start, known.get("distill") or 0)  # of all
         self._keep(trial, value, reason, seconds, options)

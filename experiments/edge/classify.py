@@ -10,13 +10,14 @@ import zipfile
 
 import numpy as np
 from ai_edge_litert.interpreter import Interpreter
-from PIL import Image
+from PIL import Image, ImageOps
 
 
 def load_image(name: str, about: dict) -> np.ndarray:
     """A picture as the network takes it: `(1, height, width, channels)`, 0 to 255."""
     size = (about["width"], about["height"])
-    picture = Image.open(name).convert("L" if about["channels"] == 1 else "RGB")
+    picture = ImageOps.exif_transpose(Image.open(name))
+    picture = picture.convert("L" if about["channels"] == 1 else "RGB")
     if about["shorter_side"]:  # scaled, then cropped in the centre
         factor = about["shorter_side"] / min(picture.size)
         scaled = [max(1, round(side * factor)) for side in picture.size]
