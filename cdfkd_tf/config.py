@@ -228,8 +228,25 @@ class RunConfig:
         "For the feature term: learn a linear map to teachers' features of other "
         "widths; not part of what is kept.",
     )
+    images: tuple[str, ...] = _method(
+        (),
+        "Where the images come from, as generated or procedural,pictures; empty: the "
+        "method's way.",
+        ("generated", "real", "procedural", "pictures", "noise"),
+    )
+    transfer_images: str = _method(
+        "",
+        "Folder of any pictures to cut images from, or builtin: scikit-image's "
+        "photographs. No data of the task, but not no data.",
+    )
+    bank_size: int = _method(
+        0, "Images kept with the teachers' answers; 0: as many as suit.", at_least=0
+    )
     temperature: float = _method(
-        1.0, "Of the softmaxes in methods that compare them.", positive=True
+        0.0,
+        "Of the softmaxes in methods that compare them; losses times its square; 0: "
+        "the method's.",
+        at_least=0,
     )
     teacher_dtype_policy: str = _method(
         "auto",

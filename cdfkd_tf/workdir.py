@@ -35,6 +35,7 @@ class Workdir:
         self.teachers = self.path / "teachers"
         self.checkpoints = self.path / "checkpoints"
         self.earlier_images = self.checkpoints / "earlier_images.npz"
+        self.bank = self.path / "bank"
         self.student = self.path / "student.keras"
         self.generator = self.path / "generator.keras"
         self.predictor = self.path / "predictor.keras"

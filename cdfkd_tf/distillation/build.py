@@ -10,8 +10,11 @@ import tensorflow as tf
 from cdfkd_tf.config import RunConfig
 from cdfkd_tf.data.images import RealImages
 from cdfkd_tf.data.specs import DatasetSpec
+from cdfkd_tf.data.transfer_set import kinds_of, mixture
+from cdfkd_tf.distillation.bank import BankedImages, automatic_size, fill
 from cdfkd_tf.distillation.distiller import Distiller
 from cdfkd_tf.distillation.image_source import (
+    OBSERVED,
     DatasetImages,
     GeneratedImages,
     ImageSource,
@@ -32,6 +35,9 @@ from cdfkd_tf.runtime.devices import (
 from cdfkd_tf.runtime.keras_internals import leaf_layers
 from cdfkd_tf.runtime.precision import dtype_policy
 from cdfkd_tf.teachers.ensemble import TeacherEnsemble
+from cdfkd_tf.workdir import Workdir
+
+HELD_OUT = 10_000_019  # on the seed, for transfer images of no training step
 
 
 def build_method(config: RunConfig) -> Method:
@@ -61,12 +67,17 @@ def build_method(config: RunConfig) -> Method:
             "The student has nothing to learn: all its weights are 0. Give one of "
             "--student_loss=header=1, --student_loss=ensemble=1."
         )
-    if config.temperature != 1 and method.divergence != "kl":
+    if config.temperature and method.divergence != "kl":
         raise RequestError(
             f"--temperature={config.temperature} softens softmaxes, and "
             f"--method={config.method} compares logits. Leave it out."
         )
-    return dataclasses.replace(method, **weights, temperature=config.temperature)
+    return dataclasses.replace(
+        method,
+        **weights,
+        temperature=config.temperature or method.temperature,
+        images=config.images or method.images,
+    )
 
 
 def build_student(
@@ -142,7 +153,7 @@ def _build(config, spec, teachers, real_images) -> Distiller:
     policy = config.teacher_dtype_policy
     policy = config.dtype_policy if policy == "auto" else policy
     teachers.optimise_for_inference(None if policy == "float32" else policy)
-    source = SOURCES[method.images](config, method, teachers, generator, real_images)
+    source = _build_source(config, spec, method, teachers, generator, real_images)
     distiller = Distiller(student, teachers, method, source, projection=projection)
     optimizer = CoupledSGD(config.student_learning_rate, nesterov=config.nesterov)
     distiller.compile(
@@ -157,7 +168,15 @@ def _build(config, spec, teachers, real_images) -> Distiller:
     return distiller
 
 
-def _generated(config, method, teachers, generator, real_images) -> ImageSource:
+def _build_source(config, spec, method, teachers, generator, real) -> ImageSource:
+    if "generated" in method.images:
+        return _generated(config, method, teachers, generator)
+    if "real" in method.images:
+        return DatasetImages(real, config.batch_size, config.seed)
+    return _banked(config, spec, method, teachers)
+
+
+def _generated(config, method, teachers, generator) -> ImageSource:
     adam = PaperAdam(config.generator_learning_rate, beta_1=config.generator_beta1)
     return GeneratedImages(
         generator,
@@ -172,12 +191,29 @@ def _generated(config, method, teachers, generator, real_images) -> ImageSource:
     )
 
 
-def _real(config, method, teachers, generator, real_images) -> ImageSource:
-    return DatasetImages(real_images, config.batch_size, config.seed)
-
-
-# Where images come from: name in a method's row -> builder.
-SOURCES = {"generated": _generated, "real": _real}
+def _banked(config, spec, method, teachers) -> ImageSource:
+    kinds = kinds_of(method.images, config.transfer_images)
+    bank = fill(
+        kinds,
+        config.bank_size or automatic_size(spec),
+        teachers,
+        spec,
+        Workdir(config.workdir).bank,
+        features="features" in Objective("student", method).needs,
+        seed=config.seed,
+    )
+    mean = keras.ops.convert_to_numpy(teachers.mean_logits(bank.logits))
+    return BankedImages(
+        bank,
+        mean.argmax(axis=-1),
+        spec,
+        student_steps=config.student_steps,
+        batch_size=config.batch_size,
+        seed=config.seed,
+        held_out=mixture(
+            kinds, bank.shares, OBSERVED, spec.image_shape, config.seed + HELD_OUT
+        ),
+    )
 
 
 def _given_weights(config: RunConfig) -> dict[str, Mapping[str, float]]:

@@ -22,7 +22,7 @@ from cdfkd_tf.distillation.recompute import recomputed
 from cdfkd_tf.teachers.ensemble import TeacherEnsemble, TeacherOutputs
 
 HELD_OUT_SEED = 4
-_OBSERVED = 256  # images behind each histogram and each agreement
+OBSERVED = 256  # images behind each histogram and each agreement
 
 
 class Batch(NamedTuple):
@@ -199,7 +199,7 @@ class GeneratedImages(ImageSource):
     def observe(self) -> Iterator[np.ndarray]:
         """Images of held-out noise; looking moves nothing."""
         width, seeds = self.generator.input_shape[-1], [self._seed, HELD_OUT_SEED]
-        return self._sample.batches(watching_noise(_OBSERVED, width, seeds))
+        return self._sample.batches(watching_noise(OBSERVED, width, seeds))
 
 
 @contextmanager

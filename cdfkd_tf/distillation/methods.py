@@ -18,7 +18,7 @@ class Method:
         student: term -> weight in what the student minimises.
         generator: the same for the generator; empty where none learns.
         sharing: how the student's headers share layers.
-        images: where images come from, a key of `build.SOURCES`.
+        images: where images come from, keys of `build.SOURCES`.
         teacher_gradient: whether the generator's divergences pass a gradient through
             the teachers, or take their logits for constants.
         temperature: of the softmaxes of `kl`.
@@ -28,7 +28,7 @@ class Method:
     student: Mapping[str, float]
     generator: Mapping[str, float]
     sharing: str
-    images: str = "generated"
+    images: tuple[str, ...] = ("generated",)
     teacher_gradient: bool = True
     temperature: float = 1.0
 
@@ -76,6 +76,14 @@ METHODS = {
         student={"ensemble": 1.0},
         generator={},
         sharing="single",
-        images="real",
+        images=("real",),
+    ),
+    "cdfkd_plus": Method(
+        divergence="kl",
+        student={"header": 1.0, "ensemble": 1.0},
+        generator={},
+        sharing="multi_level",
+        images=("procedural",),
+        temperature=4.0,
     ),
 }

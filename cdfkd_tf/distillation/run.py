@@ -193,7 +193,7 @@ def _watch(
     """What writes something at each epoch; and the keeper of the best, if any."""
     callbacks, best = [], None
     # In this order: agreement puts numbers into the logs that the others read.
-    if distiller.method.generator:
+    if "real" not in distiller.method.images:
         callbacks.append(
             GeneratedImagesMonitor(
                 distiller,

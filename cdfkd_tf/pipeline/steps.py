@@ -17,6 +17,7 @@ from cdfkd_tf import evaluation
 from cdfkd_tf.config import RunConfig
 from cdfkd_tf.data.images import RealImages
 from cdfkd_tf.data.noise import watching_noise
+from cdfkd_tf.data.transfer_set import kinds_of, mixture
 from cdfkd_tf.distillation import build
 from cdfkd_tf.distillation.fit_aggregator import fit_aggregator
 from cdfkd_tf.distillation.image_source import Sampler
@@ -82,7 +83,7 @@ class Run:
             self.spec, config.data_dir, config.evaluation_split
         )
         self.method = build.build_method(config)
-        if self.method.images == "real" and config.evaluation_split == "none":
+        if "real" in self.method.images and config.evaluation_split == "none":
             raise RequestError(
                 f"--method={config.method} learns from real images, and "
                 "--evaluation_split=none or --dataset=none reads none. Choose a method "
@@ -98,7 +99,7 @@ class Run:
             {
                 "dataset": config.dataset,
                 "method": config.method,
-                "images": self.method.images,
+                "images": "+".join(self.method.images),
                 "seed": config.seed,
                 "versions": _versions(),
             },
@@ -174,10 +175,16 @@ class Run:
             count: how many.
             seed: of their noise or their choice; the run's seed counts too.
         """
-        if not self.method.generator:
+        if "real" in self.method.images:
             return self.real_images.some_training_pixels(
                 count, [self.config.seed, seed]
             )
+        if not self.method.generator:
+            kinds = kinds_of(self.method.images, self.config.transfer_images)
+            shares = dict.fromkeys(kinds, 1 / len(kinds))
+            shape = self.spec.image_shape
+            images = mixture(kinds, shares, count, shape, self.config.seed + seed)
+            return images.astype("float32") / 255
         if "sample" not in self.__dict__:
             generator = self.network("generator", "distill")
             self.sample = Sampler(generator, self.config.batch_size)

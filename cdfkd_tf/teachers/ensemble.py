@@ -1,8 +1,11 @@
 """Several teachers, whose logits stand side by side over the classes of the whole."""
 
+import functools
 from collections.abc import Sequence
 
 import keras
+import numpy as np
+import tensorflow as tf
 from keras import KerasTensor
 
 from cdfkd_tf.errors import RequestError
@@ -80,6 +83,22 @@ class TeacherEnsemble:
         outputs = [teacher(normalised, needs) for teacher in self.teachers]
         logits, *inner = map(list, zip(*outputs))
         return TeacherOutputs(self.class_map.to_whole(logits), *inner)
+
+    def answers(
+        self, normalised: np.ndarray, needs: frozenset[str] = frozenset()
+    ) -> TeacherOutputs:
+        """As a call, from NumPy to NumPy; without gradient, outside any graph.
+
+        Args:
+            normalised: `(B, height, width, channels)`.
+            needs: see `Teacher`.
+        """
+        outputs = self._traced(tf.constant(normalised), needs)
+        return tf.nest.map_structure(lambda tensor: tensor.numpy(), outputs)
+
+    @functools.cached_property
+    def _traced(self):
+        return tf.function(self.__call__, reduce_retracing=True, autograph=False)
 
     def mean_logits(self, logits: KerasTensor) -> KerasTensor:
         """For each class the mean over those that know it, see `mean_over_known`."""

@@ -1,0 +1,307 @@
+"""Images kept together with the teachers' answers, to be learned from many times.
+
+A student step on kept images needs no teacher, and asking needs no gradient: teachers
+are asked once per image, outside the training graph. Draws are balanced over the
+classes that the teachers see: of plain draws half may fall into one class.
+"""
+
+import json
+import math
+import pathlib
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from cdfkd_tf.data.specs import DatasetSpec
+from cdfkd_tf.data.transfer_set import Kind, mixture
+from cdfkd_tf.distillation.image_source import Batch, ImageSource
+from cdfkd_tf.runtime.files import replacing
+from cdfkd_tf.teachers.ensemble import TeacherEnsemble, TeacherOutputs
+
+_ASKED_AT_ONCE = 128
+_MOST_DRAWN = 16.0  # times as often as the average image, for those of rare classes
+_TINY = 1e-6
+_SAMPLED = 256  # images of a kind, to see how near the teachers' own they are
+
+
+class Bank:
+    """Images and the teachers' answers to them.
+
+    Attributes:
+        images: `(N, height, width, channels)`, uint8.
+        logits: `(N, T, C)`, float32.
+        features: T arrays `(N, W_i)`, float32; empty if not asked for.
+    """
+
+    def __init__(
+        self, images: np.ndarray, logits: np.ndarray, features: Sequence[np.ndarray]
+    ):
+        self.images, self.logits, self.features = images, logits, list(features)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+
+def automatic_size(spec: DatasetSpec) -> int:
+    """How many images a bank keeps if nothing is said: 256 MB, at most 30,000."""
+    return min(30_000, 2**28 // math.prod(spec.image_shape))
+
+
+def fill(
+    kinds: Mapping[str, Kind],
+    count: int,
+    teachers: TeacherEnsemble,
+    spec: DatasetSpec,
+    folder: pathlib.Path,
+    *,
+    seed: int,
+    features: bool = False,
+) -> Bank:
+    """Draws a mixture of the kinds that suits the teachers, and asks them.
+
+    Args:
+        kinds: from `transfer_set.kinds_of`.
+        count: N.
+        teachers: frozen.
+        spec: of the images.
+        folder: where answers are kept.
+        seed: of all the images.
+        features: whether the teachers' features are wanted, too.
+    """
+    shape = spec.image_shape
+    gaps = {}
+    if len(kinds) > 1:
+        samples = {name: draw(_SAMPLED, shape, seed) for name, draw in kinds.items()}
+        gaps = statistics_gaps(teachers, samples, spec)
+    shares = shares_of(list(kinds), gaps)
+    mixed = ", ".join(f"{share:.0%} {kind}" for kind, share in shares.items())
+    print(f"Images to learn from: {count}, {mixed}.")
+    images = mixture(kinds, shares, count, shape, seed)
+    bank = ask(teachers, images, spec, folder, features=features)
+    bank.shares = shares
+    return bank
+
+
+def ask(
+    teachers: TeacherEnsemble,
+    images: np.ndarray,
+    spec: DatasetSpec,
+    folder: pathlib.Path,
+    *,
+    features: bool = False,
+    note: Callable[[str], None] = print,
+) -> Bank:
+    """Asks all teachers for their answers, and keeps these as they come.
+
+    What an interrupted call has asked is not asked again, as long as images and
+    teachers are the same.
+
+    Args:
+        teachers: frozen.
+        images: `(N, height, width, channels)`, uint8.
+        spec: of the images.
+        folder: where answers are kept.
+        features: whether the teachers' features are wanted, too.
+        note: is told what was found and how far it is.
+    """
+    answer = _asked(teachers, spec, features)
+    first = answer(images[:_ASKED_AT_ONCE])
+    folder.mkdir(parents=True, exist_ok=True)
+    arrays, record = [], folder / "answered.json"
+    done = _answered(folder, record, images, first)
+    for index, values in enumerate(first):
+        file, shape = folder / f"answers_{index}.npy", (len(images), *values.shape[1:])
+        mode = "r+" if done else "w+"
+        arrays.append(
+            np.lib.format.open_memmap(file, mode, dtype="float32", shape=shape)
+        )
+    if done and done < len(images):
+        note(f"{done} of {len(images)} images were answered before.")
+    for start in range(done, len(images), _ASKED_AT_ONCE):
+        part = images[start : start + _ASKED_AT_ONCE]
+        for array, values in zip(arrays, answer(part)):
+            array[start : start + len(part)] = values[: len(part)]
+        if start // _ASKED_AT_ONCE % 16 == 15:
+            _keep(arrays, record, start + len(part), images)
+    _keep(arrays, record, len(images), images)
+    logits, *rest = (np.array(array) for array in arrays)
+    return Bank(images, logits, rest)
+
+
+def _asked(teachers, spec, features) -> Callable[[np.ndarray], list[np.ndarray]]:
+    """A function from uint8 images to logits and, if wanted, features."""
+
+    def answer(images: np.ndarray) -> list[np.ndarray]:
+        normalised = np.asarray(spec.normalise(images / 255), "float32")
+        outputs = teachers.answers(normalised)
+        kept = outputs.features if features else []
+        return [np.asarray(values, "float32") for values in (outputs.logits, *kept)]
+
+    return answer
+
+
+def _answered(folder, record, images, first) -> int:
+    """How many images have answers in the folder: those of the same images, given by
+    teachers that answer the first ones alike."""
+    if not record.exists():
+        return 0
+    kept = json.loads(record.read_text())
+    if kept["images"] != _fingerprint(images) or kept["outputs"] != len(first):
+        return 0
+    for index, values in enumerate(first):
+        stored = np.load(folder / f"answers_{index}.npy", mmap_mode="r")[: len(values)]
+        if stored.shape != values.shape or not np.allclose(stored, values, atol=1e-3):
+            return 0
+    return kept["answered"]
+
+
+def _keep(arrays, record, answered: int, images) -> None:
+    for array in arrays:
+        array.flush()
+    entry = {"answered": answered, "outputs": len(arrays)}
+    with replacing(record) as temporary:
+        temporary.write_text(json.dumps({**entry, "images": _fingerprint(images)}))
+
+
+def _fingerprint(images: np.ndarray) -> str:
+    some = images[:: max(1, len(images) // 997)]
+    return f"{images.shape} {zlib.crc32(some.tobytes())}"
+
+
+def drawing_weights(classes: np.ndarray) -> np.ndarray:
+    """How likely each image is drawn: every class alike, as far as it has images.
+
+    No image is drawn more than `_MOST_DRAWN` times as often as the average one: a
+    class of two images must not be learned by heart.
+
+    Args:
+        classes: `(N,)`, of each image.
+
+    Returns:
+        `(N,)`, summing to 1.
+    """
+    counts = np.bincount(classes)
+    weights = 1.0 / counts[classes]
+    weights = np.minimum(weights, _MOST_DRAWN * weights.mean())
+    return weights / weights.sum()
+
+
+class BankedImages(ImageSource):
+    """Batches drawn from a bank.
+
+    Args:
+        bank: images and answers.
+        classes: `(N,)`, the class that each image is counted for.
+        spec: of the images.
+        student_steps: K, batches per element.
+        batch_size: B over all replicas.
+        seed: of the draws.
+        held_out: images of no training step, uint8, for `observe`.
+    """
+
+    def __init__(
+        self,
+        bank: Bank,
+        classes: np.ndarray,
+        spec: DatasetSpec,
+        *,
+        student_steps: int,
+        batch_size: int,
+        seed: int,
+        held_out: np.ndarray,
+    ):
+        super().__init__()
+        self.bank, self.student_steps = bank, student_steps
+        self._spec, self._batch_size, self._seed = spec, batch_size, seed
+        self._held_out = held_out
+        self._bounds = np.cumsum(drawing_weights(classes))
+
+    def dataset(self, first_step: int) -> tf.data.Dataset:
+        """Endless elements `(images, answers)`, each `(B, K, ...)`.
+
+        Element i depends on the seed and i alone.
+        """
+        kept = (self.bank.images, self.bank.logits, *self.bank.features)
+        kept = [tf.constant(array) for array in kept]
+        bounds = tf.constant(self._bounds)
+        shape = [self._batch_size, self.student_steps]
+
+        def draw(step):
+            seed = tf.stack([tf.constant(self._seed, tf.int64), step])
+            places = tf.random.stateless_uniform(
+                [shape[0] * shape[1]], seed=seed, maxval=bounds[-1], dtype=bounds.dtype
+            )
+            chosen = tf.reshape(tf.searchsorted(bounds, places, side="right"), shape)
+            return tuple(tf.gather(array, chosen) for array in kept)
+
+        return tf.data.Dataset.counter(first_step).map(draw).prefetch(2)
+
+    def next_batches(self, element: Any) -> Batch:
+        """The element's images and answers, with the leading axis K."""
+        images, logits, *features = (
+            tf.experimental.numpy.swapaxes(array, 0, 1) for array in element
+        )
+        pixels = tf.cast(images, "float32") / 255
+        outputs = TeacherOutputs(logits, features, [], [])
+        return Batch(self._spec.normalise(pixels), outputs)
+
+    def observe(self) -> np.ndarray:
+        """The held-out images, normalised."""
+        return np.asarray(self._spec.normalise(self._held_out / 255), "float32")
+
+
+def statistics_gaps(
+    teachers: TeacherEnsemble, samples: Mapping[str, np.ndarray], spec: DatasetSpec
+) -> dict[str, float]:
+    """How far kinds of images are from what the teachers were trained on.
+
+    The mean over teachers, BatchNormalizations and channels of the distance between
+    the images' mean and the stored one in stored deviations, and of the logarithm of
+    the deviations' ratio. It orders kinds of images as the student's accuracy does.
+
+    Args:
+        teachers: frozen.
+        samples: kind -> images `(n, height, width, channels)`, uint8.
+        spec: of the images.
+
+    Returns:
+        Kind -> gap; empty if no teacher has BatchNormalization.
+    """
+    needs = frozenset({"bn_statistics"})
+    gaps = {}
+    for kind, images in samples.items():
+        normalised = np.asarray(spec.normalise(images / 255), "float32")
+        layers = [
+            layer
+            for norms in teachers(tf.constant(normalised), needs).bn
+            for layer in norms
+        ]
+        if layers:
+            gaps[kind] = float(np.mean([_gap(*layer) for layer in layers]))
+    return gaps
+
+
+def _gap(inputs, moving_mean, moving_variance) -> float:
+    inputs = np.asarray(inputs, "float64").reshape(-1, inputs.shape[-1])
+    deviation = np.sqrt(np.asarray(moving_variance, "float64") + _TINY)
+    shift = np.abs(inputs.mean(0) - np.asarray(moving_mean)) / deviation
+    ratio = np.abs(np.log((inputs.std(0) + _TINY**0.5) / deviation))
+    return float(np.mean(np.minimum(shift, 10) + np.minimum(ratio, 10)))
+
+
+def shares_of(kinds: Sequence[str], gaps: Mapping[str, float]) -> dict[str, float]:
+    """How much of each kind goes into a mixture: the nearer, the more.
+
+    Args:
+        kinds: names.
+        gaps: from `statistics_gaps`; empty: all alike.
+
+    Returns:
+        Kind -> share, summing to 1.
+    """
+    weights = {kind: 1 / (gaps[kind] ** 2 + _TINY) if gaps else 1.0 for kind in kinds}
+    total = sum(weights.values())
+    return {kind: weight / total for kind, weight in weights.items()}

@@ -1,0 +1,127 @@
+"""The bank: answers asked once, kept, drawn evenly over classes."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from cdfkd_tf.data.specs import plain_spec
+from cdfkd_tf.distillation import bank
+from cdfkd_tf.teachers.ensemble import TeacherEnsemble
+from tests import toys
+
+SPEC = plain_spec("none", toys.SHAPE, toys.CLASSES)
+
+
+@pytest.fixture(scope="module")
+def teachers():
+    return TeacherEnsemble([toys.classifier(seed=seed) for seed in (1, 2)])
+
+
+def _images(count, seed=0):
+    rng = np.random.default_rng(seed)
+    return rng.integers(0, 256, (count, *toys.SHAPE), dtype="uint8")
+
+
+def test_ask_keeps_what_teachers_answer_to_normalised_images(teachers, tmp_path):
+    images = _images(150)  # more than are asked at once
+    found = bank.ask(teachers, images, SPEC, tmp_path, features=True)
+    expected = teachers(tf.constant(images / 255 * 2 - 1, tf.float32))
+    np.testing.assert_allclose(found.logits, expected.logits, rtol=1e-5, atol=1e-5)
+    for kept, features in zip(found.features, expected.features, strict=True):
+        np.testing.assert_allclose(kept, features, rtol=1e-5, atol=1e-5)
+
+
+def test_ask_goes_on_where_it_stopped_unless_teachers_changed(teachers, tmp_path):
+    images, asked = _images(2600), []
+
+    class Counting:
+        def answers(self, normalised):
+            asked.append(len(normalised))
+            if sum(asked) > 2400 and not counting.patient:
+                raise KeyboardInterrupt
+            return teachers.answers(normalised)
+
+    counting = Counting()
+    counting.patient = False
+    with pytest.raises(KeyboardInterrupt):
+        bank.ask(counting, images, SPEC, tmp_path)
+    counting.patient, asked[:] = True, []
+    found = bank.ask(counting, images, SPEC, tmp_path, note=lambda text: None)
+    assert sum(asked) < 800  # the first ones, to compare, and what was missing
+    np.testing.assert_allclose(
+        found.logits[[0, 2599]],
+        teachers.answers(images[[0, 2599]].astype("float32") / 255 * 2 - 1).logits,
+        rtol=1e-4,
+        atol=1e-4,
+    )
+    other = TeacherEnsemble([toys.classifier(seed=seed) for seed in (1, 3)])
+    again = bank.ask(other, images, SPEC, tmp_path)
+    expected = other.answers(images[:4].astype("float32") / 255 * 2 - 1).logits
+    np.testing.assert_allclose(again.logits[:4], expected, rtol=1e-4, atol=1e-4)
+
+
+def test_drawing_weights_are_even_over_classes_and_capped():
+    classes = np.repeat([0, 1, 3], [80, 20, 1])
+    weights = bank.drawing_weights(classes)
+    assert weights.sum() == pytest.approx(1)
+    assert weights[:80].sum() == pytest.approx(weights[80:100].sum())
+    # Evenly it would be 80 times as likely as one of the first class.
+    assert weights[100] / weights[0] == pytest.approx(80 * 16 * 3 / 101)
+
+
+def _source(count=60, **changes):
+    images = _images(count)
+    logits = np.random.default_rng(1).normal(size=(count, 2, toys.CLASSES))
+    features = [np.arange(count * 3, dtype="float32").reshape(count, 3)]
+    kept = bank.Bank(images, logits.astype("float32"), features)
+    options = {"student_steps": 3, "batch_size": 4, "seed": 5, "held_out": images[:9]}
+    classes = kept.logits.mean(axis=1).argmax(axis=-1)
+    return bank.BankedImages(kept, classes, SPEC, **(options | changes))
+
+
+def test_banked_images_come_with_their_own_answers():
+    source = _source()
+    element = next(iter(source.dataset(0)))
+    batch = source.next_batches(element)
+    assert batch.normalised.shape == (3, 4, *toys.SHAPE)
+    places = (batch.teachers.features[0][..., 0].numpy() / 3).astype(int)
+    np.testing.assert_array_equal(
+        np.rint((batch.normalised.numpy() + 1) * 127.5), source.bank.images[places]
+    )
+    np.testing.assert_array_equal(batch.teachers.logits, source.bank.logits[places])
+
+
+def test_banked_images_are_a_function_of_seed_and_step():
+    first, later = (iter(_source().dataset(step)) for step in (0, 2))
+    next(first), next(first)
+    for one, other in zip(next(first), next(later), strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert (next(iter(_source(seed=6).dataset(0)))[1] != next(later)[1]).numpy().any()
+
+
+def test_banked_draws_are_even_over_the_classes_of_the_mean():
+    source = _source(count=400, batch_size=400, student_steps=10)
+    logits = next(iter(source.dataset(0)))[1].numpy()
+    classes = logits.reshape(-1, 2, toys.CLASSES).mean(axis=1).argmax(axis=-1)
+    shares = np.bincount(classes, minlength=toys.CLASSES) / len(classes)
+    np.testing.assert_allclose(shares, 1 / toys.CLASSES, atol=0.03)
+
+
+def test_statistics_gaps_rank_images_like_those_of_training_first():
+    """A BatchNormalization that saw bright images prefers bright images."""
+    import keras
+
+    image = keras.Input(toys.SHAPE)
+    norm = keras.layers.BatchNormalization()
+    hidden = keras.layers.Flatten()(norm(image))
+    model = keras.Model(image, keras.layers.Dense(2)(hidden))
+    norm.moving_mean.assign([0.6])
+    norm.moving_variance.assign([0.04])
+    rng = np.random.default_rng(0)
+    like = np.clip(rng.normal(0.8, 0.1, (64, *toys.SHAPE)), 0, 1)  # 0.6 in [-1, 1]
+    samples = {"like": (like * 255).astype("uint8"), "unlike": _images(64)}
+    gaps = bank.statistics_gaps(TeacherEnsemble([model]), samples, SPEC)
+    assert gaps["like"] < 0.2 < gaps["unlike"]
+    shares = bank.shares_of(["like", "unlike"], gaps)
+    assert shares["like"] > 0.8 and sum(shares.values()) == pytest.approx(1)
+    assert bank.shares_of(["a", "b"], {}) == {"a": 0.5, "b": 0.5}
