@@ -2,11 +2,13 @@
 
 import functools
 
+from cdfkd_tf.networks.compact import compact
 from cdfkd_tf.networks.lenet import lenet
 from cdfkd_tf.networks.resnet import resnet
 from cdfkd_tf.networks.wide_resnet import wide_resnet
 
 BACKBONES = {
+    "compact": compact,
     "lenet": lenet,
     "resnet18": functools.partial(resnet, num_blocks=(2, 2, 2, 2)),
     "resnet34": functools.partial(resnet, num_blocks=(3, 4, 6, 3)),

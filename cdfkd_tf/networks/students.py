@@ -46,10 +46,13 @@ def build_student(
     known = not callable(backbone)
     build = lookup(BACKBONES, backbone, "network") if known else backbone
     trunk = build(image, width)
-    logits, features = [], []
+    logits, features, pooled = [], [], {}
     for header, last_map in enumerate(share(trunk, num_headers)):
         name = f"header{header}"
-        feature = layers.GlobalAveragePooling2D(name=f"{name}_features")(last_map)
+        if id(last_map) not in pooled:
+            pool = layers.GlobalAveragePooling2D(name=f"{name}_features")
+            pooled[id(last_map)] = pool(last_map)
+        feature = pooled[id(last_map)]
         dense = layers.Dense(
             num_classes, name=f"{name}_logits", dtype=keras.config.floatx()
         )
@@ -89,6 +92,14 @@ def _single(trunk: Trunk, num_headers: int) -> list[KerasTensor]:
             "'multi_level' for several."
         )
     return [trunk.finish(trunk.maps[-1], "")]
+
+
+def _shared(trunk: Trunk, num_headers: int) -> list[KerasTensor]:
+    """The whole backbone shared; each header has a classifier of its own.
+
+    Hardly more work than a single header.
+    """
+    return [trunk.finish(trunk.maps[-1], "")] * num_headers
 
 
 def _split(trunk: Trunk, num_headers: int) -> list[KerasTensor]:
@@ -140,4 +151,9 @@ def _stack(tensors: list[KerasTensor], name: str) -> KerasTensor:
     return layers.Concatenate(axis=1, name=name)(rows)
 
 
-SHARING = {"single": _single, "split": _split, "multi_level": _multi_level}
+SHARING = {
+    "single": _single,
+    "shared": _shared,
+    "split": _split,
+    "multi_level": _multi_level,
+}
