@@ -9,7 +9,7 @@ import json
 import math
 import pathlib
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -248,9 +248,11 @@ class BankedImages(ImageSource):
         outputs = TeacherOutputs(logits, features, [], [])
         return Batch(self._spec.normalise(pixels), outputs)
 
-    def observe(self) -> np.ndarray:
-        """The held-out images, normalised."""
-        return np.asarray(self._spec.normalise(self._held_out / 255), "float32")
+    def observe(self) -> Iterator[np.ndarray]:
+        """The held-out images, normalised, in parts of a batch."""
+        for start in range(0, len(self._held_out), self._batch_size):
+            part = self._held_out[start : start + self._batch_size]
+            yield np.asarray(self._spec.normalise(part / 255), "float32")
 
 
 def statistics_gaps(
