@@ -189,12 +189,15 @@ class RunConfig:
     )
 
     method: str = _method(
-        "cdfkd_mfs", "Losses and images.", ("distillation.methods:METHODS",)
+        "",
+        "Losses and images; empty: cdfkd_plus with --teachers, cdfkd_mfs without.",
+        ("", "distillation.methods:METHODS"),
     )
     student: str = _method(
-        "resnet18",
-        "Backbone of the student: a built-in one, a .keras file, or a name of "
-        "keras.applications (MobileNetV3Small ...).",
+        "",
+        "Backbone of the student: a built-in one, a .keras file, a name of "
+        "keras.applications (MobileNetV3Small ...), or auto: compact, of a width for "
+        "these teachers; empty: the method's.",
     )
     student_feature_layers: tuple[str, ...] = _method(
         (),
@@ -202,10 +205,16 @@ class RunConfig:
         "empty: one at each change of resolution.",
     )
     student_headers: str = _method(
-        "", "How headers share layers: single, split or multi_level; empty: by method."
+        "",
+        "How headers share layers: single, shared, split or multi_level; empty: by "
+        "method.",
     )
     student_width: float = _method(
-        1.0, "Factor on the student's channels.", positive=True, at_most=64
+        0.0,
+        "Factor on the student's channels; 0: 1, or with --student=auto: so that it "
+        "has at most a fifth of the teachers' weights.",
+        at_least=0,
+        at_most=64,
     )
     generator: str = _method("dafl", "Network that generates images.")
     generator_width: float = _method(
@@ -213,7 +222,7 @@ class RunConfig:
     )
     latent_size: int = _method(256, "Width of the generator's input noise.", at_least=1)
     student_steps: int = _method(
-        5, "Student steps before each generator step.", at_least=1
+        0, "Student steps of an iteration; 0: the method's.", at_least=0
     )
     student_loss: Mapping[str, float] = _method(
         {},
@@ -254,12 +263,20 @@ class RunConfig:
         ("auto", *_DTYPE_POLICIES),
     )
 
-    epochs: int = _schedule(300, "Epochs of the distillation.", at_least=1)
+    minutes: float = _schedule(
+        0.0,
+        "Minutes that the distillation may take: --steps_per_epoch is fitted to them; "
+        "0: any.",
+        at_least=0,
+    )
+    epochs: int = _schedule(
+        0, "Epochs of the distillation; 0: the method's.", at_least=0
+    )
     steps_per_epoch: int = _schedule(
-        50,
+        0,
         "Iterations per epoch: student steps, then one generator step; with kd: as "
-        "many student steps.",
-        at_least=1,
+        "many student steps; 0: the method's.",
+        at_least=0,
     )
     evaluate_every: int = _schedule(
         1,
@@ -269,20 +286,21 @@ class RunConfig:
         searched=False,
     )
     batch_size: int = _schedule(
-        256,
-        "Images per update.",
-        at_least=2,  # BatchNorm statistics of one image are no statistics
+        0, "Images per update, at least 2; 0: the method's.", at_least=0
     )
-    student_learning_rate: float = _schedule(0.1, "SGD, momentum 0.9.", positive=True)
+    student_learning_rate: float = _schedule(
+        0.0, "SGD, momentum 0.9; 0: the method's.", at_least=0
+    )
     nesterov: bool = _schedule(False, "Nesterov momentum for the student.")
     generator_learning_rate: float = _schedule(1e-3, "Adam.", positive=True)
     generator_beta1: float = _schedule(
         0.9, "Adam's decay of the gradient.", at_least=0, at_most=0.999999
     )
     schedule: str = _schedule(
-        "steps",
-        "Learning rates: a tenth at each milestone, a half cosine to 0, or constant.",
-        _SCHEDULES,
+        "",
+        "Learning rates: a tenth at each milestone (steps), a half cosine to 0, or "
+        "constant; empty: the method's.",
+        ("", *_SCHEDULES),
     )
     generator_schedule: str = _schedule(
         "", "The same for the generator alone; empty: as --schedule.", ("", *_SCHEDULES)
@@ -404,9 +422,22 @@ class RunConfig:
             value = _expanded(read_value(field, getattr(self, field.name)))
             object.__setattr__(self, field.name, value)
             _check_value(field, value)
+        self._complete()
         if self.dataset == "none":  # nothing there to measure on
             object.__setattr__(self, "evaluation_split", "none")
         _check_combinations(self)
+
+    def _complete(self) -> None:
+        """Puts the method's own values where none are given."""
+        methods = importlib.import_module("cdfkd_tf.distillation.methods").METHODS
+        if not self.method:
+            usual = "cdfkd_plus" if self.teachers else "cdfkd_mfs"
+            object.__setattr__(self, "method", usual)
+        for name, value in methods[self.method].recipe.items():
+            if not getattr(self, name):
+                object.__setattr__(self, name, value)
+        if self.student != "auto" and not self.student_width:
+            object.__setattr__(self, "student_width", 1.0)
 
     def with_values(self, values: Mapping[str, Any]) -> "RunConfig":
         """A variant with some options replaced.
@@ -627,6 +658,11 @@ def _check_combinations(config: RunConfig) -> None:
         if wrong:
             raise RequestError(message)
 
+    refuse_if(
+        config.batch_size == 1,
+        "--batch_size must be at least 2: one image has no BatchNormalization "
+        "statistics; got 1.",
+    )
     dataset, search = config.dataset, config.action == "search"
     refuse_if(
         config.labelled_samples == 1,

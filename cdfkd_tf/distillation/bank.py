@@ -12,8 +12,10 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+import keras
 import numpy as np
 import tensorflow as tf
+from keras import ops
 
 from cdfkd_tf.data.specs import DatasetSpec
 from cdfkd_tf.data.transfer_set import Kind, mixture
@@ -241,12 +243,10 @@ class BankedImages(ImageSource):
 
     def next_batches(self, element: Any) -> Batch:
         """The element's images and answers, with the leading axis K."""
-        images, logits, *features = (
-            tf.experimental.numpy.swapaxes(array, 0, 1) for array in element
-        )
-        pixels = tf.cast(images, "float32") / 255
+        kept = [tf.cast(array, keras.config.floatx()) for array in element]
+        images, logits, *features = (ops.swapaxes(array, 0, 1) for array in kept)
         outputs = TeacherOutputs(logits, features, [], [])
-        return Batch(self._spec.normalise(pixels), outputs)
+        return Batch(self._spec.normalise(images / 255), outputs)
 
     def observe(self) -> Iterator[np.ndarray]:
         """The held-out images, normalised, in parts of a batch."""

@@ -24,6 +24,7 @@ from cdfkd_tf.distillation.methods import METHODS, Method
 from cdfkd_tf.distillation.optimizers import CoupledSGD, PaperAdam
 from cdfkd_tf.errors import DistillationWarning, RequestError
 from cdfkd_tf.networks import generators, students
+from cdfkd_tf.networks.backbones import AUTOMATIC_BACKBONE
 from cdfkd_tf.networks.external_backbones import find_backbone
 from cdfkd_tf.runtime import fused_batchnorm
 from cdfkd_tf.runtime.devices import (
@@ -85,8 +86,9 @@ def build_student(
 ) -> keras.Model:
     """A fresh student, its headers shared as method and request say."""
     sharing = config.student_headers or METHODS[config.method].sharing
+    backbone = AUTOMATIC_BACKBONE if config.student == "auto" else config.student
     return students.build_student(
-        find_backbone(config.student, spec, config.student_feature_layers),
+        find_backbone(backbone, spec, config.student_feature_layers),
         spec.image_shape,
         spec.num_classes,
         1 if sharing == "single" else num_teachers,

@@ -7,6 +7,47 @@ negative weight. Pure data: importing it needs neither TensorFlow nor Keras.
 import dataclasses
 from collections.abc import Mapping
 
+# What the papers' runs on CIFAR-100 share.
+PUBLISHED = {
+    "student": "resnet18",
+    "student_steps": 5,
+    "epochs": 300,
+    "steps_per_epoch": 50,
+    "batch_size": 256,
+    "student_learning_rate": 0.1,
+    "schedule": "steps",
+}
+# What follows from teachers, images and machine, see `schedule.complete`.
+AUTOMATIC = {
+    "student": "auto",
+    "student_steps": 20,
+    "epochs": 20,
+    "batch_size": 64,
+    "student_learning_rate": 0.1,
+    "schedule": "cosine",
+}
+
+
+# What the papers' runs on CIFAR-100 share.
+PUBLISHED = {
+    "student": "resnet18",
+    "student_steps": 5,
+    "epochs": 300,
+    "steps_per_epoch": 50,
+    "batch_size": 256,
+    "student_learning_rate": 0.1,
+    "schedule": "steps",
+}
+# The rest follows from teachers, images and machine, see `schedule`.
+AUTOMATIC = {
+    "student": "auto",
+    "student_steps": 20,
+    "epochs": 20,
+    "batch_size": 64,
+    "student_learning_rate": 0.1,
+    "schedule": "cosine",
+}
+
 
 @dataclasses.dataclass(frozen=True)
 class Method:
@@ -22,6 +63,7 @@ class Method:
         teacher_gradient: whether the generator's divergences pass a gradient through
             the teachers, or take their logits for constants.
         temperature: of the softmaxes of `kl`.
+        recipe: options of a run that the method brings with it, where none are given.
     """
 
     divergence: str
@@ -31,6 +73,7 @@ class Method:
     images: tuple[str, ...] = ("generated",)
     teacher_gradient: bool = True
     temperature: float = 1.0
+    recipe: Mapping[str, object] = dataclasses.field(default_factory=lambda: PUBLISHED)
 
     def weights(self, role: str) -> Mapping[str, float]:
         """Term -> weight of `student` or `generator`."""
@@ -82,8 +125,9 @@ METHODS = {
         divergence="kl",
         student={"header": 1.0, "ensemble": 1.0},
         generator={},
-        sharing="multi_level",
+        sharing="shared",
         images=("procedural",),
         temperature=4.0,
+        recipe=AUTOMATIC,
     ),
 }

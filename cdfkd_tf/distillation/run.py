@@ -1,6 +1,7 @@
 """One distillation from its first epoch, or the one it stopped at, to its networks."""
 
 import contextlib
+import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -9,6 +10,7 @@ import tensorflow as tf
 
 from cdfkd_tf.config import RunConfig
 from cdfkd_tf.data.specs import DatasetSpec
+from cdfkd_tf.distillation import schedule
 from cdfkd_tf.distillation.build import networks_to_keep
 from cdfkd_tf.distillation.checkpoints import TrainingState
 from cdfkd_tf.distillation.distiller import Distiller
@@ -40,6 +42,7 @@ def distill(
     verbose: int | str = "auto",
     callbacks: Sequence[keras.callbacks.Callback] = (),
     workers: WorkerGroup | None = None,
+    started: float | None = None,
 ) -> tuple[dict[str, keras.Model], dict[str, float]]:
     """Trains the student, and the generator if the method has one.
 
@@ -52,6 +55,7 @@ def distill(
         verbose: as in `keras.Model.fit`.
         callbacks: called after our own, before the checkpoint.
         workers: that train together, this one among them; only the chief writes.
+        started: `time.monotonic()` at which `--minutes` began; None: now.
 
     Returns:
         The networks to keep, `student` and perhaps `generator`; seconds: `distill`,
@@ -62,6 +66,8 @@ def distill(
             that is gone.
     """
     writes = workers is None or workers.cluster.is_chief
+    started = time.monotonic() if started is None else started
+    config = schedule.fitted(distiller, config, workdir, started)
     state = TrainingState(
         distiller.state,
         workdir.checkpoints,

@@ -7,6 +7,7 @@ from cdfkd_tf.networks.lenet import lenet
 from cdfkd_tf.networks.resnet import resnet
 from cdfkd_tf.networks.wide_resnet import wide_resnet
 
+AUTOMATIC_BACKBONE = "compact"  # of --student=auto
 BACKBONES = {
     "compact": compact,
     "lenet": lenet,

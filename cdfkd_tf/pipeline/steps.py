@@ -5,6 +5,7 @@ import os
 import pathlib
 import shutil
 import sys
+import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -22,6 +23,7 @@ from cdfkd_tf.distillation import build
 from cdfkd_tf.distillation.fit_aggregator import fit_aggregator
 from cdfkd_tf.distillation.image_source import Sampler
 from cdfkd_tf.distillation.run import distill, saving_options
+from cdfkd_tf.distillation.schedule import with_student_size
 from cdfkd_tf.distillation.train_teachers import train_classifier
 from cdfkd_tf.errors import RequestError
 from cdfkd_tf.export import run as export_run
@@ -302,7 +304,8 @@ def _link_teachers(run: Run) -> None:
 
 def _distill(run: Run) -> None:
     """Trains the student, and the generator if there is one, against the teachers."""
-    config, workers = run.config, run.workers
+    started, workers = time.monotonic(), run.workers
+    config = with_student_size(run.config, run.spec, run.teachers)
     strategy = workers.strategy if workers else None
     distiller = build.build_distiller(
         config, run.spec, run.teachers, run.real_images, strategy
@@ -317,6 +320,7 @@ def _distill(run: Run) -> None:
         verbose=run.verbose,
         callbacks=run.callbacks,
         workers=workers,
+        started=started,
     )
     if workers and not workers.cluster.is_chief:
         return

@@ -123,6 +123,11 @@ class Teacher:
         return self.adapter(images) if self.adapter else images
 
     @property
+    def num_parameters(self) -> int:
+        """How many weights it has; 0 if it does not show them."""
+        return sum(int(np.prod(weight.shape)) for weight in self.model.weights)
+
+    @property
     def image_shape(self) -> tuple[int, ...]:
         """What one image measures for the model itself, open sides as the data set."""
         if not self.adapter:
