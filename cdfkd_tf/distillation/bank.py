@@ -47,9 +47,15 @@ class Bank:
         return len(self.images)
 
 
-def automatic_size(spec: DatasetSpec) -> int:
-    """How many images a bank keeps if nothing is said: 256 MB, at most 30,000."""
-    return min(30_000, 2**28 // math.prod(spec.image_shape))
+def automatic_size(spec: DatasetSpec, minutes: float) -> int:
+    """How many images a bank keeps if nothing is said: 256 MB, at most 30,000.
+
+    Args:
+        spec: of the images.
+        minutes: for the whole run; 0: any. Few minutes are for learning, not drawing.
+    """
+    most = min(30_000, 2**28 // math.prod(spec.image_shape))
+    return min(most, max(1000, int(5000 * minutes))) if minutes else most
 
 
 def fill(

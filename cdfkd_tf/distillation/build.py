@@ -197,7 +197,7 @@ def _banked(config, spec, method, teachers) -> ImageSource:
     kinds = kinds_of(method.images, config.transfer_images)
     bank = fill(
         kinds,
-        config.bank_size or automatic_size(spec),
+        config.bank_size or automatic_size(spec, config.minutes),
         teachers,
         spec,
         Workdir(config.workdir).bank,

@@ -29,6 +29,8 @@ _CHANCE = 0.05  # Cohen's kappa up to this is agreement by chance
 _FEW_CLASSES = 0.1  # share of all classes
 _GRID = 8  # rows and columns of a sample grid
 _GRID_PIXELS = 512  # small images are enlarged to fill about this
+_TIMED = 3  # iterations before the first estimate of the time to go
+_WORTH_TELLING = 20  # seconds
 # Agreement through earlier generators follows true accuracy best, see
 # experiments/README.md.
 BEST_SIGNAL = "agreement_earlier"
@@ -273,31 +275,46 @@ class HistoryTable(keras.callbacks.Callback):
 
 
 class TrainingFigures(keras.callbacks.Callback):
-    """Logs `images_per_second` of the student, and each optimiser's learning rate.
+    """Logs the student's speed, the time that is left, and learning rates.
+
+    The first estimate is printed after a few iterations: `images_per_second` and
+    `minutes_left` are logged at the end of each epoch.
 
     Args:
+        epochs: of the whole run.
         images_per_step: that the student learns from in one iteration.
         optimizers: name -> optimiser.
     """
 
     def __init__(
         self,
+        epochs: int,
         images_per_step: int,
         optimizers: dict[str, keras.optimizers.Optimizer],
     ):
         super().__init__()
-        self._images_per_step, self._steps = images_per_step, 0
-        self._optimizers = optimizers
+        self._epochs, self._images_per_step = epochs, images_per_step
+        self._optimizers, self._steps, self._told = optimizers, 0, False
 
     def on_epoch_begin(self, epoch, logs=None):
-        self._started = time.monotonic()
+        self._started, self._epoch = time.monotonic(), epoch
 
     def on_train_batch_end(self, batch, logs=None):
         self._steps = batch + 1  # of an interrupted epoch: since it went on
+        if self._told or batch < _TIMED:
+            if not batch:  # the first one traces
+                self._second = time.monotonic()
+            return
+        self._told = True
+        each = (time.monotonic() - self._second) / batch
+        left = (self._epochs - self._epoch) * self.params["steps"] - batch - 1
+        if left * each >= _WORTH_TELLING:
+            print(f"\nAbout {left * each / 60:.1f} minutes to go.")
 
     def on_epoch_end(self, epoch, logs=None):
         seconds = time.monotonic() - self._started
         logs["images_per_second"] = self._steps * self._images_per_step / seconds
+        logs["minutes_left"] = seconds * (self._epochs - epoch - 1) / 60
         for name, optimizer in self._optimizers.items():
             rate = float(keras.ops.convert_to_numpy(optimizer.learning_rate))
             logs[f"{name}_learning_rate"] = rate

@@ -224,6 +224,7 @@ def _watch(
         SkippedUpdates(distiller.state, updates),
         HistoryTable(workdir.history, first_epoch),
         TrainingFigures(
+            config.epochs,
             config.batch_size * student_steps,
             {n: part for n, part in distiller.state.items() if n in updates},
         ),

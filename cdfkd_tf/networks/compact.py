@@ -1,4 +1,4 @@
-"""A plain trunk of few, dense operations: fast to train on CPUs and on small devices."""
+"""A plain trunk of few, dense operations: fast on CPUs and on small devices."""
 
 import math
 

@@ -90,7 +90,7 @@ def test_agreement_earlier_is_remembered_across_processes(engine, tmp_path):
 
 
 def test_pictures_and_curves_are_written(engine, tmp_path):
-    figures = TrainingFigures(16, {"student": engine.optimizer})
+    figures = TrainingFigures(1, 16, {"student": engine.optimizer})
     board = keras.callbacks.TensorBoard(str(tmp_path / "logs"), write_graph=False)
     history = engine.fit(
         engine.source.dataset(0),
