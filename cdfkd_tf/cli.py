@@ -26,6 +26,7 @@ from cdfkd_tf.config import (
     text_of,
     value_type,
 )
+from cdfkd_tf.distillation.methods import PUBLISHED
 from cdfkd_tf.errors import (
     DistillationWarning,
     RequestError,
@@ -99,11 +100,10 @@ def define(values: absl_flags.FlagValues = absl_flags.FLAGS) -> None:
     """Defines one flag per option in `values`; call once per process."""
     absl_flags.DEFINE_flag(_HelpFlag(), values)
     absl_flags.DEFINE_flag(app.HelpfullFlag(), values)
-    defaults = RunConfig()
     for name, field in FIELDS.items():
-        default, kind = text_of(getattr(defaults, name)), value_type(field)
-        define = absl_flags.DEFINE_bool if kind is bool else absl_flags.DEFINE_string
-        define(name, default, field.metadata["help"], flag_values=values)
+        is_bool = value_type(field) is bool
+        define = absl_flags.DEFINE_bool if is_bool else absl_flags.DEFINE_string
+        define(name, None, field.metadata["help"], flag_values=values)
 
 
 def parse(
@@ -126,7 +126,8 @@ def parse(
         raise RequestError(_explained(one_line(error))) from error
     if rest:
         raise RequestError(f"Unexpected argument {rest[0]!r}. Options start with --.")
-    return RunConfig(**{name: values[name].value for name in FIELDS})
+    given = {name: values[name].value for name in FIELDS}
+    return RunConfig(**{n: text for n, text in given.items() if text is not None})
 
 
 def help_page() -> str:
@@ -140,9 +141,9 @@ def help_page() -> str:
             choices = ", ".join(filter(None, choices_of(FIELDS[name])))
             if choices:
                 text += f" One of: {choices}."
-            shown = text_of(getattr(defaults, name))
-            if isinstance(getattr(defaults, name), dict):
-                shown = "the method's"
+            value = getattr(defaults, name)
+            of_method = name in PUBLISHED or isinstance(value, dict)
+            shown = "the method's" if of_method else text_of(value)
             lines.append(f"  --{name}: {text} [{shown}]")
     lines.append("\n  --helpfull: also the flags of the libraries underneath.")
     return "\n".join(lines)

@@ -2,7 +2,7 @@
 
 A row holds type, default, help, choices, range and the step whose result the option
 affects. Flags, checks, `--help`, what a finished step depends on and what a search may
-vary follow from the rows. The defaults are the published CIFAR-100 recipe; what differs
+vary follow from the rows. What is None by default comes with the method; what differs
 for another data set stands in a flagfile.
 """
 
@@ -209,11 +209,11 @@ class RunConfig:
         "How headers share layers: single, shared, split or multi_level; empty: by "
         "method.",
     )
-    student_width: float = _method(
-        0.0,
-        "Factor on the student's channels; 0: 1, or with --student=auto: so that it "
-        "has at most a fifth of the teachers' weights.",
-        at_least=0,
+    student_width: float | None = _method(
+        None,
+        "Factor on the student's channels; empty: 1, or with --student=auto: so that "
+        "it has at most a fifth of the teachers' weights.",
+        positive=True,
         at_most=64,
     )
     generator: str = _method("dafl", "Network that generates images.")
@@ -221,8 +221,8 @@ class RunConfig:
         1.0, "Factor on the generator's channels.", positive=True, at_most=64
     )
     latent_size: int = _method(256, "Width of the generator's input noise.", at_least=1)
-    student_steps: int = _method(
-        0, "Student steps of an iteration; 0: the method's.", at_least=0
+    student_steps: int | None = _method(
+        None, "Student steps before each generator step.", at_least=1
     )
     student_loss: Mapping[str, float] = _method(
         {},
@@ -248,14 +248,16 @@ class RunConfig:
         "Folder of any pictures to cut images from, or builtin: scikit-image's "
         "photographs. No data of the task, but not no data.",
     )
-    bank_size: int = _method(
-        0, "Images kept with the teachers' answers; 0: as many as suit.", at_least=0
+    bank_size: int | None = _method(
+        None,
+        "Images kept with the teachers' answers; empty: 256 MB, at most 30,000, or "
+        "5,000 for each of --minutes.",
+        at_least=2,
     )
-    temperature: float = _method(
-        0.0,
-        "Of the softmaxes in methods that compare them; losses times its square; 0: "
-        "the method's.",
-        at_least=0,
+    temperature: float | None = _method(
+        None,
+        "Of the softmaxes in methods that compare them; empty: the method's.",
+        positive=True,
     )
     teacher_dtype_policy: str = _method(
         "auto",
@@ -263,20 +265,17 @@ class RunConfig:
         ("auto", *_DTYPE_POLICIES),
     )
 
-    minutes: float = _schedule(
-        0.0,
-        "Minutes that the distillation may take: --steps_per_epoch is fitted to them; "
-        "0: any.",
-        at_least=0,
+    minutes: float | None = _schedule(
+        None,
+        "Minutes that the distillation may take: --steps_per_epoch is fitted to them.",
+        positive=True,
     )
-    epochs: int = _schedule(
-        0, "Epochs of the distillation; 0: the method's.", at_least=0
-    )
-    steps_per_epoch: int = _schedule(
-        0,
+    epochs: int | None = _schedule(None, "Epochs of the distillation.", at_least=1)
+    steps_per_epoch: int | None = _schedule(
+        None,
         "Iterations per epoch: student steps, then one generator step; with kd: as "
-        "many student steps; 0: the method's.",
-        at_least=0,
+        "many student steps.",
+        at_least=1,
     )
     evaluate_every: int = _schedule(
         1,
@@ -285,11 +284,13 @@ class RunConfig:
         affects="",
         searched=False,
     )
-    batch_size: int = _schedule(
-        0, "Images per update, at least 2; 0: the method's.", at_least=0
+    batch_size: int | None = _schedule(
+        None,
+        "Images per update.",
+        at_least=2,  # BatchNorm statistics of one image are no statistics
     )
-    student_learning_rate: float = _schedule(
-        0.0, "SGD, momentum 0.9; 0: the method's.", at_least=0
+    student_learning_rate: float | None = _schedule(
+        None, "SGD, momentum 0.9.", positive=True
     )
     nesterov: bool = _schedule(False, "Nesterov momentum for the student.")
     generator_learning_rate: float = _schedule(1e-3, "Adam.", positive=True)
@@ -434,9 +435,9 @@ class RunConfig:
             usual = "cdfkd_plus" if self.teachers else "cdfkd_mfs"
             object.__setattr__(self, "method", usual)
         for name, value in methods[self.method].recipe.items():
-            if not getattr(self, name):
+            if getattr(self, name) in (None, ""):
                 object.__setattr__(self, name, value)
-        if self.student != "auto" and not self.student_width:
+        if self.student != "auto" and self.student_width is None:
             object.__setattr__(self, "student_width", 1.0)
 
     def with_values(self, values: Mapping[str, Any]) -> "RunConfig":
@@ -526,7 +527,9 @@ def hint_for(name: str) -> str:
 
 
 def value_type(field: dataclasses.Field) -> type:
-    """`tuple` for `tuple[int, ...]`, `dict` for a table, else the type itself."""
+    """`tuple` for `tuple[int, ...]`, `dict` for a table, `int` for `int | None`."""
+    if isinstance(field.type, types.UnionType):
+        return typing.get_args(field.type)[0]
     origin = typing.get_origin(field.type) or field.type
     return dict if origin is Mapping else origin
 
@@ -546,7 +549,9 @@ def choices_of(field: dataclasses.Field) -> tuple[str, ...]:
 
 
 def text_of(value: Any) -> str:
-    """A value as the command line takes it."""
+    """A value as the command line takes it; nothing for None."""
+    if value is None:
+        return ""
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, Mapping):
@@ -574,6 +579,8 @@ def read_value(field: dataclasses.Field, value: Any) -> Any:
     """
     kind, words = value_type(field), _WORDS[value_type(field)]
     got = f"{type(value).__name__} {value!r}"
+    if field.default is None and value in (None, ""):
+        return None
     try:
         if isinstance(value, str):
             got = repr(value)
@@ -627,6 +634,8 @@ def _item_type(field: dataclasses.Field) -> type:
 def _check_value(field: dataclasses.Field, value: Any) -> None:
     row, flag = types.SimpleNamespace(**field.metadata), f"--{field.name}"
     kind = value_type(field)
+    if value is None:
+        return
     if kind in (int, float, dict):
         most = row.at_most or (_LARGEST_WHOLE if kind is int else _LARGEST)
         for number in value.values() if kind is dict else (value,):
@@ -658,11 +667,6 @@ def _check_combinations(config: RunConfig) -> None:
         if wrong:
             raise RequestError(message)
 
-    refuse_if(
-        config.batch_size == 1,
-        "--batch_size must be at least 2: one image has no BatchNormalization "
-        "statistics; got 1.",
-    )
     dataset, search = config.dataset, config.action == "search"
     refuse_if(
         config.labelled_samples == 1,

@@ -24,7 +24,7 @@ def options_of(toy_files, **more):
     values = vars(toys.parse(*flags, "--teachers=none.keras"))
     keep = ("student", "student_headers", "generator_width", "latent_size", "epochs")
     keep += ("student_steps", "steps_per_epoch", "batch_size", "student_learning_rate")
-    keep += ("milestones",)
+    keep += ("milestones", "method")
     return {name: values[name] for name in keep} | {"verbose": 0} | more
 
 
@@ -296,3 +296,19 @@ def test_distillation_refuses_wrong_arrays(result):
     ]:
         with pytest.raises(RequestError, match=message):
             call(result)
+
+
+def test_distill_without_options_learns_from_drawn_images(tmp_path, monkeypatch):
+    """Nothing but teachers: sizes and length follow, no image is needed."""
+    monkeypatch.setattr("cdfkd_tf.distillation.schedule._UPDATES", 40)
+    teachers = [toys.classifier(seed=0), toys.probabilities_of_bytes()]
+    options = {"bank_size": 64, "epochs": 2, "verbose": 0}
+    result = cdfkd_tf.distill(teachers, workdir=tmp_path, **options)
+    assert result.generator is None and result.config.method == "cdfkd_plus"
+    assert result.student(IMAGES)["logits"].shape == (40, 2, 4)
+    assert len(result.history["student_header"]) == 2
+    assert 0 <= result.evaluate(X, Y)["student"]["accuracy"] <= 1
+    assert np.load(tmp_path / "bank" / "answers_0.npy").shape == (64, 2, 4)
+    again = cdfkd_tf.distill(teachers, workdir=tmp_path / "again", **options)
+    for a, b in zip(again.student.get_weights(), result.student.get_weights()):
+        np.testing.assert_array_equal(a, b)

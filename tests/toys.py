@@ -267,6 +267,7 @@ class Files:
         own = (
             f"--teachers={','.join(map(str, self.teachers))}",
             "--teacher_input=normalised",
+            "--method=cdfkd_mfs",
             f"--student={self.student}",
             f"--image_shape={','.join(map(str, SHAPE))}",
             *NETWORKS,

@@ -94,7 +94,7 @@ def test_students_load_with_keras_alone(tmp_path):
 
 
 def test_wrong_requests_are_explained():
-    with pytest.raises(RequestError, match=r"Unknown network 'vgg'\. Known: lenet"):
+    with pytest.raises(RequestError, match=r"Unknown network 'vgg'\. Known: compact"):
         build_student("vgg", (8, 8, 1), 4, 2)
     with pytest.raises(RequestError, match="Unknown sharing 'none'"):
         build_student("wrn10_1", (8, 8, 1), 4, 2, sharing="none")
