@@ -241,7 +241,7 @@ class RunConfig:
         (),
         "Where the images come from, as generated or procedural,pictures; empty: the "
         "method's way.",
-        ("generated", "real", "procedural", "pictures", "noise"),
+        ("distillation.methods:IMAGES",),
     )
     transfer_images: str = _method(
         "",

@@ -1,7 +1,7 @@
 """Where the images of a distillation come from.
 
 An image source gives the student its batches, keeps what a checkpoint must hold of it,
-and may learn itself between the student's steps. `build.SOURCES` lists them by name.
+and may learn itself between the student's steps. `methods.IMAGES` lists them by name.
 """
 
 import abc

@@ -7,27 +7,14 @@ negative weight. Pure data: importing it needs neither TensorFlow nor Keras.
 import dataclasses
 from collections.abc import Mapping
 
-# What the papers' runs on CIFAR-100 share.
-PUBLISHED = {
-    "student": "resnet18",
-    "student_steps": 5,
-    "epochs": 300,
-    "steps_per_epoch": 50,
-    "batch_size": 256,
-    "student_learning_rate": 0.1,
-    "schedule": "steps",
+# Where images come from: name -> what a run learned from, for people.
+IMAGES = {
+    "generated": "images that a generator made up",
+    "real": "real training images",
+    "procedural": "images drawn by formula",
+    "pictures": "pieces of unrelated pictures",
+    "noise": "plain noise",
 }
-# What follows from teachers, images and machine, see `schedule.complete`.
-AUTOMATIC = {
-    "student": "auto",
-    "student_steps": 20,
-    "epochs": 20,
-    "batch_size": 64,
-    "student_learning_rate": 0.1,
-    "schedule": "cosine",
-}
-
-
 # What the papers' runs on CIFAR-100 share.
 PUBLISHED = {
     "student": "resnet18",
@@ -59,7 +46,7 @@ class Method:
         student: term -> weight in what the student minimises.
         generator: the same for the generator; empty where none learns.
         sharing: how the student's headers share layers.
-        images: where images come from, keys of `build.SOURCES`.
+        images: where images come from, keys of `IMAGES`.
         teacher_gradient: whether the generator's divergences pass a gradient through
             the teachers, or take their logits for constants.
         temperature: of the softmaxes of `kl`.

@@ -171,7 +171,8 @@ class Run:
     def unlabelled_images(self, count: int, seed: int) -> np.ndarray:
         """Images in [0, 1] that need no labels: for calibrating, also for fitting.
 
-        The trained generator's; where the method has none, real training images.
+        From where the method takes its own; of those by formula and from pictures,
+        such that no training step saw.
 
         Args:
             count: how many.
@@ -378,7 +379,7 @@ def _evaluate(run: Run) -> None:
     for key, value in measured.items():
         run.results.record(key, value)
     generated = None
-    if run.method.generator:
+    if "real" not in run.method.images:
         generated = run.unlabelled_images(_GENERATED, _PICTURE_SEED)
     observed = evaluation.observe(
         predictor,

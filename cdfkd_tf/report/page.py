@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image
 
 from cdfkd_tf.config import RunConfig
+from cdfkd_tf.distillation.methods import IMAGES
 from cdfkd_tf.errors import RequestError
 from cdfkd_tf.report import charts, tables
 from cdfkd_tf.report.charts import Chart
@@ -91,11 +92,13 @@ def write_report(workdir: Workdir) -> pathlib.Path:
         )
     observations = read_json(workdir.observations)
     teachers = len(results["teachers"])
-    has_generator = results.get("images") != "real"
+    sources = str(results.get("images", "generated")).split("+")
+    has_generator = "generated" in sources
+    learned_from = " and ".join(IMAGES.get(source, source) for source in sources)
     headers = len(results["student"]["header_accuracy"] or [None])
     names = ("its teachers", "one teacher", "two teachers", "three teachers")
     who = names[teachers] if teachers < len(names) else f"{teachers} teachers"
-    source = "without a single one of their" if has_generator else "from their"
+    source = "from their" if "real" in sources else "without a single one of their"
     run = [results["dataset"], results["method"], f"seed {results['seed']}"]
     sections = [
         Section(
@@ -111,7 +114,9 @@ def write_report(workdir: Workdir) -> pathlib.Path:
         Section("How it learned", charts=_curves(read_history(workdir.history))),
         Section(
             "Generated images over time",
-            "What the generator drew, from the same noise, as training went on.",
+            "What the generator drew, from the same noise, as training went on."
+            if has_generator
+            else f"Some of the {learned_from}.",
             pictures=_pictures(workdir.samples),
         ),
         _answers(observations),
@@ -129,7 +134,7 @@ def write_report(workdir: Workdir) -> pathlib.Path:
         sections,
         kicker=" · ".join(run),
         question=f"Can one small network learn what {who} know, {source} images?",
-        lead=" ".join(_lead(results)),
+        lead=" ".join([*_lead(results), f"It learned from {learned_from}."]),
         drawing=(teachers or 1, headers, has_generator),
     )
     write_text(workdir.report, text)

@@ -23,11 +23,11 @@ def objective_name(config: RunConfig) -> str:
     """What trials of this request are judged by, in [0, 1]; more is better.
 
     Raises:
-        RequestError: neither labelled samples nor a generator to judge by.
+        RequestError: neither labelled samples nor generated images to judge by.
     """
     if config.labelled_samples:
         return "held_out_accuracy"
-    if not METHODS[config.method].generator:
+    if "real" in (config.images or METHODS[config.method].images):
         raise RequestError(
             f"--action=search with --method={config.method} has no generated images to "
             "judge by. Give labelled ones with --labelled_samples."
