@@ -22,6 +22,7 @@ from cdfkd_tf.data.transfer_set import kinds_of, mixture
 from cdfkd_tf.distillation import build
 from cdfkd_tf.distillation.fit_aggregator import fit_aggregator
 from cdfkd_tf.distillation.image_source import Sampler
+from cdfkd_tf.distillation.methods import IMAGES
 from cdfkd_tf.distillation.run import distill, saving_options
 from cdfkd_tf.distillation.schedule import with_student_size
 from cdfkd_tf.distillation.train_teachers import train_classifier
@@ -102,6 +103,7 @@ class Run:
                 "dataset": config.dataset,
                 "method": config.method,
                 "images": "+".join(self.method.images),
+                "learned_from": " and ".join(map(IMAGES.get, self.method.images)),
                 "seed": config.seed,
                 "versions": _versions(),
             },

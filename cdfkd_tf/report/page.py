@@ -12,7 +12,6 @@ import numpy as np
 from PIL import Image
 
 from cdfkd_tf.config import RunConfig
-from cdfkd_tf.distillation.methods import IMAGES
 from cdfkd_tf.errors import RequestError
 from cdfkd_tf.report import charts, tables
 from cdfkd_tf.report.charts import Chart
@@ -94,7 +93,7 @@ def write_report(workdir: Workdir) -> pathlib.Path:
     teachers = len(results["teachers"])
     sources = str(results.get("images", "generated")).split("+")
     has_generator = "generated" in sources
-    learned_from = " and ".join(IMAGES.get(source, source) for source in sources)
+    learned_from = results.get("learned_from", "generated images")
     headers = len(results["student"]["header_accuracy"] or [None])
     names = ("its teachers", "one teacher", "two teachers", "three teachers")
     who = names[teachers] if teachers < len(names) else f"{teachers} teachers"
