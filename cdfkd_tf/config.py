@@ -485,10 +485,15 @@ class RunConfig:
 
     def changed_flags(self) -> list[str]:
         """`--name=value` of each option that differs from its default."""
-        pairs = zip(
-            self.flag_lines().splitlines(), RunConfig().flag_lines().splitlines()
-        )
-        return [line for line, usual in pairs if line != usual]
+        # Which method is usual, and so its recipe, depends on whether there are teachers.
+        usual = RunConfig(teachers=self.teachers).flag_lines().splitlines()
+        lines = self.flag_lines().splitlines()
+        given = f"--teachers={text_of(self.teachers)}"
+        return [
+            line
+            for line, default in zip(lines, usual)
+            if line != default or (line == given and self.teachers)
+        ]
 
 
 FIELDS = {field.name: field for field in dataclasses.fields(RunConfig)}

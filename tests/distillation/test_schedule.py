@@ -107,3 +107,10 @@ def test_bank_size_leaves_most_of_the_minutes_for_learning():
     assert bank.automatic_size(small, 1) == 5000
     large = plain_spec("none", (224, 224, 3), 10)
     assert 1000 < bank.automatic_size(large, 0) < 2000  # 256 MB
+
+
+@pytest.mark.parametrize("method", ["cdfkd_mfs", "cdfkd_plus"])
+@pytest.mark.parametrize("own", [{}, OWN])
+def test_changed_flags_repeat_a_run_of_any_method(own, method):
+    config = RunConfig(**own, method=method, student_learning_rate=0.2)
+    assert toys.parse(*config.changed_flags()) == config
