@@ -485,14 +485,13 @@ class RunConfig:
 
     def changed_flags(self) -> list[str]:
         """`--name=value` of each option that differs from its default."""
-        # Which method is usual, and so its recipe, depends on whether there are teachers.
-        usual = RunConfig(teachers=self.teachers).flag_lines().splitlines()
-        lines = self.flag_lines().splitlines()
-        given = f"--teachers={text_of(self.teachers)}"
+        # What is usual comes with the method, and which one is usual with teachers.
+        usual = RunConfig(method=self.method).flag_lines().splitlines()
+        named = self.method != RunConfig(teachers=self.teachers).method
         return [
             line
-            for line, default in zip(lines, usual)
-            if line != default or (line == given and self.teachers)
+            for line, default in zip(self.flag_lines().splitlines(), usual)
+            if line != default or (named and line.startswith("--method="))
         ]
 
 
