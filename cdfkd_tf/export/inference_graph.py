@@ -108,13 +108,34 @@ def _copied(layer, norm) -> tuple[layers.Layer, Any]:
         kind, weights = layers.Rescaling, []
         config = {"scale": (1 / std).tolist(), "offset": (-mean / std).tolist()}
         config["name"] = layer.name
-    else:
-        kind = _OWN_OF.get(kind, kind)
-    return kind.from_config(config), weights
+    copy = _OWN_OF.get(kind, kind).from_config(config)
+    if getattr(copy, "activation", None) is keras.activations.gelu:
+        copy.activation = _gelu
+    return copy, weights
 
 
 def _reads_channels_of_maps(norm) -> bool:
     return norm.input_spec.ndim == 4 and norm.axis in (-1, 3)
+
+
+def _gelu(inputs):
+    """As converters know it; TensorFlow computes a complement of `erf`."""
+    return 0.5 * inputs * (1.0 + ops.erf(inputs * 0.5**0.5))
+
+
+class _Conv2D(layers.Conv2D):
+    """For groups Keras calls a compiler, which converters cannot."""
+
+    def convolution_op(self, inputs, kernel):
+        if self.groups == 1 or self.data_format == "channels_first":
+            return super().convolution_op(inputs, kernel)
+        how = {"strides": self.strides, "padding": self.padding}
+        how["dilation_rate"] = self.dilation_rate
+        if self.groups == inputs.shape[-1]:
+            kernel = ops.reshape(kernel, (*kernel.shape[:2], self.groups, -1))
+            return ops.depthwise_conv(inputs, kernel, **how)
+        parts = (ops.split(tensor, self.groups, axis=-1) for tensor in (inputs, kernel))
+        return ops.concatenate([ops.conv(x, k, **how) for x, k in zip(*parts)], axis=-1)
 
 
 class _Scaled(layers.DepthwiseConv2D):
@@ -167,6 +188,7 @@ def _affine(norm, outputs):
 
 
 _OWN_OF = {
+    layers.Conv2D: _Conv2D,
     layers.Reshape: _Reshape,
     layers.Dense: _Dense,
     layers.GroupNormalization: _GroupNormalization,

@@ -1,6 +1,7 @@
 """The export format of other runtimes: ONNX, written by tf2onnx."""
 
 import json
+import logging
 import pathlib
 from typing import Any
 
@@ -28,6 +29,7 @@ def write_onnx(
 
     from cdfkd_tf.export.inference_graph import serving_function
 
+    logging.getLogger("tf2onnx").setLevel(logging.CRITICAL)  # what it raises is enough
     serve = serving_function(model)
     converted, _ = tf2onnx.convert.from_function(serve, serve.input_signature)
     for value in (*converted.graph.input, *converted.graph.output):
