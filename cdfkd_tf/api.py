@@ -1,8 +1,13 @@
 """The same from Python: `cdfkd_tf.distill(teachers)` for notebooks and programs."""
 
+import contextlib
+import functools
+import os
 import pathlib
+import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -10,20 +15,25 @@ import numpy as np
 import tensorflow as tf
 
 from cdfkd_tf import evaluation
-from cdfkd_tf.config import RunConfig, check_names
+from cdfkd_tf.config import FIELDS, RunConfig, check_names, read_value
 from cdfkd_tf.distillation.fit_aggregator import AggregatorFit, fit_aggregator
 from cdfkd_tf.errors import RequestError
 from cdfkd_tf.export import run as export_run
 from cdfkd_tf.networks.aggregators import build_aggregator, build_predictor
-from cdfkd_tf.networks.loading import check_finite, load_classifier
+from cdfkd_tf.networks.loading import (
+    SavedModelClassifier,
+    check_finite,
+    load_classifier,
+)
 from cdfkd_tf.pipeline.run import perform
-from cdfkd_tf.pipeline.steps import Run, description_of
+from cdfkd_tf.pipeline.steps import Run, description_of, save_network
 from cdfkd_tf.runtime.precision import global_state_restored
 from cdfkd_tf.workdir import Workdir, read_history
 
 Images = np.ndarray | tf.data.Dataset
 Teacher = keras.Model | str | pathlib.Path
-_FILES = (str, pathlib.Path)
+_FILES, _MODELS = (str, os.PathLike), (keras.Model, SavedModelClassifier)
+_KEYS = ("image", "images", "x"), ("label", "labels", "y")  # of a data set's dicts
 _AT_ONCE = 256
 
 
@@ -40,9 +50,8 @@ class Distillation:
         workdir: the run's folder, as the command line leaves it.
     """
 
-    def __init__(self, run: Run, temporary: tempfile.TemporaryDirectory | None):
-        self.config, self.workdir = run.config, run.workdir.path
-        self._run, self._temporary = run, temporary  # removed with this object
+    def __init__(self, run: Run):
+        self.config, self.workdir, self._run = run.config, run.workdir.path, run
         self.student = run.network("student", "distill")
         self.generator = None
         if run.method.generator:
@@ -67,15 +76,14 @@ class Distillation:
         Raises:
             RequestError: no images, or images or labels of another form.
         """
-        spec, teachers = self._run.spec, self._run.teachers
-        outputs, labels = evaluation.predict_all(
-            teachers,
-            self.student,
-            self.predictor,
-            spec,
-            _batches(x, y, spec.image_shape),
-        )
-        return evaluation.compute_metrics(outputs, labels, teachers, self.student)
+        spec = self._run.spec
+        batches = _batches(x, y, spec.image_shape)
+        with self._nothing_left_behind():
+            teachers = self._run.teachers
+            outputs, labels = evaluation.predict_all(
+                teachers, self.student, self.predictor, spec, batches
+            )
+            return evaluation.compute_metrics(outputs, labels, teachers, self.student)
 
     def fit_aggregator(
         self,
@@ -102,7 +110,14 @@ class Distillation:
         Raises:
             RequestError: no labels, fewer than 2 images, unknown kind.
         """
-        spec, seed = self._run.spec, self.config.seed
+        spec = self._run.spec
+        config = self.config.with_values(
+            {
+                "aggregator": kind,
+                "aggregator_epochs": epochs,
+                "aggregator_learning_rate": learning_rate,
+            }
+        )
         outputs, labels = [], []
         for images, given in _batches(x, y, spec.image_shape):
             if given is not None:
@@ -114,17 +129,17 @@ class Distillation:
                 "fit_aggregator needs at least 2 images with labels: "
                 "fit_aggregator(x, y)."
             )
-        with global_state_restored():
-            keras.utils.set_random_seed(seed)
+        with self._nothing_left_behind():
+            keras.utils.set_random_seed(config.seed)
             mask = self._run.teachers.mask
-            aggregator = build_aggregator(kind, self.student, mask)
+            aggregator = build_aggregator(config.aggregator, self.student, mask)
             fit = fit_aggregator(
                 aggregator,
                 {key: np.concatenate([o[key] for o in outputs]) for key in outputs[0]},
                 np.array(labels),
-                epochs=epochs,
-                learning_rate=learning_rate,
-                seed=seed,
+                epochs=config.aggregator_epochs,
+                learning_rate=config.aggregator_learning_rate,
+                seed=config.seed,
             )
         predictor = build_predictor(self.student, aggregator, spec.mean, spec.std)
         self.predictor = self._run.networks["predictor"] = predictor
@@ -149,20 +164,30 @@ class Distillation:
         config = self.config
         if formats is not None:
             config = config.with_values({"export_formats": formats})
-        return export_run.export(
-            self.predictor,
-            config.export_formats,
-            pathlib.Path(folder),
-            batches=self._run.evaluation_batches,
-            calibration_pool=self._run.calibration_pool,
-            description=description_of(self._run),
-            int8_finetune_steps=config.int8_finetune_steps,
-            seed=config.seed,
-        )
+        with self._nothing_left_behind():
+            return export_run.export(
+                self.predictor,
+                config.export_formats,
+                pathlib.Path(read_value(FIELDS["workdir"], folder)),
+                batches=self._run.evaluation_batches,
+                calibration_pool=self._run.calibration_pool,
+                description=description_of(self._run),
+                int8_finetune_steps=config.int8_finetune_steps,
+                seed=config.seed,
+            )
+
+    @contextlib.contextmanager
+    def _nothing_left_behind(self) -> Iterator[None]:
+        """Seeds and the like, and the teachers, are afterwards as they were."""
+        with global_state_restored():
+            try:
+                yield
+            finally:
+                self._run.release()
 
 
 def distill(
-    teachers: Sequence[Teacher],
+    teachers: Teacher | Iterable[Teacher],
     *,
     image_shape: tuple[int, int, int] | None = None,
     workdir: str | pathlib.Path | None = None,
@@ -191,25 +216,24 @@ def distill(
         RequestError: (a `ValueError`) what does not fit together, in one sentence.
         RunError: (a `RuntimeError`) a loss that became NaN.
     """
-    models, temporary = load_teachers(teachers), None
-    if workdir is None:
-        temporary = tempfile.TemporaryDirectory(prefix="cdfkd_tf_")
-        workdir = temporary.name
-    config = request_of(teachers, models, image_shape, workdir, options)
-    folder = Workdir(config.workdir)
-    with global_state_restored(), folder.locked():
-        run = perform(
-            config,
-            ("distill", "fit_aggregator"),
-            models=models,
-            callbacks=callbacks,
-            verbose=verbose,
-        )
-        return Distillation(run or Run(config, models, verbose=verbose), temporary)
+    names, models = _read_teachers(teachers)
+    with _folder(workdir) as (folder, keep_with):
+        config = _request(names, image_shape, folder, options)
+        with global_state_restored(), Workdir(config.workdir).locked():
+            run = perform(
+                config,
+                ("distill", "fit_aggregator"),
+                models=models,
+                callbacks=callbacks,
+                verbose=verbose,
+            )
+            result = Distillation(run or Run(config, models, verbose=verbose))
+        keep_with(result)
+    return result
 
 
 def search(
-    teachers: Sequence[Teacher],
+    teachers: Teacher | Iterable[Teacher],
     space: Any = "weights",
     *,
     image_shape: tuple[int, int, int] | None = None,
@@ -229,7 +253,7 @@ def search(
             or a `keras_tuner.HyperModel` whose `build(hp)` returns a table of options.
         image_shape: as in `distill`.
         workdir: where the search goes on from, if it was interrupted; None: a
-            temporary folder, which stays.
+            temporary folder, removed with the result.
         **options: as in `distill`; `max_trials=10`, `tuner="random"`, `"bayesian"` or
             `"hyperband"`.
 
@@ -246,86 +270,82 @@ def search(
 
     if isinstance(space, _FILES):
         options["search_space"], space = str(space), None
-    models = load_teachers(teachers)
-    workdir = pathlib.Path(workdir or tempfile.mkdtemp(prefix="cdfkd_tf_"))
-    files = []
-    for index, (teacher, model) in enumerate(zip(teachers, models)):
-        file = workdir / "given" / f"teacher_{index}.keras"
-        if not isinstance(teacher, _FILES):
-            file.parent.mkdir(parents=True, exist_ok=True)
-            model.save(file)
-        files.append(str(teacher) if isinstance(teacher, _FILES) else str(file))
-    config = request_of(files, models, image_shape, workdir, options)
-    if isinstance(space, Mapping):
-        space = read_space(space, config, "space")
-    return run_search(config, perform, Run, space)
+    names, models = _read_teachers(teachers)
+    with _folder(workdir) as (folder, keep_with):
+        for index, model in enumerate(models or ()):
+            if not isinstance(model, SavedModelClassifier):
+                names[index] = str(folder / "given" / f"teacher_{index}.keras")
+                save_network(model, pathlib.Path(names[index]))
+        config = _request(names, image_shape, folder, options)
+        if isinstance(space, Mapping):
+            space = read_space(space, config, "space")
+        result = run_search(config, perform, Run, space)
+        keep_with(result)
+    return result
 
 
-def load_teachers(teachers: Sequence[Teacher]) -> list[keras.Model]:
-    """Files loaded, models as they are.
+@contextlib.contextmanager
+def _folder(workdir: Any) -> Iterator[tuple[pathlib.Path, Callable[[Any], None]]]:
+    """The run's folder, and what is to be called with the result.
+
+    A temporary one is removed together with the result, or if there is none.
+    """
+    if workdir is not None:
+        yield pathlib.Path(read_value(FIELDS["workdir"], workdir)), lambda result: None
+        return
+    folder = tempfile.mkdtemp(prefix="cdfkd_tf_")
+    remove = functools.partial(shutil.rmtree, folder, ignore_errors=True)
+    try:
+        yield pathlib.Path(folder), lambda result: weakref.finalize(result, remove)
+    except BaseException:
+        remove()
+        raise
+
+
+def _read_teachers(teachers: Any) -> tuple[list[str], list[Any] | None]:
+    """Files' names, or what models are called; all models, or None of files alone.
 
     Raises:
-        RequestError: not a list, no teacher at all, an unreadable file, or weights
+        RequestError: no teacher at all, something else, an unreadable file, or weights
             that are no numbers.
     """
-    if isinstance(teachers, (*_FILES, keras.Model)):
-        raise RequestError(
-            "The teachers are a list of models or files; got one "
-            f"{type(teachers).__name__}. Write [teacher]."
-        )
-    models = []
-    for index, teacher in enumerate(teachers):
-        if isinstance(teacher, _FILES):
-            teacher = load_classifier(teacher)
-        else:
+    if isinstance(teachers, _FILES):
+        given: list[Any] = list(read_value(FIELDS["teachers"], os.fspath(teachers)))
+    elif isinstance(teachers, Iterable) and not isinstance(teachers, Mapping):
+        given = list(teachers)
+    else:
+        given = [teachers]
+    for index, teacher in enumerate(given):
+        if isinstance(teacher, keras.Model):
             check_finite(teacher, f"teacher_{index}")
-        models.append(teacher)
-    if not models:
+        elif not isinstance(teacher, (*_MODELS, *_FILES)):
+            raise RequestError(
+                "The teachers are Keras models, or files of models; got a "
+                f"{type(teacher).__name__}."
+            )
+    if not given:
         raise RequestError("At least one teacher is needed; got none.")
-    return models
-
-
-def request_of(
-    teachers: Sequence[Teacher],
-    models: Sequence[keras.Model],
-    image_shape: tuple[int, int, int] | None,
-    workdir: str | pathlib.Path,
-    options: dict[str, Any],
-) -> RunConfig:
-    """The run that a call from Python describes.
-
-    Args:
-        teachers: as given; files keep their names.
-        models: the same, loaded.
-        image_shape: None: of the first one's images, where no data set tells.
-        workdir: the run's folder.
-        options: fields of `RunConfig` by name.
-
-    Raises:
-        RequestError: an unknown option, or a value out of range.
-    """
-    options = {"dataset": "none", **options}
-    check_names(options)
-    if image_shape is None and options["dataset"] == "none":
-        image_shape = _shape_of(models[0])
     names = [
-        str(teacher) if isinstance(teacher, _FILES) else f"teacher_{index}"
-        for index, teacher in enumerate(teachers)
+        os.fspath(teacher) if isinstance(teacher, _FILES) else f"teacher_{index}"
+        for index, teacher in enumerate(given)
     ]
+    if all(isinstance(teacher, _FILES) for teacher in given):
+        return names, None
+    return names, [load_classifier(t) if isinstance(t, _FILES) else t for t in given]
+
+
+def _request(
+    names: Sequence[str], image_shape: Any, workdir: pathlib.Path, options: dict
+) -> RunConfig:
+    """The run that a call from Python describes."""
+    check_names(options)
     own = {"teachers": names, "image_shape": image_shape or (), "workdir": workdir}
-    return RunConfig(**options | own)
-
-
-def _shape_of(model: keras.Model) -> tuple[int, ...]:
-    shape = tuple(getattr(model, "input_shape", None) or ())[1:]
-    if len(shape) == 2:
-        shape = (*shape, 1)
-    if len(shape) != 3 or None in shape:
+    if isinstance(model := options.get("student"), keras.Model):
         raise RequestError(
-            "The first teacher does not tell the size of its images. Give "
-            "image_shape=(height, width, channels)."
+            "student is the name of a backbone or of a .keras file; got a "
+            f"{type(model).__name__}. Save it: model.save('student.keras')."
         )
-    return shape
+    return RunConfig(**{"dataset": "none", **options, **own})
 
 
 def _batches(
@@ -333,31 +353,64 @@ def _batches(
 ) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
     """Images in [0, 1] and labels, batch by batch."""
     if isinstance(x, tf.data.Dataset):
+        if y is not None:
+            raise RequestError("A data set brings its labels; leave y out.")
         for element in x.as_numpy_iterator():
-            images, labels = element if isinstance(element, tuple) else (element, None)
+            images, labels = _pair(element)
             yield _as_images(images, image_shape), labels
         return
-    x = np.asarray(x)
-    if y is not None and len(y) != len(x):
-        raise RequestError(f"There are {len(x)} images and {len(y)} labels.")
-    for start in range(0, len(x), _AT_ONCE):
+    x = _as_array(x)
+    y = None if y is None else np.asarray(y)
+    if x.ndim and y is not None and y.shape[:1] != (len(x),):
+        raise RequestError(f"There are {len(x)} images and {y.size} labels.")
+    for start in range(0, len(x) if x.ndim else 1, _AT_ONCE):
         part = slice(start, start + _AT_ONCE)
-        labels = None if y is None else np.asarray(y)[part]
-        yield _as_images(x[part], image_shape), labels
+        images = _as_images(x[part] if x.ndim else x, image_shape)
+        yield images, None if y is None else y[part]
 
 
-def _as_images(images: np.ndarray, image_shape: tuple[int, ...]) -> np.ndarray:
+def _pair(element: Any) -> tuple[Any, Any]:
+    """Images and labels, or None, of one element of a data set."""
+    if isinstance(element, dict):
+        keys = [[k for k in element if k in known] for known in _KEYS]
+        if len(keys[0]) == 1 and len(keys[1]) <= 1:
+            return element[keys[0][0]], element[keys[1][0]] if keys[1] else None
+        raise RequestError(
+            "Elements of the data set are dicts with the keys "
+            f"{', '.join(map(str, element))}; expected image and label, or pairs "
+            "(images, labels)."
+        )
+    if isinstance(element, tuple):
+        return (*element, None)[:2]
+    return element, None
+
+
+def _as_array(values: Any) -> np.ndarray:
+    try:
+        return np.asarray(values)
+    except ValueError:  # rows of unlike lengths
+        return np.asarray(None)
+
+
+def _as_images(images: Any, image_shape: tuple[int, ...]) -> np.ndarray:
+    images = _as_array(images)
+    if images.dtype.kind not in "buif":
+        raise RequestError(
+            "Expected images as an array of numbers, or a tf.data.Dataset; got "
+            f"values of type {images.dtype}."
+        )
     if images.ndim == 3 and image_shape[-1] == 1:
         images = images[..., None]
-    if images.shape[1:] != tuple(image_shape):
+    if images.shape[1:] != tuple(image_shape) or not images.ndim:
         raise RequestError(
             f"Expected a batch of images {tuple(image_shape)}; got {images.shape}."
         )
-    whole = np.issubdtype(images.dtype, np.integer)
+    whole = images.dtype.kind in "ui"
     images = images.astype("float32") / (255 if whole else 1)
-    if images.min() < -0.01 or images.max() > 1.01:
+    lowest, highest = (images.min(), images.max()) if images.size else (0, 0)
+    if not (lowest >= -0.01 and highest <= 1.01):  # NaN, too
         raise RequestError(
             "Expected images in [0, 1], or whole numbers 0..255; got values from "
-            f"{images.min():g} to {images.max():g}."
+            f"{lowest:g} to {highest:g}."
         )
     return images

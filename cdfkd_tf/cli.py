@@ -1,15 +1,17 @@
 """Command-line entry point: flags to a `RunConfig`, errors to exit codes."""
 
 import _thread
+import codecs
 import contextlib
 import functools
+import pathlib
 import re
 import signal
 import sys
 import threading
 import traceback
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from absl import app
 from absl import flags as absl_flags
@@ -41,6 +43,8 @@ Several trained image classifiers in, one small network out, without their data.
   python main.py --flagfile=FILE [--flag=value ...]
 
 Put --flagfile first: the last value of a flag wins. Defaults stand in brackets."""
+_BINARY = re.compile(r"[\0-\x08\x0e-\x1a\x1c-\x1f]")  # in no text file
+_COMMENT = re.compile("#|//")
 _SECONDS = 0.1  # until a lost interruption is raised again
 
 
@@ -118,16 +122,66 @@ def parse(
         RequestError: unknown flag, bad value, missing flagfile or stray argument.
     """
     try:
-        rest = values(argv)[1:]
-    except absl_flags.CantOpenFlagFileError as error:
-        reason = str(error).removeprefix("ERROR:: ")
-        raise RequestError(f"{reason}. Check the path after --flagfile.") from error
+        rest = values([argv[0], *with_flagfiles(argv[1:])])[1:]
     except absl_flags.Error as error:
         raise RequestError(_explained(one_line(error))) from error
     if rest:
         raise RequestError(f"Unexpected argument {rest[0]!r}. Options start with --.")
     given = {name: values[name].value for name in FIELDS}
     return RunConfig(**{n: text for n, text in given.items() if text is not None})
+
+
+def with_flagfiles(
+    arguments: Sequence[str], within: tuple[pathlib.Path, ...] = ()
+) -> list[str]:
+    """Arguments with the lines of each flagfile in the place of `--flagfile`.
+
+    Args:
+        arguments: without the program's name.
+        within: the flagfiles that hold these arguments; one within itself is left out.
+
+    Raises:
+        RequestError: a flagfile that is not there or is no text.
+    """
+    found, rest = [], list(arguments)
+    while rest:
+        name, equals, file = rest[0].partition("=")
+        if name not in ("--flagfile", "-flagfile"):
+            found.append(rest.pop(0))
+            continue
+        del rest[0]
+        if not equals and rest:
+            file = rest.pop(0)
+        if not file:
+            continue
+        path = pathlib.Path(file).expanduser()
+        if within and not path.exists():  # beside the one that names it
+            path = within[-1].parent / path
+        if path.resolve() not in within:
+            lines = map(str.strip, _text_of_file(path).splitlines())
+            flags = [line for line in lines if line and not _COMMENT.match(line)]
+            found += with_flagfiles(flags, (*within, path.resolve()))
+    return found
+
+
+def _text_of_file(path: pathlib.Path) -> str:
+    """A flagfile's text, in whatever encoding an editor or a shell wrote it."""
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise RequestError(
+            f"Cannot read flagfile {path}: {error.strerror}. Check the path after "
+            "--flagfile."
+        ) from error
+    marked = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    for encoding in ["utf-16"] if marked else ["utf-8-sig", "cp1252", "latin-1"]:
+        with contextlib.suppress(UnicodeDecodeError):
+            text = content.decode(encoding)
+            if not _BINARY.search(text):
+                return text
+    raise RequestError(
+        f"Flagfile {path} is no text; expected one --flag=value per line."
+    )
 
 
 def help_page() -> str:

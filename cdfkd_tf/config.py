@@ -10,7 +10,6 @@ import dataclasses
 import functools
 import glob
 import importlib
-import itertools
 import math
 import operator
 import os
@@ -24,6 +23,7 @@ from cdfkd_tf.errors import RequestError
 # The steps of a run, in their order.
 STEPS = ("train_teachers", "distill", "fit_aggregator", "evaluate", "export")
 ACTIONS = ("pipeline", *STEPS, "predict", "search", "report")
+OWN = ("folder", "none")  # of --dataset: the user's own images, or none
 # Group of options -> the first step whose result they change; "" for none.
 GROUPS = {
     "what": "",
@@ -76,6 +76,7 @@ def option(
     positive: bool = False,
     affects: str | None = None,
     searched: bool | None = None,
+    path: bool = False,
 ) -> Any:
     """One row: a field of `RunConfig` and all that is known of it.
 
@@ -90,6 +91,7 @@ def option(
         positive: whether only values above 0 are allowed.
         affects: first step whose result it changes, "" for none; None: the group's.
         searched: whether a search may vary it; None: as its group.
+        path: whether it names files, for which `~` and wildcards may stand.
     """
     row = locals() | {
         "affects": GROUPS[group] if affects is None else affects,
@@ -122,7 +124,7 @@ class RunConfig:
     action: str = _what(
         "pipeline", "What to do; pipeline: all steps not done.", ACTIONS
     )
-    workdir: str = _what("runs/default", "Folder of this run.")
+    workdir: str = _what("runs/default", "Folder of this run.", path=True)
     seed: int = _what(
         0,
         "Seed of every random draw.",
@@ -132,16 +134,20 @@ class RunConfig:
     )
 
     dataset: str = _data(
-        "cifar100", "Data set of the teachers.", ("data.specs:SPECS", "folder", "none")
+        "cifar100", "Data set of the teachers.", ("data.specs:SPECS", *OWN)
     )
-    data_dir: str = _data("", "TFDS folder; empty: the TFDS default.", affects="")
+    data_dir: str = _data(
+        "", "TFDS folder; empty: the TFDS default.", affects="", path=True
+    )
     image_folder: str = _data(
-        "", "With --dataset=folder: holds train/<class>/* and test/<class>/*, or one."
+        "",
+        "With --dataset=folder: holds train/<class>/* and test/<class>/*, or one.",
+        path=True,
     )
     image_shape: tuple[int, ...] = _data(
         (),
-        "height,width,channels. Needed with --dataset=none; with folder, images are "
-        "resized to it (empty: as the first one).",
+        "height,width,channels of the student's images, with --dataset=folder or none; "
+        "empty: as the teachers take them, else as the first image.",
     )
     num_classes: int = _data(
         0, "With --dataset=none; 0: the first teacher's.", at_least=0
@@ -159,6 +165,7 @@ class RunConfig:
         "Comma list of .keras files or SavedModel folders; empty: WORKDIR/teachers, "
         "trained if missing.",
         searched=False,
+        path=True,
     )
     teacher_input: tuple[str, ...] = _teachers(
         ("auto",),
@@ -198,6 +205,7 @@ class RunConfig:
         "Backbone of the student: a built-in one, a .keras file, a name of "
         "keras.applications (MobileNetV3Small ...), or auto: compact, of a width for "
         "these teachers; empty: the method's.",
+        path=True,
     )
     student_feature_layers: tuple[str, ...] = _method(
         (),
@@ -247,6 +255,7 @@ class RunConfig:
         "",
         "Folder of any pictures to cut images from, or builtin: scikit-image's "
         "photographs. No data of the task, but not no data.",
+        path=True,
     )
     bank_size: int | None = _method(
         None,
@@ -395,11 +404,13 @@ class RunConfig:
         at_least=0,
     )
 
-    predict_input: str = _predict("", "Image file or folder to classify.")
+    predict_input: str = _predict("", "Image file or folder to classify.", path=True)
     predict_model: str = _predict(
-        "", "Exported file or folder; empty: the smallest that WORKDIR holds."
+        "", "Exported file or folder; empty: the smallest of WORKDIR.", path=True
     )
-    predict_output: str = _predict("", "CSV file; empty: WORKDIR/predictions.csv.")
+    predict_output: str = _predict(
+        "", "CSV file; empty: WORKDIR/predictions.csv.", path=True
+    )
     show_header_weights: bool = _predict(
         False, "Also how much each header counts for each image."
     )
@@ -416,11 +427,13 @@ class RunConfig:
         "weights",
         "What to vary: weights, schedule, student, or a file of lines such as "
         "`student_learning_rate = 0.01..0.2 log` and `student_width = 0.25 | 0.5`.",
+        path=True,
     )
 
     def __post_init__(self):
         for field in FIELDS.values():
-            value = _expanded(read_value(field, getattr(self, field.name)))
+            value = read_value(field, getattr(self, field.name))
+            value = _found(field, value) if field.metadata["path"] else value
             object.__setattr__(self, field.name, value)
             _check_value(field, value)
         self._complete()
@@ -592,31 +605,26 @@ def read_value(field: dataclasses.Field, value: Any) -> Any:
         if kind is dict and isinstance(value, Mapping):
             return {str(name): float(weight) for name, weight in value.items()}
         if kind is tuple and isinstance(value, list | tuple):
-            return tuple(value)
-        if kind is bool and isinstance(value, bool):
-            return value
-        if kind is int and not isinstance(value, bool):
+            convert = operator.index if _item_type(field) is int else os.fspath
+            return tuple(map(convert, value))
+        if kind is bool and _is_bool(value):
+            return bool(value)
+        if kind is int and not _is_bool(value):
             return operator.index(value)
-        if kind is float and not isinstance(value, bool):
+        if kind is float and not _is_bool(value):
             return float(value)
         if kind is str:
             return os.fspath(value)
     except (TypeError, ValueError, KeyError):
         pass
-    if kind is tuple and isinstance(value, str) and _item_type(field) is int:
+    if kind is tuple and not isinstance(value, int) and _item_type(field) is int:
         words += " of whole numbers"
     raise RequestError(f"--{field.name} must be {words}; got {got}.") from None
 
 
-def _expanded(value: Any) -> Any:
-    """Names of files as a shell passes them: `~` and, in lists, `*` and `?`."""
-    if isinstance(value, str):
-        return os.path.expanduser(value)
-    if not isinstance(value, tuple) or not all(isinstance(v, str) for v in value):
-        return value
-    # What fits no file stays, to be refused by its name.
-    found = [sorted(glob.glob(name)) or [name] for name in map(_expanded, value)]
-    return tuple(itertools.chain.from_iterable(found))
+def _is_bool(value: Any) -> bool:
+    """Python's or NumPy's."""
+    return isinstance(value, bool) or str(getattr(value, "dtype", "")) == "bool"
 
 
 def _from_text(field: dataclasses.Field, text: str) -> Any:
@@ -629,6 +637,22 @@ def _from_text(field: dataclasses.Field, text: str) -> Any:
     if kind is tuple:
         return tuple(_item_type(field)(s.strip()) for s in text.split(",") if s.strip())
     return kind(text)
+
+
+def _found(field: dataclasses.Field, value: Any) -> Any:
+    """Paths with `~` and the wildcards * and ? replaced by what they stand for."""
+    several, found = isinstance(value, tuple), []
+    for path in map(os.path.expanduser, value if several else (value,)):
+        matches = [path]
+        if {"*", "?"} & set(path) and not os.path.exists(path):
+            matches = sorted(glob.glob(path))
+        if not matches or (len(matches) > 1 and not several):
+            raise RequestError(
+                f"--{field.name}={path} matches {', '.join(matches[:5]) or 'nothing'}; "
+                f"expected {'files' if several else 'one path'}. Check the wildcards."
+            )
+        found += matches
+    return tuple(found) if several else found[0]
 
 
 def _item_type(field: dataclasses.Field) -> type:
@@ -694,7 +718,7 @@ def _check_combinations(config: RunConfig) -> None:
         "would delete what all have done. Delete WORKDIR/checkpoints yourself.",
     )
     refuse_if(
-        config.image_shape and dataset not in ("folder", "none"),
+        config.image_shape and dataset not in OWN,
         f"--image_shape belongs to --dataset=folder or none; --dataset={dataset} has "
         "its own. Leave it out.",
     )
@@ -709,11 +733,6 @@ def _check_combinations(config: RunConfig) -> None:
     )
     if dataset != "none":
         return
-    refuse_if(
-        not config.image_shape,
-        "--dataset=none needs --image_shape=height,width,channels: the images that the "
-        "student will take.",
-    )
     refuse_if(
         not config.teachers,
         "--dataset=none has no images to train teachers on. Name them with "

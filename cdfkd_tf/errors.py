@@ -11,7 +11,8 @@ _CLOSED = re.compile(
     "(Permission denied|Read-only file system|Not a directory|Is a directory|"
     "File name too long|No such file or directory|File exists)"
 )
-_PATH = re.compile(r"(/[^\s;:'\"]+)")
+_LIBRARIES = ("tensorflow", "h5py", "keras")
+_PATH = re.compile(r"(/[^;:'\"\n]+)")
 
 
 class RequestError(ValueError):
@@ -33,10 +34,22 @@ class DistillationWarning(UserWarning):
     """The run goes on, but not as well as it could; the message says what to do."""
 
 
-def one_line(error: Exception | str, limit: int = 300) -> str:
-    """A message on one line, cut at `limit` characters."""
+def one_line(error: Exception | str, limit: int = 1000) -> str:
+    """A message on one line; of a longer one the middle is left out.
+
+    Libraries tell the cause at the end.
+    """
     text = " ".join(str(error).split())
-    return text if len(text) <= limit else f"{text[:limit]} ..."
+    if len(text) <= limit:
+        return text
+    head = limit // 3
+    return f"{text[:head]} ... {text[head - limit :]}"
+
+
+def reason(error: Exception | str, limit: int = 1000) -> str:
+    """The same as a sentence, which ends with a full stop."""
+    text = one_line(error, limit)
+    return text if text.endswith((".", "!", "?")) else f"{text}."
 
 
 def lookup(table: Mapping[str, Any], name: str, kind: str) -> Any:
@@ -55,15 +68,6 @@ def lookup(table: Mapping[str, Any], name: str, kind: str) -> Any:
     return table[name]
 
 
-def reason(error: Exception | str, length: int = 200) -> str:
-    """What a library said, on one line: whole sentences, or a mark where it is cut."""
-    text = " ".join(str(error).split())
-    if len(text) > length:
-        whole = text[:length].rfind(". ") + 1
-        text = text[:whole] if whole else f"{text[:length]} ..."
-    return text if text.endswith((".", "!", "?", "...")) else f"{text}."
-
-
 def file_system_error(error: Exception) -> Exception:
     """Turns what the disk or the file system refused into an error of ours.
 
@@ -73,12 +77,9 @@ def file_system_error(error: Exception) -> Exception:
     text, known = str(error), getattr(error, "exit_code", None)
     full, closed = _FULL.search(text), _CLOSED.search(text)
     # Words alone are no proof: any library may write "File exists".
-    libraries = ("tensorflow", "h5py", "keras")
-    of_files = isinstance(error, OSError) or known
-    of_files = of_files or type(error).__module__.partition(".")[0] in libraries
-    if not of_files:
-        return error
-    if known == RequestError.exit_code or not (full or closed):
+    room = type(error).__module__.partition(".")[0]
+    of_files = isinstance(error, OSError) or known or room in _LIBRARIES
+    if known == RequestError.exit_code or not of_files:
         return error
     if full:
         return RunError(
@@ -86,8 +87,8 @@ def file_system_error(error: Exception) -> Exception:
             "limit on the size of files; the same command continues."
         )
     found = _PATH.search(text)
-    path = getattr(error, "filename", None) or (found and found[1])
-    if known or not path:
+    path = getattr(error, "filename", None) or (found and found[1].strip())
+    if known or not closed or not path:
         return error
     path = pathlib.Path(path)
     if path.name.startswith("."):  # how files are called until they are whole

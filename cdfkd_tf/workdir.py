@@ -94,6 +94,15 @@ class Workdir:
         entry = {"options": options, "done": done}
         write_json(self._progress, {**read_json(self._progress), step: entry})
 
+    def networks(self) -> dict[str, str]:
+        """Name -> fingerprint of what the distillation began with; empty: none did."""
+        return read_json(self._progress).get("networks", {})
+
+    def note_networks(self, fingerprints: dict[str, str]) -> None:
+        """Remembers them, also when steps are forgotten: checkpoints stay as well."""
+        progress = {**read_json(self._progress), "networks": fingerprints}
+        write_json(self._progress, progress)
+
     def forget(self, steps: tuple[str, ...]) -> None:
         """Drops the memory of these steps; their files stay until overwritten."""
         known = read_json(self._progress)

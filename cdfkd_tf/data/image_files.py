@@ -1,27 +1,75 @@
-"""Image files of any common kind as 8-bit images. Without TensorFlow.
+"""Image files of any common kind as 8-bit images, found and read alike everywhere.
 
-Read by content, whatever the name ends with: of several pictures in one file the
-first, upright as EXIF says, transparent parts on white. Wider numbers are 0..65535, or
-0..255 if none is larger; floats may be 0..1. Anything else is refused.
+Without TensorFlow. Read by content, whatever the name ends with: of several pictures
+in one file the first, upright as EXIF says, transparent parts on white. Wider numbers
+are 0..65535, or 0..255 if none is larger; floats may be 0..1. Anything else is refused.
 """
 
 import collections
 import contextlib
+import os
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 IMAGE_SUFFIXES = (
     *(".png", ".jpg", ".jpeg", ".jfif", ".bmp", ".gif"),
-    *(".tif", ".tiff", ".webp", ".ppm", ".pgm"),
+    *(".tif", ".tiff", ".webp", ".ppm", ".pgm", ".pbm", ".pnm", ".jpe", ".avif"),
 )
 # Not what Pillow would hand to other programs (EPS).
-_KINDS = ("PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP", "PPM")
+_KINDS = ("PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP", "PPM", "AVIF")
+_LEFT_BEHIND = ("__MACOSX", "Thumbs.db", "desktop.ini")  # by systems and programs
 _GREY = ("1", "L", "LA", "F", "I", "I;16", "I;16B")
 _TRANSPARENT = ("LA", "PA", "RGBA", "La", "RGBa")
 _ORIENTATION, _BITS = 0x0112, 258  # tags of EXIF, of TIFF
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a file or folder is a program's own: `.DS_Store`, `@eaDir` ..."""
+    return name.startswith((".", "@")) or name in _LEFT_BEHIND
+
+
+def find_images(folder: pathlib.Path) -> tuple[list[pathlib.Path], list[str]]:
+    """All image files below a folder, and the names of its other files, sorted.
+
+    Links are followed; hidden files and folders are skipped.
+    """
+    images, others, seen = [], [], set()
+    for place, folders, names in os.walk(folder, followlinks=True):
+        real = os.path.realpath(place)
+        if real in seen:  # a link to a folder above
+            folders.clear()
+            continue
+        seen.add(real)
+        folders[:] = [name for name in folders if not is_hidden(name)]
+        for name in names:
+            if not is_hidden(name):
+                file = pathlib.Path(place, name)
+                is_image = file.suffix.lower() in IMAGE_SUFFIXES
+                images.append(file) if is_image else others.append(name)
+    return sorted(images), sorted(others)
+
+
+def unreadable(files: Iterable[pathlib.Path]) -> list[str]:
+    """Decodes each file; the names of those that cannot be, each with the reason."""
+
+    def complaint(file: pathlib.Path) -> str:
+        try:
+            open_image(file, 3)
+        except ValueError as error:
+            return f"{file} ({str(error).rstrip('.')})"
+        return ""
+
+    with ThreadPoolExecutor() as pool:
+        return list(filter(None, pool.map(complaint, files)))
+
+
+def _open(file: str | pathlib.Path) -> Image.Image:
+    Image.init()
+    return Image.open(file, formats=[kind for kind in _KINDS if kind in Image.OPEN])
 
 
 def open_image(
@@ -40,7 +88,10 @@ def open_image(
         ValueError: if it is no such image or a damaged one; the reason is one sentence.
     """
     try:
-        with Image.open(file, formats=_KINDS) as image:
+        with _open(file) as image:
+            if image.format == "PNG":  # else wrong checksums would pass
+                image.verify()
+        with _open(file) as image:
             if notes is not None and getattr(image, "n_frames", 1) > 1:
                 notes["hold several pictures: the first one counts"] += 1
             bits = getattr(image, "tag_v2", {}).get(_BITS, (8,))
@@ -65,7 +116,7 @@ def open_image(
         kinds = f"none of {', '.join(_KINDS)} of usual depth"
         raise ValueError("it is empty" if empty else f"it is {kinds}") from error
     except (ValueError, OSError) as error:
-        raise ValueError(str(error)) from error
+        raise ValueError(getattr(error, "strerror", None) or str(error)) from error
     except Exception as error:  # decoders raise many kinds for damaged files
         raise ValueError(f"{type(error).__name__}: {error}") from error
 
@@ -108,17 +159,12 @@ def image_form(file: str | pathlib.Path) -> tuple[int, int, int]:
     Raises:
         Exception: of many kinds, if it is no image.
     """
-    with Image.open(file, formats=_KINDS) as image:
+    with _open(file) as image:
         width, height = image.size
         with contextlib.suppress(Exception):  # damaged EXIF data
             if image.getexif().get(_ORIENTATION, 1) >= 5:  # lies on its side
                 width, height = height, width
         return (height, width, 1 if image.mode in _GREY else 3)
-
-
-def is_hidden(path: pathlib.PurePath) -> bool:
-    """Whether programs put it there: a part of its path starts with "." or "@"."""
-    return any(part.startswith((".", "@")) for part in path.parts)
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:

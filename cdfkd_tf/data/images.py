@@ -170,18 +170,18 @@ class RealImages:
 
     def _decode(self, example):
         """Pixels in [0, 1] and label; scaled, but not yet cropped."""
-        image, (height, width, channels) = example["image"], self.spec.image_shape
-        pixels = tf.cast(self._examples.decode(image), tf.float32) / 255.0
-        side = self.spec.shorter_side
-        if side:  # scaled with its proportions
+        (height, width, channels), side = self.spec.image_shape, self.spec.shorter_side
+        pixels = self._examples.decode(example["image"])
+        if pixels.shape[:2] == (height, width):
+            pass
+        elif side:  # scaled with its proportions
             shape = tf.cast(tf.shape(pixels)[:2], tf.float32)
             size = tf.cast(tf.round(shape * side / tf.reduce_min(shape)), tf.int32)
             pixels = resize(pixels, size)
-            return tf.ensure_shape(pixels, (None, None, channels)), example["label"]
-        if pixels.shape[:2] != (height, width):
+            height = width = None
+        else:
             pixels = resize(pixels, (height, width))
-        pixels = tf.ensure_shape(pixels, (height, width, channels))
-        return pixels, example["label"]
+        return tf.ensure_shape(pixels, (height, width, channels)), example["label"]
 
     def _decode_centred(self, example):
         """Pixels in [0, 1] and label, cropped in the centre where they are larger."""

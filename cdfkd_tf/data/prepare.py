@@ -4,6 +4,7 @@ import contextlib
 import io
 import pathlib
 import socket
+import tempfile
 from urllib.parse import urlsplit
 
 import tensorflow as tf
@@ -37,8 +38,9 @@ class TfdsExamples:
         )
 
     def decode(self, encoded: tf.Tensor) -> tf.Tensor:
-        """The image of one example, uint8 `(height, width, channels)`."""
-        return self._builder.info.features["image"].decode_example(encoded)
+        """The image of one example in [0, 1], `(height, width, channels)`."""
+        pixels = self._builder.info.features["image"].decode_example(encoded)
+        return tf.cast(pixels, tf.float32) / 255.0
 
     def name(self, example: dict) -> str:
         """What an element of `read`, as NumPy values, is called.
@@ -55,7 +57,7 @@ def open_examples(spec: DatasetSpec, data_dir: str) -> TfdsExamples | FolderExam
         RequestError: as `prepared_builder`.
     """
     if spec.folder:
-        return FolderExamples(spec.folder, spec.image_shape[-1])
+        return FolderExamples(spec)
     return TfdsExamples(prepared_builder(spec, data_dir))
 
 
@@ -70,7 +72,7 @@ def prepared_builder(spec: DatasetSpec, data_dir: str) -> tfds.core.DatasetBuild
         RequestError: the data set is not prepared and its files cannot be had, or are
             broken; the message says what to do and names the file.
     """
-    builder = tfds.builder(spec.tfds_name or spec.name, data_dir=data_dir or None)
+    builder = _builder(spec.tfds_name or spec.name, data_dir)
     if builder.is_prepared():
         return builder
     downloads = pathlib.Path(builder.data_dir_root) / "downloads"
@@ -102,10 +104,21 @@ def prepared_builder(spec: DatasetSpec, data_dir: str) -> tfds.core.DatasetBuild
     except Exception as error:  # archives break in many ways
         raise RequestError(
             f"Cannot prepare {spec.name} from the files in {downloads}: "
-            f"{type(error).__name__}: {reason(error, 400)} Remove the broken file and "
+            f"{type(error).__name__}: {reason(error)} Remove the broken file and "
             "fetch it again."
         ) from error
     return builder
+
+
+def _builder(name: str, data_dir: str) -> tfds.core.DatasetBuilder:
+    """As TFDS makes it, which leaves an empty temporary folder each time."""
+    before = tempfile.tempdir
+    with tempfile.TemporaryDirectory() as scratch:
+        tempfile.tempdir = scratch
+        try:
+            return tfds.builder(name, data_dir=data_dir or None)
+        finally:
+            tempfile.tempdir = before
 
 
 def _resolves(host: str) -> bool:

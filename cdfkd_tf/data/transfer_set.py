@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from cdfkd_tf.data import patches, procedural
-from cdfkd_tf.data.image_files import IMAGE_SUFFIXES, open_image
+from cdfkd_tf.data.image_files import IMAGE_SUFFIXES, find_images, open_image
 from cdfkd_tf.errors import RequestError
 
 BUILTIN = "builtin"
@@ -69,23 +69,18 @@ def read_pictures(place: str) -> list[Image.Image]:
     """
     if place == BUILTIN:
         return [open_image(file, 3) for file in _photographs()]
-    folder = pathlib.Path(place).expanduser()
+    folder = pathlib.Path(place)
     if not place or not folder.is_dir():
         raise RequestError(
             "Patches are cut from pictures: give --transfer_images=FOLDER with any "
             f"pictures in it, or {BUILTIN}; got {place or 'nothing'!r}."
         )
-    files = sorted(
-        file
-        for file in folder.rglob("*")
-        if file.suffix.lower() in IMAGE_SUFFIXES
-        and not any(part[0] in ".@" for part in file.relative_to(folder).parts)
-    )
+    files, _ = find_images(folder)
     pictures = []
     for file in files[:: max(1, len(files) // _MOST_PICTURES)]:
         try:
             pictures.append(open_image(file, 3))
-        except (OSError, ValueError):  # any other picture will do
+        except ValueError:  # any other picture will do
             continue
     if not pictures:
         raise RequestError(

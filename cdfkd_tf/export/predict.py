@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from cdfkd_tf.data.image_files import IMAGE_SUFFIXES, is_hidden, read_image
+from cdfkd_tf.data.image_files import IMAGE_SUFFIXES, find_images, read_image
 from cdfkd_tf.errors import RequestError, RunError, reason
 from cdfkd_tf.export.format import FORMATS, format_of
 from cdfkd_tf.export.runner import Runner
@@ -100,16 +100,14 @@ def _image_files(given: str) -> list[pathlib.Path]:
         return [path]
     if not path.is_dir():
         raise RequestError(f"There is no {path}. Check --predict_input.")
-    found = [f for f in path.rglob("*") if f.is_file()]
-    found = sorted(f for f in found if not is_hidden(f.relative_to(path)))
-    files = [file for file in found if file.suffix.lower() in IMAGE_SUFFIXES]
+    files, others = find_images(path)
     if not files:
         raise RequestError(
             f"{path} holds no image file: expected {', '.join(IMAGE_SUFFIXES)}. Check "
             "--predict_input."
         )
-    if others := len(found) - len(files):
-        print(f"{others} files are left out: their names do not end like images'.")
+    if others:
+        print(f"{len(others)} files are left out: their names do not end like images'.")
     return files
 
 

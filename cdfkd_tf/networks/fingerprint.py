@@ -5,19 +5,19 @@ import json
 import pathlib
 import zipfile
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import keras
 import numpy as np
 
-from cdfkd_tf.runtime.keras_internals import all_layers, is_graph
+if TYPE_CHECKING:
+    import keras
 
 _BLOCK = 2**20
 _NOT_CONTENT = "metadata.json"  # of a .keras file: when and with what it was saved
 _NOT_SETTINGS = {"trainable", "shared_object_id"}  # what a use of the model may change
 
 
-def fingerprint(network: keras.Model | str | pathlib.Path) -> str:
+def fingerprint(network: "keras.Model | str | pathlib.Path") -> str:
     """`sha256:` and 64 digits, equal for equal weights and settings alone.
 
     Args:
@@ -54,7 +54,12 @@ def _of_files(path: pathlib.Path) -> Iterator[bytes]:
             yield from iter(lambda: file.read(_BLOCK), b"")
 
 
-def _of_model(model: keras.Model) -> Iterator[bytes]:
+def _of_model(model: "keras.Model") -> Iterator[bytes]:
+    # Here: finished runs compare files without TensorFlow.
+    import keras
+
+    from cdfkd_tf.runtime.keras_internals import all_layers, is_graph
+
     # The settings of a graph hold those of its layers and how they are connected.
     for layer in [model] if is_graph(model) else all_layers(model):
         yield type(layer).__name__.encode()

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from cdfkd_tf.config import STEPS, RunConfig
 from cdfkd_tf.errors import RequestError, RunError
+from cdfkd_tf.networks.fingerprint import fingerprint
 from cdfkd_tf.report.page import write_report
 from cdfkd_tf.runtime.multi_worker import Cluster, WorkerGroup, reachable
 from cdfkd_tf.runtime.silence_stderr import quiet_tensorflow
@@ -88,6 +89,8 @@ def perform(
 ) -> "Run | None":
     """Does the steps that the workdir does not hold yet. The caller holds its lock.
 
+    Global seeds, dtype policy and determinism are afterwards as they were.
+
     Args:
         config: the request.
         wanted: of `STEPS`, in their order; after one that has work to do, all do.
@@ -102,40 +105,58 @@ def perform(
         RequestError: wrong request, also where the workdir holds another run.
         RunError: a step failed.
     """
-    todo = steps_to_do(config, wanted)
+    todo = steps_to_do(config, wanted, models)
     if not todo:
         return None
     workers = None
     if config.strategy == "multi_worker" and "distill" in todo:
         workers = _join(config, Cluster.from_environment())
     quiet_tensorflow()
-    from cdfkd_tf.pipeline.steps import DO, Run
+    from cdfkd_tf.pipeline.check import check
+    from cdfkd_tf.pipeline.steps import Run
+    from cdfkd_tf.runtime.precision import global_state_restored
 
-    current = Run(config, models, callbacks, verbose, workers)
-    workdir, results = current.workdir, current.results
-    try:
-        for step in todo:
-            with workdir.unchanged_if_refused(step, anew=not config.resume):
-                write_json(workdir.config, config.option_dict())
-                write_text(workdir.flags, config.flag_lines())
-                workdir.forget(STEPS[STEPS.index(step) + 1 :])
-                options = config.options_behind(step)
-                workdir.note(step, options, done=False)
-                print(f"-- {step.replace('_', ' ')}", flush=True)
-                start = time.monotonic()
-                results.begin(step)
-                DO[step](current)
-                if step in ("train_teachers", "fit_aggregator", "export"):
-                    # Distilling counts for itself: time before an interruption, too.
-                    seconds = round(time.monotonic() - start, 2)
-                    results.record("seconds", {step: seconds})
-                workdir.note(step, options, done=True)
-    finally:
-        current.release()  # models in memory come back as they were
+    with global_state_restored():
+        current = Run(config, models, callbacks, verbose, workers)
+        try:
+            check(current, todo)
+            for step in todo:
+                _do(step, current)
+        finally:
+            current.release()  # models in memory come back as they were
     return current
 
 
-def steps_to_do(config: RunConfig, wanted: Sequence[str]) -> list[str]:
+def _do(step: str, run: "Run") -> None:
+    from cdfkd_tf.pipeline.steps import DO
+
+    config, workdir, results = run.config, run.workdir, run.results
+    with workdir.unchanged_if_refused(step, anew=not config.resume):
+        write_json(workdir.config, config.option_dict())
+        write_text(workdir.flags, config.flag_lines())
+        workdir.forget(STEPS[STEPS.index(step) + 1 :])
+        options = config.options_behind(step)
+        workdir.note(step, options, done=False)
+        if step == "distill":
+            if config.resume:  # some may have been trained just now
+                refuse_other_networks(config, run.models)
+            workdir.note_networks(fingerprints(config, run.models))
+        print(f"-- {step.replace('_', ' ')}", flush=True)
+        start = time.monotonic()
+        results.begin(step)
+        DO[step](run)
+        if step in ("train_teachers", "fit_aggregator", "export"):
+            # Distilling counts for itself: time before an interruption, too.
+            seconds = round(time.monotonic() - start, 2)
+            results.record("seconds", {step: seconds})
+        workdir.note(step, options, done=True)
+
+
+def steps_to_do(
+    config: RunConfig,
+    wanted: Sequence[str],
+    models: Sequence["keras.Model"] | None = None,
+) -> list[str]:
     """The steps of `wanted` that the workdir does not hold yet, and all after one.
 
     Raises:
@@ -147,7 +168,50 @@ def steps_to_do(config: RunConfig, wanted: Sequence[str]) -> list[str]:
         todo = wanted[wanted.index(todo[0]) :]  # later build on earlier
     for step in todo:
         _refuse_mixed_runs(step, config, workdir)
+    anew = "distill" in wanted and not config.resume
+    if not anew and wanted != ["train_teachers"]:
+        refuse_other_networks(config, models)
     return todo
+
+
+def fingerprints(
+    config: RunConfig, models: Sequence["keras.Model"] | None
+) -> dict[str, str]:
+    """Name -> fingerprint of each teacher, and of a student that starts from a file.
+
+    Files that are not there are left out.
+    """
+    workdir = Workdir(config.workdir)
+    own = map(workdir.teacher, range(config.num_teachers))
+    names = config.teachers or [f"teachers/{file.name}" for file in own]
+    networks = dict(zip(names, models or names))
+    if not config.teachers:
+        networks = {name: str(workdir.path / name) for name in names}
+    if config.student.endswith((".keras", ".h5")):
+        networks[config.student] = config.student
+    return {
+        name: fingerprint(network)
+        for name, network in networks.items()
+        if not isinstance(network, str) or Path(network).exists()
+    }
+
+
+def refuse_other_networks(
+    config: RunConfig, models: Sequence["keras.Model"] | None
+) -> None:
+    """Refuses teachers that were replaced, under their names, since the distillation.
+
+    Raises:
+        RequestError: naming the first one.
+    """
+    known = Workdir(config.workdir).networks()
+    for name, digest in fingerprints(config, models).items() if known else ():
+        if known.get(name, digest) != digest:
+            raise RequestError(
+                f"{name} was replaced since {config.workdir} began to distil from it. "
+                "Put it back, give another --workdir, or distil anew with "
+                "--action=distill --noresume."
+            )
 
 
 def _is_done(step: str, config: RunConfig, workdir: Workdir) -> bool:

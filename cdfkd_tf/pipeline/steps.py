@@ -15,7 +15,7 @@ import tensorflow as tf
 
 import cdfkd_tf
 from cdfkd_tf import evaluation
-from cdfkd_tf.config import RunConfig
+from cdfkd_tf.config import OWN, RunConfig
 from cdfkd_tf.data.images import RealImages
 from cdfkd_tf.data.noise import watching_noise
 from cdfkd_tf.data.transfer_set import kinds_of, mixture
@@ -31,7 +31,7 @@ from cdfkd_tf.export import run as export_run
 from cdfkd_tf.export.costs import teacher_costs
 from cdfkd_tf.networks.aggregators import build_aggregator, build_predictor
 from cdfkd_tf.networks.classifiers import build_classifier
-from cdfkd_tf.networks.loading import load_network
+from cdfkd_tf.networks.loading import load_classifier, load_network
 from cdfkd_tf.runtime.files import replacing
 from cdfkd_tf.runtime.multi_worker import WorkerGroup
 from cdfkd_tf.runtime.precision import dtype_policy, make_deterministic, memory_advice
@@ -81,10 +81,7 @@ class Run:
         self.callbacks, self.workers = callbacks, workers
         self.verbose = (1 if sys.stdout.isatty() else 2) if verbose is None else verbose
         self.networks: dict[str, keras.Model] = {}
-        self.spec = find_spec(config, models)
-        self.real_images = RealImages(
-            self.spec, config.data_dir, config.evaluation_split
-        )
+        self._sized: RunConfig | None = None
         self.method = build.build_method(config)
         if "real" in self.method.images and config.evaluation_split == "none":
             raise RequestError(
@@ -92,11 +89,16 @@ class Run:
                 "--evaluation_split=none or --dataset=none reads none. Choose a method "
                 "with a generator, or images to read."
             )
-        if not config.teachers:
-            self.build_teacher(0)
-            build.build_student(config, self.spec, config.num_teachers)
-        if self.method.generator:
-            build.build_generator(config, self.spec)
+        self.spec = find_spec(config, lambda: self.loaded)
+        if (
+            "generated" in self.method.images
+            and config.dataset in OWN
+            and not config.image_shape
+        ):
+            self.spec = build.with_nearest_size(config, self.spec)
+        self.real_images = RealImages(
+            self.spec, config.data_dir, config.evaluation_split
+        )
         self.results = Results(
             self.workdir.results,
             {
@@ -123,6 +125,24 @@ class Run:
             known = self.real_images.class_names
         return list(known) or [str(label) for label in range(self.spec.num_classes)]
 
+    @property
+    def reads_images(self) -> bool:
+        """Whether distilling, the aggregator or measuring need real images."""
+        config = self.config
+        return bool(
+            config.evaluation_split != "none"
+            or config.labelled_samples
+            or "real" in self.method.images
+        )
+
+    @functools.cached_property
+    def loaded(self) -> Sequence[keras.Model] | None:
+        """The given teachers, from their files if they are not in memory."""
+        if self.models is not None or not self.config.teachers:
+            return self.models
+        files = teacher_files(self.config, self.workdir)
+        return [load_classifier(file) for file in files]
+
     @functools.cached_property
     def teachers(self) -> TeacherEnsemble:
         """The frozen `TeacherEnsemble`.
@@ -131,13 +151,24 @@ class Run:
             RequestError: if a file is no teacher for this data set.
         """
         config = self.config
-        names = config.teachers if self.models else teacher_files(config, self.workdir)
-        return build_teachers(config, self.spec, names, self.models)
+        names = config.teachers or teacher_files(config, self.workdir)
+        return build_teachers(config, self.spec, names, self.loaded)
 
     def release(self) -> None:
         """Gives teachers in memory back as they were before."""
-        if self.models and "teachers" in self.__dict__:
+        if "teachers" in self.__dict__:
             self.teachers.release()
+
+    def sized(self, teachers: TeacherEnsemble) -> RunConfig:
+        """The request with the student's width, where teachers decide it."""
+        if self._sized is None:
+            self._sized = with_student_size(self.config, self.spec, teachers)
+        return self._sized
+
+    def aggregator_kind(self, student: keras.Model) -> str:
+        """As asked for; of one header, which leaves nothing to weigh, the mean."""
+        several = student.output["logits"].shape[1] > 1
+        return self.config.aggregator if several else "mean"
 
     def network(self, name: str, step: str) -> keras.Model:
         """`student`, `generator` or `predictor`, from memory or from its file.
@@ -292,8 +323,6 @@ def _train_teachers(run: Run) -> None:
 
 def _link_teachers(run: Run) -> None:
 
-    for teacher in run.teachers.teachers:  # loads, and so checks, all
-        print(f"Teacher {teacher}")
     if run.models:
         return
     run.workdir.teachers.mkdir(parents=True, exist_ok=True)
@@ -308,7 +337,7 @@ def _link_teachers(run: Run) -> None:
 def _distill(run: Run) -> None:
     """Trains the student, and the generator if there is one, against the teachers."""
     started, workers = time.monotonic(), run.workers
-    config = with_student_size(run.config, run.spec, run.teachers)
+    config = run.sized(run.teachers)
     strategy = workers.strategy if workers else None
     distiller = build.build_distiller(
         config, run.spec, run.teachers, run.real_images, strategy
@@ -336,10 +365,8 @@ def _fit_aggregator(run: Run) -> None:
     """Learns how to weigh the headers, if asked to, and builds the predictor."""
     config, spec, student = run.config, run.spec, run.network("student", "distill")
     keras.utils.set_random_seed(config.seed)
-    # One header leaves nothing to weigh.
-    several = student.output["logits"].shape[1] > 1
-    kind = config.aggregator if several else "mean"
-    mask = run.teachers.mask if several else None
+    kind = run.aggregator_kind(student)
+    mask = run.teachers.mask if student.output["logits"].shape[1] > 1 else None
     aggregator = build_aggregator(kind, student, mask)
     entry = {"kind": kind, "labelled_samples": 0, "learned": False}
     if kind != "mean":

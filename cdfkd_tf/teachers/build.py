@@ -1,11 +1,11 @@
 """Builds the teachers of a run from model files or from models in memory."""
 
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import keras
 
-from cdfkd_tf.config import RunConfig
+from cdfkd_tf.config import OWN, RunConfig
 from cdfkd_tf.data.builders.image_folder import folder_spec
 from cdfkd_tf.data.specs import DatasetSpec, plain_spec, spec_of
 from cdfkd_tf.errors import RequestError
@@ -18,32 +18,61 @@ from cdfkd_tf.workdir import Workdir
 
 
 def find_spec(
-    config: RunConfig, models: Sequence[keras.Model] | None = None
+    config: RunConfig, load: Callable[[], Sequence[keras.Model] | None]
 ) -> DatasetSpec:
     """What the networks must know about the images of this run.
 
+    Images of an own folder, or of none, have the size that the teachers take unless
+    `config.image_shape` gives another.
+
     Args:
         config: names the data set, the folder, or the form of images alone.
-        models: the teachers, where they are in memory.
+        load: the given teachers; called where they have to tell.
 
     Raises:
-        RequestError: unknown data set, unusable folder, impossible form.
+        RequestError: unknown data set, unusable folder, impossible form, or teachers
+            that do not tell it.
     """
-    if config.dataset == "folder":
-        return folder_spec(config.image_folder, config.image_shape)
-    if config.dataset != "none":
+    if config.dataset not in OWN:
         return spec_of(config.dataset)
+    shape, size, channels = config.image_shape, None, 0
+    if not shape and config.teachers:
+        size, channels = _told_by(load())
+        shape = (*size, channels or 3) if size else ()
+    if config.dataset == "folder":
+        return folder_spec(config.image_folder, shape, channels)
+    if not shape:
+        raise RequestError(
+            "No teacher tells the size of its images. Give "
+            "--image_shape=height,width,channels."
+        )
     classes = config.num_classes
     if not classes:
-        first = models[0] if models else load_classifier(config.teachers[0])
-        shape = getattr(first, "output_shape", None)
-        if not isinstance(shape, tuple) or shape[-1] is None:
+        answer = getattr(load()[0], "output_shape", None)
+        if not isinstance(answer, tuple) or answer[-1] is None:
             raise RequestError(
                 "The first teacher does not tell how many classes it knows. Give "
                 "--num_classes."
             )
-        classes = shape[-1]
-    return plain_spec("none", config.image_shape, classes)
+        classes = answer[-1]
+    return plain_spec("none", shape, classes)
+
+
+def _told_by(
+    models: Sequence[keras.Model],
+) -> tuple[tuple[int, int] | None, int]:
+    """The first size of images that a teacher tells; the most channels, or 0."""
+    size, channels = None, 0
+    for model in models:
+        shape = getattr(model, "input_shape", None)
+        if not isinstance(shape, tuple) or len(shape) not in (3, 4):
+            continue
+        height, width, depth = (*shape[1:], 1)[:3]
+        if depth in (1, 3, None):
+            channels = max(channels, depth or 0)
+            if height and width:
+                size = size or (height, width)
+    return size, channels
 
 
 def teacher_files(config: RunConfig, workdir: Workdir) -> list[pathlib.Path]:
@@ -147,8 +176,8 @@ def _check(teacher: Teacher, spec: DatasetSpec) -> None:
     if teacher.num_classes != spec.num_classes:
         raise RequestError(
             f"Teacher {teacher.name} answers {teacher.num_classes} classes; "
-            f"--dataset={spec.name} has {spec.num_classes}. All teachers and the data "
-            "set must know the same classes."
+            f"--dataset={spec.name} has {spec.num_classes}{_listed(spec.class_names)}. "
+            "All teachers and the data set must know the same classes."
         )
     if "gradient" not in teacher.provides:
         raise RequestError(
@@ -156,3 +185,8 @@ def _check(teacher: Teacher, spec: DatasetSpec) -> None:
             "generator learns from it: is there a cast to whole numbers or an argmax "
             "inside? Save the part behind it."
         )
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = ", ..." if len(names) > 20 else ""
+    return f" ({', '.join(names[:20])}{more})" if names else ""

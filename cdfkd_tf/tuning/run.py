@@ -137,8 +137,9 @@ def _with_what_is_shared(config, shares_teachers: bool, open_run) -> RunConfig:
     if shares_teachers:
         files = teacher_files(config, Workdir(config.workdir))
         values["teachers"] = tuple(map(str, files))
-    if config.dataset == "none" and not config.num_classes:
-        values["num_classes"] = open_run(config).spec.num_classes
+    if config.dataset == "none":
+        spec = open_run(config).spec
+        values |= {"num_classes": spec.num_classes, "image_shape": spec.image_shape}
     return config.with_values(values)
 
 

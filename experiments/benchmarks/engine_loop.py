@@ -46,7 +46,7 @@ def build(case, config):
     from cdfkd_tf.networks.classifiers import build_classifier
     from cdfkd_tf.teachers.build import build_teachers, find_spec
 
-    spec = find_spec(config)
+    spec = find_spec(config, list)
     models = [
         build_classifier(case.teacher, case.image, case.classes)
         for _ in range(case.num_teachers)

@@ -3,6 +3,7 @@
 import socket
 import subprocess
 import sys
+import tempfile
 
 import numpy as np
 import pytest
@@ -105,12 +106,14 @@ def offline(*address):
 
 def test_a_data_set_that_cannot_be_fetched_says_how_to_get_it(tmp_path, monkeypatch):
     monkeypatch.setattr(socket, "getaddrinfo", offline)
-    cifar = RealImages(spec_of("cifar100"), str(tmp_path))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    cifar = RealImages(spec_of("cifar100"), str(tmp_path / "data"))
     message = (
         r"www\.cs\.toronto\.edu cannot be reached.*prepare_data --dataset=cifar100"
     )
     with pytest.raises(RequestError, match=message):
         cifar.evaluation()
+    assert list(tmp_path.iterdir()) == []  # TFDS leaves a temporary folder behind
 
 
 def test_tables_are_imported_without_tensorflow():

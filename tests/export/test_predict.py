@@ -3,6 +3,7 @@
 import csv
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 
@@ -104,7 +105,7 @@ def test_bad_images_are_one_error_line_and_the_rest_is_written(
     code = predict(run_folder, *flags)
     printed = capsys.readouterr()
     assert code == 1 and "2 of 5 files" in printed.err
-    for name in ("bad.png (it is none of PNG", "cut.png (image file is truncated)"):
+    for name in ("bad.png (it is none of PNG", "cut.png (Truncated File Read)"):
         assert name in printed.err
     assert len(rows_of(output)) == 3
     assert "2 files are left out: their names do not end like images'" in printed.out
@@ -134,6 +135,7 @@ def test_a_photograph_gets_the_same_probabilities_on_every_way(tmp_path, shorter
     file = tmp_path / "test/a/photo.jpg"
     file.parent.mkdir(parents=True)
     Image.fromarray(photograph(3, 375, 500)).save(file)
+    shutil.copytree(file.parent, tmp_path / "test/b")  # one class alone is refused
     spec = plain_spec(
         "folder", (8, 8, 1), 4, folder=str(tmp_path), shorter_side=shorter_side
     )
@@ -142,6 +144,7 @@ def test_a_photograph_gets_the_same_probabilities_on_every_way(tmp_path, shorter
     formats = ("saved_model", "onnx", "tflite_float32")
     export_small(predictor, tmp_path / "export", formats, description=about)
     ((pixels, _),) = RealImages(spec).evaluation_pixels()
+    np.testing.assert_array_equal(*pixels)
     expected = predictor.predict(pixels, verbose=0)[0]
     for name in formats:
         model = tmp_path / "export" / FORMATS[name].file

@@ -1,22 +1,96 @@
 """The user's own images: one folder per split, one folder per class in it."""
 
-import functools
+import contextlib
 import pathlib
 import random
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import tensorflow as tf
 
 from cdfkd_tf.data.image_files import (
-    IMAGE_SUFFIXES,
+    find_images,
     image_form,
     is_hidden,
-    open_image,
+    read_image,
 )
 from cdfkd_tf.data.specs import DatasetSpec, plain_spec
 from cdfkd_tf.errors import RequestError
 
-SPLITS = ("train", "test")
+# Split -> what its folder may be called, the first one found counts.
+SPLITS = {
+    "train": ("train", "training"),
+    "test": ("test", "val", "valid", "validation"),
+}
+
+
+class ImageFolder:
+    """The images in a folder, listed but not opened.
+
+    Below a class folder images may lie at any depth. Names that start with "." or "@"
+    are skipped, and what systems leave behind.
+
+    Args:
+        folder: holds `train/<class>/*`, `test/<class>/*`; one of them may be missing,
+            and `val` does for `test`.
+
+    Attributes:
+        class_names: sorted, of both splits together.
+        splits: split -> pairs of file and class name, sorted.
+        left_out: names of other files and folders, which nothing reads.
+
+    Raises:
+        RequestError: no such folder, no images, a single class, a class without
+            images.
+    """
+
+    def __init__(self, folder: str):
+        self.root = root = pathlib.Path(folder)
+        if not folder or not root.is_dir():
+            raise RequestError(
+                "--dataset=folder reads --image_folder, and there is no folder "
+                f"{folder!r}."
+            )
+        places = {p.name.lower(): p for p in root.iterdir() if not is_hidden(p.name)}
+        self.splits: dict[str, list[tuple[pathlib.Path, str]]] = {}
+        self.left_out: list[str] = []
+        for split, names in SPLITS.items():
+            name = next((n for n in names if n in places), None)
+            place = places.pop(name) if name else root / split
+            self.splits[split] = self._list_classes(place) if place.is_dir() else []
+        self.left_out += [place.name for place in places.values()]
+        self.class_names = sorted({name for s in self.splits.values() for _, name in s})
+        if not self.class_names:
+            found = ", ".join(sorted(self.left_out)[:5]) or "nothing"
+            raise RequestError(
+                f"{root} holds no images: expected {root}/train/<class>/*.png or "
+                f"{root}/test/<class>/*.png (also .jpg and others); found {found}."
+            )
+        if len(self.class_names) == 1:
+            raise RequestError(
+                f"{root} holds one class, {self.class_names[0]}; expected a folder for "
+                "each of at least two."
+            )
+
+    def _list_classes(self, folder: pathlib.Path) -> list[tuple[pathlib.Path, str]]:
+        found = []
+        for place in sorted(p for p in folder.iterdir() if not is_hidden(p.name)):
+            if not place.is_dir():
+                self.left_out.append(place.name)
+                continue
+            images, others = find_images(place)
+            self.left_out += others
+            if not images:
+                raise RequestError(
+                    f"The class folder {place} holds no image. Put some there or "
+                    "remove it."
+                )
+            found += [(image, place.name) for image in images]
+        return found
+
+    def files(self) -> list[pathlib.Path]:
+        """All image files."""
+        return [file for split in self.splits.values() for file, _ in split]
 
 
 class FolderExamples:
@@ -25,23 +99,20 @@ class FolderExamples:
     Has the methods of `prepare.TfdsExamples`.
 
     Args:
-        folder: holds `train/<class>/*`, `test/<class>/*`; one of them may be missing.
-        channels: 1 or 3; images of others are converted.
+        spec: from `folder_spec`.
     """
 
-    def __init__(self, folder: str, channels: int):
-        self._root, self._channels = pathlib.Path(folder), channels
-        self._files, classes = {}, set()
-        for split in SPLITS:
-            by_class = _list_images(self._root / split)
-            files = [file for group in by_class.values() for file in group]
+    def __init__(self, spec: DatasetSpec):
+        self._spec, folder = spec, ImageFolder(spec.folder)
+        self._root, self.class_names = folder.root, folder.class_names
+        self._files: dict[str, Sequence[tuple[pathlib.Path, str]]] = {}
+        for split, files in folder.splits.items():
+            files = list(files)
             random.Random(split).shuffle(files)
             cut = len(files) * 4 // 5
             parts = {"": files, "[:80%]": files[:cut], "[80%:]": files[cut:]}
             # One image alone is not split.
             self._files |= {split + part: f for part, f in parts.items() if cut or f}
-            classes |= set(by_class)
-        self.class_names = sorted(classes)
 
     def count(self, split: str) -> int:
         """How many examples `split` has; 0 where there is no such split."""
@@ -49,20 +120,20 @@ class FolderExamples:
 
     def read(self, split: str) -> tf.data.Dataset:
         """Elements `{"image": path, "label": int64}`; no file is opened."""
-        files = self._files[split]
-        places = [self.class_names.index(file.parent.name) for file in files]
-        table = {"image": list(map(str, files)), "label": np.array(places, "int64")}
+        files, classes = zip(*self._files[split])
+        labels = [self.class_names.index(name) for name in classes]
+        table = {"image": list(map(str, files)), "label": np.array(labels, "int64")}
         return tf.data.Dataset.from_tensor_slices(table)
 
     def decode(self, path: tf.Tensor) -> tf.Tensor:
-        """The image of one example, uint8 `(height, width, channels)`."""
+        """The image of one example in [0, 1], float32 of the data set's size."""
+        spec = self._spec
 
         def load(path: bytes) -> np.ndarray:
-            image = np.asarray(open_image(path.decode(), self._channels))
-            return image.reshape(*image.shape[:2], self._channels)
+            return read_image(path.decode(), spec.image_shape, spec.shorter_side)
 
-        image = tf.numpy_function(load, [path], tf.uint8, stateful=False)
-        return tf.ensure_shape(image, (None, None, self._channels))
+        image = tf.numpy_function(load, [path], tf.float32, stateful=False)
+        return tf.ensure_shape(image, spec.image_shape)
 
     def name(self, example: dict) -> str:
         """What an element of `read`, as NumPy values, is called: its path."""
@@ -70,72 +141,41 @@ class FolderExamples:
         return path.relative_to(self._root).as_posix()
 
 
-def folder_spec(folder: str, image_shape: tuple[int, ...]) -> DatasetSpec:
+def folder_spec(
+    folder: str, image_shape: Sequence[int] = (), channels: int = 0
+) -> DatasetSpec:
     """What networks must know about the images in `folder`.
 
-    Classes are the names of the class folders, sorted, of both splits together. Names
-    that start with "." or "@" are skipped. A file is opened once in a process, and
-    again when it changes.
-
     Args:
-        folder: see `FolderExamples`.
+        folder: see `ImageFolder`.
         image_shape: `(height, width, channels)`; empty: as the first image.
+        channels: where `image_shape` does not tell: 1, 3, or 0: 3 if any image has
+            colours.
 
     Raises:
-        RequestError: no such folder, no images, a class without images, a file that
-            is no image; the message names the file.
+        RequestError: as `ImageFolder`; no image whose size can be read.
     """
-    root = pathlib.Path(folder)
-    if not folder or not root.is_dir():
-        raise RequestError(
-            f"--dataset=folder reads --image_folder, and there is no folder {folder!r}."
-        )
-    classes, forms = set(), []
-    for split in SPLITS:
-        for name, files in _list_images(root / split).items():
-            if not files:
-                raise RequestError(
-                    f"The class folder {root / split / name} holds no image "
-                    f"({', '.join(IMAGE_SUFFIXES)}). Put some there or remove it."
-                )
-            for file in files:
-                state = file.stat()
-                forms.append(_form_of(file, state.st_mtime_ns, state.st_size))
-            classes.add(name)
-    if not forms:
-        raise RequestError(
-            f"{root} holds no images: expected {root}/train/<class>/*.png or "
-            f"{root}/test/<class>/*.png (also {', '.join(IMAGE_SUFFIXES[1:])})."
-        )
+    images = ImageFolder(folder)
+    if not image_shape:
+        forms = _forms(images.files())
+        *size, first = next(forms, (None,))
+        if not size:
+            raise RequestError(
+                f"None of the image files in {folder} can be read, as "
+                f"{images.files()[0]}. Replace them."
+            )
+        coloured = first == 3 or (not channels and any(form[2] == 3 for form in forms))
+        image_shape = (*size, channels or (3 if coloured else 1))
     return plain_spec(
         "folder",
-        image_shape or forms[0],
-        len(classes),
-        class_names=tuple(sorted(classes)),
+        image_shape,
+        len(images.class_names),
+        class_names=tuple(images.class_names),
         folder=folder,
     )
 
 
-def _list_images(folder: pathlib.Path) -> dict[str, list[pathlib.Path]]:
-    """Class -> its image files, both sorted."""
-
-    def visible(place: pathlib.Path) -> list[pathlib.Path]:
-        found = place.iterdir()
-        return sorted(p for p in found if not is_hidden(p.relative_to(place)))
-
-    return {
-        place.name: [f for f in visible(place) if f.suffix.lower() in IMAGE_SUFFIXES]
-        for place in (visible(folder) if folder.is_dir() else ())
-        if place.is_dir()
-    }
-
-
-@functools.cache
-def _form_of(file: pathlib.Path, changed: int, size: int) -> tuple[int, int, int]:
-    """See `image_form`; once for each state of a file."""
-    try:
-        return image_form(file)
-    except Exception as error:  # decoders raise many kinds for damaged files
-        raise RequestError(
-            f"{file} is no image that can be read ({error}). Replace or remove it."
-        ) from error
+def _forms(files: Iterable[pathlib.Path]) -> Iterator[tuple[int, int, int]]:
+    for file in files:
+        with contextlib.suppress(Exception):  # what is damaged is named elsewhere
+            yield image_form(file)

@@ -1,13 +1,18 @@
-"""Pictures as people have them: read right, or refused with the reason."""
+"""Pictures and folders as people have them: read right, or refused with the reason."""
 
 import collections
 import struct
+import zlib
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from cdfkd_tf.data.image_files import image_form, open_image, read_image
+from cdfkd_tf.data.builders.image_folder import ImageFolder, folder_spec
+from cdfkd_tf.data.image_files import image_form, open_image, read_image, unreadable
+from cdfkd_tf.data.images import RealImages
+from cdfkd_tf.errors import RequestError
+from tests import toys
 
 RAMP = np.linspace(0, 1, 64).reshape(8, 8)
 COLOURS = np.stack([RAMP, RAMP.T, 1 - RAMP], axis=-1)
@@ -164,3 +169,119 @@ def test_open_image_refuses_what_is_none_or_not_whole(tmp_path):
         file.write_bytes(content)
         with pytest.raises(ValueError, match=words):
             open_image(file, 3)
+
+
+def cut(file):
+    file.write_bytes(file.read_bytes()[:-40])
+
+
+def wrong_checksum(file):
+    content = bytearray(file.read_bytes())
+    end = content.index(b"IEND") - 4
+    content[end - 4 : end] = struct.pack(">I", zlib.crc32(b"another"))
+    file.write_bytes(content)
+
+
+def not_a_number(file):
+    Image.fromarray(np.full((4, 4), np.nan, "float32")).save(file, "TIFF")
+
+
+def large_numbers(file):
+    Image.fromarray(np.full((4, 4), 70_000, "int32")).save(file, "TIFF")
+
+
+DAMAGES = {
+    "a.jpg": (cut, "runcated"),
+    "b.png": (cut, "Truncated File Read"),
+    "c.png": (wrong_checksum, "checksum"),
+    "d.tif": (not_a_number, "are nan to nan"),
+    "e.tif": (large_numbers, "are 70000 to 70000"),
+    "f.png": (lambda file: file.write_text("hello"), "none of PNG"),
+    "g.png": (lambda file: file.write_bytes(b""), "it is empty"),
+    "h.png": (lambda file: file.unlink(), "No such file"),
+}
+
+
+def test_unreadable_names_each_damaged_picture_and_why(tmp_path):
+    files = [tmp_path / name for name in ("good.png", *DAMAGES)]
+    for file in files:
+        PICTURE.save(file)
+    for name, (damage, _) in DAMAGES.items():
+        damage(tmp_path / name)
+    found = unreadable(files)
+    assert len(found) == len(DAMAGES)
+    for line, (name, (_, words)) in zip(found, DAMAGES.items()):
+        assert line.startswith(f"{tmp_path / name} (") and words in line, line
+
+
+# Folders.
+
+
+def test_folder_reads_every_kind_and_skips_what_programs_leave(tmp_path):
+    root = toys.image_folder(tmp_path / "own", per_class=1)
+    PICTURE.save(root / "test/cat/1.webp", lossless=True)
+    PICTURE.save(root / "test/cat/2.TIF")
+    for name in (".ipynb_checkpoints", "@eaDir", "__MACOSX"):
+        for place in (root / "test" / name, root / "test/cat" / name, root / name):
+            place.mkdir()
+            PICTURE.save(place / "0.png")
+    for name in (".DS_Store", "Thumbs.db", "._0.png"):
+        (root / "test/cat" / name).write_text("no image")
+    (root / "test/cat/notes.txt").write_text("no image")
+    folder = ImageFolder(str(root))
+    assert folder.class_names == ["cat", "dog", "owl"]
+    names = [file.name for file, name in folder.splits["test"] if name == "cat"]
+    assert names == ["0.png", "1.webp", "2.TIF"] and folder.left_out == ["notes.txt"]
+
+
+def test_folder_follows_links_and_nested_folders(tmp_path):
+    """`val` does for `test`; a link in a circle ends."""
+    root = toys.image_folder(tmp_path / "own", per_class=2)
+    (root / "test").rename(root / "val")
+    (root / "train/cat").rename(tmp_path / "elsewhere")
+    (root / "train/cat").symlink_to(tmp_path / "elsewhere")
+    (root / "train/dog/deep/er").mkdir(parents=True)
+    (root / "train/dog/0.png").rename(root / "train/dog/deep/er/0.png")
+    (root / "train/dog/deep/round").symlink_to(root / "train/dog")
+    folder = ImageFolder(str(root))
+    classes = [name for _, name in folder.splits["train"]]
+    assert classes == ["cat"] * 2 + ["dog"] * 2 + ["owl"] * 2
+    assert len(folder.splits["test"]) == 6
+    images = RealImages(folder_spec(str(root), (8, 8, 3)))
+    (pixels, labels) = next(iter(images.evaluation_pixels(9)))
+    assert np.bincount(labels).tolist() == [2, 2, 2]
+    means = [pixels[labels == label].mean() for label in range(3)]
+    np.testing.assert_allclose(means, np.array([60, 120, 180]) / 255, atol=0.06)
+
+
+def test_folder_has_colours_if_any_of_its_pictures_has(tmp_path):
+    root = toys.image_folder(tmp_path, per_class=1)
+    assert folder_spec(str(root)).image_shape == (10, 8, 1)
+    PICTURE.save(root / "train/owl/1.png")
+    assert folder_spec(str(root)).image_shape == (10, 8, 3)  # the first one's size
+    assert folder_spec(str(root), channels=1).image_shape == (10, 8, 1)
+    (root / "test/cat/0.png").write_text("no image")
+    (root / "train/cat/0.png").write_text("no image")  # named when all are decoded
+    assert folder_spec(str(root)).image_shape == (10, 8, 3)
+
+
+@pytest.mark.parametrize(
+    "make, words",
+    [
+        (lambda root: (root / "cat").mkdir(), "found cat"),
+        (lambda root: (root / "train").mkdir(), "found nothing"),
+        (lambda root: PICTURE.save(root / "a.png"), "found a.png"),
+        (lambda root: toys.image_folder(root, ["cat"]), "holds one class, cat"),
+        (
+            lambda root: (
+                toys.image_folder(root, ["cat", "dog"]).joinpath("test/emu").mkdir()
+            ),
+            "test/emu holds no image",
+        ),
+    ],
+)
+def test_folder_of_another_form_is_one_sentence(tmp_path, make, words):
+    make(tmp_path)
+    with pytest.raises(RequestError) as refused:
+        ImageFolder(str(tmp_path))
+    assert words in str(refused.value) and "\n" not in str(refused.value)

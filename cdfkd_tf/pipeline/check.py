@@ -1,0 +1,89 @@
+"""What can be refused is refused here, before the first step that takes long."""
+
+import hashlib
+import warnings
+from collections.abc import Sequence
+
+from cdfkd_tf.data.builders.image_folder import ImageFolder
+from cdfkd_tf.data.image_files import unreadable
+from cdfkd_tf.data.transfer_set import read_pictures
+from cdfkd_tf.distillation import build
+from cdfkd_tf.errors import DistillationWarning, RequestError
+from cdfkd_tf.export.run import check_formats
+from cdfkd_tf.networks.aggregators import build_aggregator, build_predictor
+from cdfkd_tf.pipeline.steps import Run
+from cdfkd_tf.teachers.ensemble import TeacherEnsemble
+from cdfkd_tf.teachers.teacher import Teacher
+from cdfkd_tf.workdir import read_json, write_json
+
+_NAMED = 10  # damaged pictures, at most
+_ANNOUNCED = 2_000  # pictures that take a while to decode
+_seen: set[str] = set()  # digests of pictures that this process has decoded
+
+
+def check(run: Run, todo: Sequence[str]) -> None:
+    """Tries on untrained networks what the steps to do will need.
+
+    Asks each teacher once, builds the student and the generator, writes each format
+    that is to be exported, and decodes each picture of an own folder.
+
+    Args:
+        run: with whose objects the steps will work.
+        todo: steps; without a costly one nothing is tried.
+
+    Raises:
+        RequestError: what cannot be.
+    """
+    if "train_teachers" not in todo and "distill" not in todo:
+        return
+    config, spec = run.config, run.spec
+    if config.teachers or "train_teachers" not in todo:
+        ensemble = run.teachers
+        if config.teachers:
+            for teacher in ensemble.teachers:
+                print(f"Teacher {teacher}", flush=True)
+    else:
+        untrained = Teacher(run.build_teacher(0))
+        ensemble = TeacherEnsemble([untrained] * config.num_teachers)
+    if "train_teachers" in todo and "pictures" in run.method.images:
+        read_pictures(config.transfer_images)  # else it is the next thing that is done
+    if "distill" in todo:
+        student = build.build_student(run.sized(ensemble), spec, len(ensemble))
+        if run.method.generator:
+            build.build_generator(config, spec)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DistillationWarning)  # said when it starts
+            build.available_method(config, ensemble, student)
+        if "export" in todo:
+            aggregator = build_aggregator(run.aggregator_kind(student), student)
+            predictor = build_predictor(student, aggregator, spec.mean, spec.std)
+            check_formats(predictor, config.export_formats)
+    if spec.folder and ("train_teachers" in todo or run.reads_images):
+        _check_pictures(run)
+
+
+def _check_pictures(run: Run) -> None:
+    """Decodes each, once for each state of a folder."""
+    folder, stamp = ImageFolder(run.spec.folder), run.workdir.path / "pictures.json"
+    if folder.left_out:
+        names, count = ", ".join(folder.left_out[:3]), len(folder.left_out)
+        names += ", ..." if count > 3 else ""
+        print(f"Left out of {folder.root}, as no images: {count} ({names})", flush=True)
+    files, digest = folder.files(), hashlib.sha256()
+    for file in files:
+        form = file.stat() if file.exists() else None
+        form = form and (form.st_size, form.st_mtime_ns)
+        digest.update(f"{file}: {form}\n".encode(errors="surrogateescape"))
+    state, known = digest.hexdigest(), read_json(stamp).get("decoded")
+    if state not in {*_seen, known}:
+        if len(files) > _ANNOUNCED:
+            print(f"Looking at {len(files)} pictures", flush=True)
+        if damaged := unreadable(files):
+            more = " ..." if len(damaged) > _NAMED else ""
+            raise RequestError(
+                f"{len(damaged)} of {len(files)} image files cannot be read: "
+                f"{'; '.join(damaged[:_NAMED])}{more}. Replace or remove them."
+            )
+    _seen.add(state)
+    if state != known:
+        write_json(stamp, {"decoded": state})
