@@ -206,8 +206,8 @@ def distill(
         callbacks: passed to Keras's `fit`; an epoch is `steps_per_epoch` iterations.
         verbose: as in Keras's `fit`.
         **options: fields of `cdfkd_tf.RunConfig`, the command line's flags by name:
-            `student="wrn10_1"`, `epochs=25`, `seed=1`; `dataset` is `none` if not
-            given.
+            `student="wrn10_1"`, or a Keras model, whose weights the student starts
+            from; `epochs=25`, `seed=1`; `dataset` is `none` if not given.
 
     Returns:
         The trained networks and what can be done with them.
@@ -340,11 +340,10 @@ def _request(
     """The run that a call from Python describes."""
     check_names(options)
     own = {"teachers": names, "image_shape": image_shape or (), "workdir": workdir}
-    if isinstance(model := options.get("student"), keras.Model):
-        raise RequestError(
-            "student is the name of a backbone or of a .keras file; got a "
-            f"{type(model).__name__}. Save it: model.save('student.keras')."
-        )
+    if isinstance(student := options.get("student"), keras.Model):
+        file = workdir / "given" / "student.keras"  # read again by a resumed run
+        save_network(student, file)
+        own["student"] = file
     return RunConfig(**{"dataset": "none", **options, **own})
 
 

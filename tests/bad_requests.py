@@ -169,9 +169,6 @@ COMBINATIONS = [
     Bad("temperature without softmax", f"{DISTILL} --temperature=4", "Leave it out"),
     Bad("size of two numbers", f"{DISTILL} --image_shape=8,8",
         "height,width,channels"),
-    Bad("size the generator cannot make", f"{DISTILL} --image_shape=9,8,1 "
-        "--student=wrn10_1 --student_width=0.25",
-        "multiples of 4"),
     Bad("unknown generator", f"{DISTILL} --generator=gan", "Unknown generator 'gan'"),
     Bad("replicas on one device", f"{DISTILL} --strategy=mirrored",
         "at least two devices"),

@@ -7,8 +7,7 @@ import pytest
 
 from cdfkd_tf.data.specs import plain_spec, spec_of
 from cdfkd_tf.distillation.build import build_method
-from cdfkd_tf.networks.backbones import BACKBONES
-from cdfkd_tf.networks.external_backbones import find_backbone
+from cdfkd_tf.networks.backbones import BACKBONES, find_backbone
 from cdfkd_tf.networks.generators import GENERATORS
 from cdfkd_tf.tuning.space import find_space
 from tests.data import archives

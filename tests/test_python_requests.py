@@ -86,7 +86,6 @@ def test_distill_takes_one_teacher_as_a_model_or_a_file(
         ([], {}, "At least one teacher is needed"),
         ("", {}, "At least one teacher is needed"),
         (["absent.keras"], {}, "no teacher file absent.keras"),
-        ("model", {"student": "model"}, r"Save it: model.save\('student.keras'\)"),
         ("model", {"epoch": 3}, "no option 'epoch'; did you mean 'epochs'"),
         ("model", {"epochs": "many"}, "--epochs must be a whole number; got 'many'"),
         ("model", {"seed": None}, "--seed must be a whole number; got NoneType"),

@@ -24,8 +24,7 @@ from cdfkd_tf.distillation.methods import METHODS, Method
 from cdfkd_tf.distillation.optimizers import CoupledSGD, PaperAdam
 from cdfkd_tf.errors import DistillationWarning, RequestError
 from cdfkd_tf.networks import generators, students
-from cdfkd_tf.networks.backbones import AUTOMATIC_BACKBONE
-from cdfkd_tf.networks.external_backbones import find_backbone
+from cdfkd_tf.networks.backbones import AUTOMATIC_BACKBONE, find_backbone
 from cdfkd_tf.runtime import fused_batchnorm
 from cdfkd_tf.runtime.devices import (
     check_shares,

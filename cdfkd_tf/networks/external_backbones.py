@@ -1,58 +1,23 @@
-"""Backbones by any name: built in, a model file, or one of `keras.applications`."""
+"""Backbones made of networks from elsewhere: model files and `keras.applications`."""
 
+import collections
 import inspect
+import itertools
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import keras
 from keras import KerasTensor, layers
 
 from cdfkd_tf.data.specs import DatasetSpec
-from cdfkd_tf.errors import RequestError, one_line
-from cdfkd_tf.networks.backbones import BACKBONES
+from cdfkd_tf.errors import RequestError, reason
 from cdfkd_tf.networks.layers import Trunk
 from cdfkd_tf.networks.loading import load_network
 from cdfkd_tf.networks.pixel_ranges import NORMALISED, expected_values, rescaling_to
+from cdfkd_tf.runtime.keras_internals import is_graph, run_through
 
 # Long averages suit millions of images; distillations are shorter.
 _MOST_MOMENTUM = 0.9
-
-
-def find_backbone(
-    name: str, spec: DatasetSpec, feature_layers: Sequence[str] = ()
-) -> Callable[[KerasTensor, float], Trunk]:
-    """The builder of the trunk called `name`: `(normalised image, width) -> Trunk`.
-
-    Args:
-        name: a key of `BACKBONES`; a `.keras` file, whose weights the student starts
-            from; or a function of `keras.applications`, without weights.
-        spec: of the images.
-        feature_layers: names of the layers whose maps the headers read, finest first;
-            empty: found at each change of resolution. For files and applications.
-
-    Raises:
-        RequestError: unknown name, or layers named for a built-in network. The
-            builder raises it for a missing or unsuitable file, image size or width.
-    """
-    if name in BACKBONES:
-        if feature_layers:
-            raise RequestError(
-                "--student_feature_layers names layers of a file or of "
-                f"keras.applications; --student={name} brings its own. Leave it out."
-            )
-        return BACKBONES[name]
-    is_file = name.endswith((".keras", ".h5"))
-    if not is_file and name not in applications():
-        raise RequestError(
-            f"Unknown network {name!r}. Known: {', '.join(BACKBONES)}; a .keras file; "
-            f"or of keras.applications {', '.join(applications())}."
-        )
-    load = _load_file if is_file else _build_application
-
-    def build(image: KerasTensor, width: float) -> Trunk:
-        return _trunk_of(load(name, width, spec), name, image, spec, feature_layers)
-
-    return build
 
 
 def applications() -> list[str]:
@@ -61,7 +26,12 @@ def applications() -> list[str]:
     return sorted(n for n in known if n[0].isupper() and callable(known[n]))
 
 
-def _build_application(name: str, width: float, spec: DatasetSpec) -> keras.Model:
+def load_application(name: str, width: float, spec: DatasetSpec) -> keras.Model:
+    """A network of `keras.applications` for these images, with fresh weights.
+
+    Raises:
+        RequestError: an image size or a width that it does not have.
+    """
     build = getattr(keras.applications, name)
     options = {"weights": None, "include_top": False, "input_shape": spec.image_shape}
     if width != 1:
@@ -76,33 +46,102 @@ def _build_application(name: str, width: float, spec: DatasetSpec) -> keras.Mode
     except ValueError as error:  # images too small, unsuitable alpha
         raise RequestError(
             f"keras.applications.{name} cannot take images of {spec.image_shape}: "
-            f"{one_line(error)}"
+            f"{reason(error)} Choose another --student or --image_shape."
         ) from error
 
 
-def _load_file(name: str, width: float, spec: DatasetSpec) -> keras.Model:
+def load_student(name: str, width: float, spec: DatasetSpec) -> keras.Model:
+    """The network in a file, for images of this size, with its weights.
+
+    Raises:
+        RequestError: an unreadable file, a network that shows no layers, takes other
+            images or is to be scaled.
+    """
     if width != 1:
         raise RequestError(
             f"--student_width={width} cannot scale the network in {name}. Use 1."
         )
-    if not pathlib.Path(name).is_file():
-        raise RequestError(f"There is no student file {name}. Check --student.")
-    return load_network(pathlib.Path(name), "student")
-
-
-def _trunk_of(model, name, image, spec, feature_layers) -> Trunk:
-    """The model's maps on top of `image`, with the model's weights."""
-    inputs = getattr(model, "inputs", None)
-    if not isinstance(model, keras.Model) or not inputs:
+    model = load_network(pathlib.Path(name), "student")
+    if not is_graph(model):
         raise RequestError(f"The student {name} must be a functional Keras model.")
-    wanted = tuple(inputs[0].shape[1:])
-    if len(inputs) != 1 or len(wanted) != 3:
+    wanted = tuple(model.inputs[0].shape[1:])
+    if len(model.inputs) != 1 or len(wanted) != 3:
         raise RequestError(f"The student {name} must take one batch of images.")
     if any(w not in (None, h) for w, h in zip(wanted, spec.image_shape)):
         raise RequestError(
             f"The student {name} takes images {wanted}; the data set's are "
             f"{spec.image_shape}. Save it with an input of that shape."
         )
+    try:
+        return _flat_copy(model, spec.image_shape)
+    except ValueError as error:  # too small for it, a name twice, a class of theirs
+        raise RequestError(
+            f"The student {name} cannot be built for images of {spec.image_shape}: "
+            f"{reason(error)}"
+        ) from error
+
+
+def _flat_copy(model: keras.Model, image_shape: tuple[int, ...]) -> keras.Model:
+    """The same function for images of one size, without models inside models.
+
+    A strided 1x1 convolution reads every so manieth pixel first: see `layers.conv`.
+    All of it trains, as the layers that a file froze, or called as in inference.
+    """
+    copies: dict[int, tuple[keras.Operation, keras.Operation]] = {}
+    names: collections.Counter[str] = collections.Counter()
+
+    def copy_of(layer, **changes):
+        if id(layer) not in copies:
+            names[layer.name] += 1
+            if names[layer.name] > 1:  # once in each of two inner models
+                changes["name"] = f"{layer.name}_{names[layer.name]}"
+            own = type(layer).from_config({**layer.get_config(), **changes})
+            copies[id(layer)] = layer, own
+        return copies[id(layer)][1]
+
+    def call(layer, *args, training=None, **kwargs):
+        is_pointwise = type(layer) is layers.Conv2D and layer.kernel_size == (1, 1)
+        if not is_pointwise or max(layer.strides) == 1:
+            return copy_of(layer)(*args, **kwargs)
+        pool = layers.AveragePooling2D(
+            1,
+            layer.strides,
+            data_format=layer.data_format,
+            dtype=layer.dtype_policy,
+            name=f"{layer.name}_stride",
+        )
+        return copy_of(layer, strides=(1, 1))(pool(args[0]))
+
+    image = keras.Input(image_shape)
+    copy = keras.Model(image, run_through(model, image, call), name=model.name)
+    for layer, own in copies.values():
+        if isinstance(layer, layers.Layer):
+            own.set_weights(layer.get_weights())
+        if hasattr(own, "finalize_state"):  # a Normalization computes with others
+            own.finalize_state()
+    return copy
+
+
+def trunk_of(
+    model: keras.Model,
+    name: str,
+    image: KerasTensor,
+    spec: DatasetSpec,
+    feature_layers: Sequence[str],
+) -> Trunk:
+    """The maps of a network on top of `image`, with the network's weights.
+
+    Args:
+        model: functional, of one batch of images as large as `image`; becomes
+            trainable.
+        name: what messages call it.
+        image: symbolic, normalised.
+        spec: of the images.
+        feature_layers: as `find_backbone` takes them.
+
+    Raises:
+        RequestError: no maps, or layers named that have none or do not fit together.
+    """
     for layer in model.layers:
         if isinstance(layer, layers.BatchNormalization):
             layer.momentum = min(layer.momentum, _MOST_MOMENTUM)
@@ -111,9 +150,22 @@ def _trunk_of(model, name, image, spec, feature_layers) -> Trunk:
         maps = [_named_map(model, name, layer) for layer in feature_layers]
     else:
         maps = _maps_by_resolution(model, name)
+    _check_sides(maps, name)
     rescale = rescaling_to(spec, expected_values(model, NORMALISED))
     pixels = rescale(image) if rescale else image
     return Trunk(maps=_as_list(keras.Model(model.inputs, maps)(pixels)))
+
+
+def _check_sides(maps: list[KerasTensor], name: str) -> None:
+    """Each level halves the one before, rounded up, as the headers' encoders do."""
+    for fine, coarse in itertools.pairwise(maps):
+        halved = tuple(-(-side // 2) for side in fine.shape[1:3])
+        if coarse.shape[1:3] != halved:
+            raise RequestError(
+                f"The maps of the student {name} must halve from one to the next; they "
+                f"are {', '.join(f'{m.shape[1]}x{m.shape[2]}' for m in maps)}. Name "
+                "layers that do with --student_feature_layers."
+            )
 
 
 def _named_map(model, name, layer_name) -> KerasTensor:
@@ -139,31 +191,36 @@ def _maps_by_resolution(model, name) -> list[KerasTensor]:
     So no branch inside a block; at or behind the last merge of branches at that
     resolution. Resolutions are the halvings of the image down to the last map's.
     """
-    cuts = [layer for layer in _cut_layers(model) if _is_map(layer)]
+    cuts = [
+        layer
+        for layer in _cut_layers(model)
+        if _is_map(layer) and getattr(layer, "pool_size", 0) != (1, 1)  # half a stride
+    ]
     if not cuts:
         raise RequestError(
             f"Found no maps in the student {name}: expected a functional model of "
-            "convolutions, its layers not hidden in another model. Name the layers "
-            "with --student_feature_layers, or save the inner model."
+            "convolutions. Name the layers with --student_feature_layers."
         )
-    smallest, side = cuts[-1].output.shape[1], model.inputs[0].shape[1]
-    maps = []
-    while side is not None and side > max(1, smallest):
-        side = -(-side // 2)
-        level = [layer for layer in cuts if layer.output.shape[1] == side]
+    smallest, sides = cuts[-1].output.shape[1:3], model.inputs[0].shape[1:3]
+    maps: list[KerasTensor] = []
+    while max(sides) > 1 and sides != smallest:
+        sides = tuple(-(-side // 2) for side in sides)
+        level = [layer for layer in cuts if layer.output.shape[1:3] == sides]
         merges = [i for i, layer in enumerate(level) if isinstance(layer.input, list)]
         level = [layer.output for layer in level[merges[-1] if merges else 0 :]]
         if level:  # of equally narrow ones, the last
             maps.append(min(reversed(level), key=lambda tensor: tensor.shape[-1]))
+        else:  # headers climb without a gap
+            maps.clear()
     return maps or [cuts[-1].output]
 
 
-def _cut_layers(model) -> list[keras.layers.Layer]:
-    """Layers that every path from image to output goes through, in order.
+def _cut_layers(model) -> list[keras.Operation]:
+    """Layers and operations that every path from image to output goes through.
 
-    In topological order: those that no connection jumps over.
+    In topological order, those that no connection jumps over.
     """
-    order = [x for x in model.layers if not isinstance(x, layers.InputLayer)]
+    order = [x for x in model.operations if not isinstance(x, layers.InputLayer)]
     place = {id(_as_list(layer.output)[0]): i for i, layer in enumerate(order)}
     last_reader = [0] * len(order)
     for index, layer in enumerate(order):

@@ -59,11 +59,11 @@ def modernised(entry: dict[str, Any]) -> dict[str, Any]:
         new["registered_name"] = "cdfkd_tf>OldOperation"
         new.pop("build_config", None)
         config = {"function": config["function"], "name": config["name"]}
+    elif "trainable" not in config and (module := operation_module(name)):
+        new["module"] = module  # some are called as layers are: Add, Softmax
     elif hasattr(layers, name):
         new["module"] = "keras.layers"
         config = _layer_config(name, entry["class_name"], config)
-    elif module := operation_module(name):
-        new["module"] = module
     else:
         new["registered_name"] = entry.get("registered_name") or name
         new["module"] = entry.get("module")
@@ -392,9 +392,13 @@ def explanation(entry: dict[str, Any], version: str, error: Exception) -> str:
                 {key: copy.deepcopy(layer.get(key)) for key in _ALONE}, safe_mode=True
             )
         except Exception as cause:  # anybody's class, with whatever it raises
-            text = str(cause).rpartition("Exception encountered: ")[2]
-            return f"Layer {name} ({kind}): {reason(text, 400)}{saved} {_EXPORT}."
-    return f"{reason(error, 400)}{saved}"
+            return f"Layer {name} ({kind}): {_innermost(cause)}{saved} {_EXPORT}."
+    return f"{_innermost(error)}{saved}"
+
+
+def _innermost(error: Exception) -> str:
+    """What was raised first, out of what Keras wraps around it."""
+    return reason(str(error).rpartition("Exception encountered: ")[2], 400)
 
 
 _ALONE = ("module", "class_name", "config", "registered_name")

@@ -244,3 +244,28 @@ def operation_module(name: str) -> str | None:
         if isinstance(found, type) and issubclass(found, keras.Operation):
             return module
     return None
+
+
+def run_through(model: keras.Model, inputs: Any, call: Callable[..., Any]) -> Any:
+    """Goes through a functional or Sequential model and the models in it, in order.
+
+    Args:
+        model: see `is_graph`.
+        inputs: its inputs, symbolic or not.
+        call: called in place of each layer and operation, `(layer, *args, **kwargs)`.
+
+    Returns:
+        The outputs.
+    """
+
+    def calls(layer):
+        inner = isinstance(layer, keras.Model) and is_graph(layer)
+        if inner:
+            return lambda tensors, **_: run_through(layer, tensors, call)
+        return lambda *args, **kwargs: call(layer, *args, **kwargs)
+
+    graph = getattr(model, "_functional", None) or model  # of a Sequential
+    outputs = graph._run_through_graph(inputs, operation_fn=calls)
+    return keras.tree.pack_sequence_as(
+        graph._outputs_struct, keras.tree.flatten(outputs)
+    )

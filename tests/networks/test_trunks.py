@@ -9,8 +9,10 @@ from cdfkd_tf.data.specs import plain_spec
 from cdfkd_tf.errors import RequestError
 from cdfkd_tf.export.inference_graph import inference_graph
 from cdfkd_tf.networks.aggregators import build_aggregator, build_predictor
-from cdfkd_tf.networks.external_backbones import find_backbone
+from cdfkd_tf.networks.backbones import find_backbone
+from cdfkd_tf.networks.loading import load_network
 from cdfkd_tf.networks.students import build_student
+from cdfkd_tf.runtime.keras_internals import leaf_layers
 
 SPEC = plain_spec("none", (32, 32, 3), 5)
 IMAGES = np.random.default_rng(0).normal(size=(2, 32, 32, 3)).astype("float32")
@@ -99,7 +101,7 @@ def test_an_application_that_scales_its_input_gets_bytes():
 def test_wrong_students_are_refused():
     for name, kwargs, message in [
         ("resnet99", {}, "Unknown network 'resnet99'. Known: .*resnet18.*MobileNetV2"),
-        ("absent.keras", {}, "no student file absent.keras"),
+        ("absent.keras", {}, "no student file absent"),
         ("wrn10_1", {"feature_layers": ("x",)}, "brings its own"),
         ("MobileNetV2", {"feature_layers": ("absent",)}, "no layer 'absent'; its last"),
         ("Xception", {}, "cannot take images of .*32, 32, 3"),
@@ -128,3 +130,83 @@ def test_split_needs_a_last_block(file):
     backbone = find_backbone(file, SPEC)
     with pytest.raises(RequestError, match="Use 'multi_level'"):
         build_student(backbone, (32, 32, 3), 5, 2, sharing="split")
+
+
+OPEN = plain_spec("none", (20, 12, 3), 5)
+
+
+def odd_network():
+    """Open size, a model in a model, a strided 1x1 convolution, operations, statistics.
+
+    Its outer layers are named as its inner ones.
+    """
+    inner = keras.Input((None, None, 4))
+    tensor = layers.Conv2D(6, 1, 2, name="conv")(inner)
+    inner = keras.Model(inner, layers.BatchNormalization(name="norm")(tensor))
+    norm = layers.Normalization(name="norm")
+    norm.adapt(np.random.default_rng(0).normal(3, 2, (9, 4, 4, 3)))
+    image = keras.Input((None, None, 3))
+    tensor = layers.Conv2D(4, 3, 2, padding="same", name="conv")(norm(image))
+    tensor = tensor + layers.Conv2D(4, 1, name="branch")(tensor)
+    tensor = inner(tensor, training=False)
+    pooled = layers.GlobalAveragePooling2D()(tensor)
+    return keras.Model(image, layers.Dense(5)(pooled))
+
+
+def test_student_file_of_open_size_and_models_inside_is_built_at_the_images(tmp_path):
+    network = odd_network()
+    rng = np.random.default_rng(1)
+    for layer in (*network.layers[2:], *network.layers[4].layers):
+        layer.set_weights([rng.uniform(0.5, 1, w.shape) for w in layer.get_weights()])
+    network.save(tmp_path / "odd.h5")
+    images = rng.normal(size=(2, 20, 12, 3)).astype("float32")
+    for _ in range(2):
+        image = keras.Input((20, 12, 3))
+        maps = find_backbone(str(tmp_path / "odd.h5"), OPEN)(image, 1.0).maps
+        assert [level.shape[1:] for level in maps] == [(10, 6, 4), (5, 3, 6)]
+        trunk = keras.Model(image, maps)
+        inner = keras.Model(network.input, network.layers[-2].input)
+        expected = inner(images / 2 + 0.5)  # its statistics are those of [0, 1]
+        np.testing.assert_allclose(trunk(images)[1], expected, rtol=1e-5, atol=1e-4)
+    strides = [x.strides for x in leaf_layers(trunk) if isinstance(x, layers.Conv2D)]
+    assert strides == [(2, 2), (1, 1), (1, 1)]
+    student = build_student(
+        find_backbone(str(tmp_path / "odd.h5"), OPEN), (20, 12, 3), 5, 2
+    )
+    student.save(tmp_path / "student.keras")
+    again = load_network(tmp_path / "student.keras", "student")(images)
+    np.testing.assert_allclose(again["logits"], student(images)["logits"], atol=1e-6)
+    names = {variable.path for variable in student.trainable_variables}
+    assert any("norm_2/gamma" in name for name in names)
+    assert {v.dtype for v in student.trainable_variables} == {"float32"}
+
+
+def test_maps_are_those_behind_the_last_gap(tmp_path):
+    image = keras.Input((32, 32, 3))
+    tensor = layers.Conv2D(4, 3, 2, padding="same", name="fine")(image)
+    tensor = layers.MaxPooling2D(4, name="gap")(tensor)
+    tensor = layers.Conv2D(5, 3, 2, padding="same", name="last")(tensor)
+    keras.Model(image, tensor).save(tmp_path / "a.keras")
+    file = str(tmp_path / "a.keras")
+    assert [level.shape[1:] for level in maps_of(file)] == [(4, 4, 4), (2, 2, 5)]
+    with pytest.raises(RequestError, match=r"halve from one .* are 16x16, 4x4"):
+        maps_of(file, feature_layers=("fine", "gap"))
+
+
+def test_student_files_that_are_none_are_told_why(tmp_path):
+    image = keras.Input((9,))
+    keras.Model(image, layers.Dense(5)(image)).save(tmp_path / "rows.keras")
+    image = keras.Input((None, None, 3))
+    small = layers.Conv2D(4, 40, name="c")(image)
+    keras.Model(image, small).save(tmp_path / "small.keras")
+    fixed = keras.Input((16, 32, 3))
+    keras.Model(fixed, layers.Conv2D(4, 3)(fixed)).save(tmp_path / "fixed.keras")
+    (tmp_path / "page.keras").write_text("<html>")
+    for name, words in [
+        ("rows", "must take one batch of images"),
+        ("small", r"cannot be built for images of \(32, 32, 3\)"),
+        ("fixed", r"takes images \(16, 32, 3\); the data set's are \(32, 32, 3\)"),
+        ("page", "Cannot read student .* a web page"),
+    ]:
+        with pytest.raises(RequestError, match=words):
+            maps_of(str(tmp_path / f"{name}.keras"))

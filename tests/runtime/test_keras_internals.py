@@ -299,3 +299,18 @@ def test_operation_module_is_that_of_keras_own_operations():
     divide = keras.saving.deserialize_keras_object(config)
     np.testing.assert_array_equal(divide(np.ones(2, "float32"), 2), [0.5, 0.5])
     assert internals.operation_module("Magic") is None
+
+
+def test_run_through_calls_each_layer_and_operation_of_inner_models_in_order():
+    seen = []
+
+    def call(layer, *args, **kwargs):
+        seen.append(layer.name)
+        return layer(*args, **kwargs)
+
+    model = nested()
+    model = keras.Model(model.input, {"twice": 2 * model.output, "once": model.output})
+    outputs = internals.run_through(model, ROWS, call)
+    assert seen[0] == "a" and seen[2] == "b" and len(seen) == 4
+    np.testing.assert_array_equal(outputs["twice"], model(ROWS)["twice"])
+    np.testing.assert_array_equal(outputs["once"], model(ROWS)["once"])
