@@ -157,15 +157,24 @@ def trunk_of(
 
 
 def _check_sides(maps: list[KerasTensor], name: str) -> None:
-    """Each level halves the one before, rounded up, as the headers' encoders do."""
     for fine, coarse in itertools.pairwise(maps):
-        halved = tuple(-(-side // 2) for side in fine.shape[1:3])
-        if coarse.shape[1:3] != halved:
+        target, sides = _half(fine.shape[1:3]), coarse.shape[1:3]
+        if _is_gap(target, sides) or any(s > t for s, t in zip(sides, target)):
             raise RequestError(
                 f"The maps of the student {name} must halve from one to the next; they "
                 f"are {', '.join(f'{m.shape[1]}x{m.shape[2]}' for m in maps)}. Name "
                 "layers that do with --student_feature_layers."
             )
+
+
+def _half(sides: tuple[int, ...]) -> tuple[int, ...]:
+    """Rounded up, as the headers' encoders do; unpadded convolutions make less."""
+    return tuple(-(-side // 2) for side in sides)
+
+
+def _is_gap(target: tuple[int, ...], sides: tuple[int, ...]) -> bool:
+    """Whether maps are so small that there should be others between."""
+    return any(side <= wanted // 2 for wanted, side in zip(target, sides))
 
 
 def _named_map(model, name, layer_name) -> KerasTensor:
@@ -189,7 +198,7 @@ def _maps_by_resolution(model, name) -> list[KerasTensor]:
     """One map per resolution: the narrowest through which every path goes.
 
     So no branch inside a block; at or behind the last merge of branches at that
-    resolution. Resolutions are the halvings of the image down to the last map's.
+    resolution. Each resolution is the largest that at least halves the one before.
     """
     cuts = [
         layer
@@ -201,17 +210,23 @@ def _maps_by_resolution(model, name) -> list[KerasTensor]:
             f"Found no maps in the student {name}: expected a functional model of "
             "convolutions. Name the layers with --student_feature_layers."
         )
-    smallest, sides = cuts[-1].output.shape[1:3], model.inputs[0].shape[1:3]
-    maps: list[KerasTensor] = []
-    while max(sides) > 1 and sides != smallest:
-        sides = tuple(-(-side // 2) for side in sides)
+    sizes = {layer.output.shape[1:3] for layer in cuts}
+    sides, maps = model.inputs[0].shape[1:3], []
+    while max(sides) > 1:
+        target = _half(sides)
+        fitting = [
+            size for size in sizes if size[0] <= target[0] and size[1] <= target[1]
+        ]
+        if not fitting:
+            break
+        sides = max(fitting)
+        if _is_gap(target, sides):
+            maps.clear()  # headers climb without one
         level = [layer for layer in cuts if layer.output.shape[1:3] == sides]
         merges = [i for i, layer in enumerate(level) if isinstance(layer.input, list)]
         level = [layer.output for layer in level[merges[-1] if merges else 0 :]]
-        if level:  # of equally narrow ones, the last
-            maps.append(min(reversed(level), key=lambda tensor: tensor.shape[-1]))
-        else:  # headers climb without a gap
-            maps.clear()
+        # Of equally narrow ones, the last.
+        maps.append(min(reversed(level), key=lambda tensor: tensor.shape[-1]))
     return maps or [cuts[-1].output]
 
 

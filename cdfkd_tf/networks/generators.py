@@ -9,7 +9,7 @@ import keras
 from keras import KerasTensor, layers
 
 from cdfkd_tf.errors import lookup
-from cdfkd_tf.networks.layers import batch_norm, conv, scale_width
+from cdfkd_tf.networks.layers import batch_norm, conv, cropped, scale_width
 
 
 def build_generator(
@@ -40,7 +40,7 @@ def build_generator(
     """
     latent = keras.Input((latent_size,), name="latent")
     image = lookup(GENERATORS, name, "generator")(latent, image_shape, width)
-    image = _cropped(image, image_shape)
+    image = cropped(image, image_shape[:2], name="crop")
     image = conv(image, image_shape[-1], bias=True, name="image_conv")
     full = keras.config.floatx()  # under any policy
     image = layers.Activation("tanh", dtype=full, name="image_tanh")(image)
@@ -98,22 +98,13 @@ def _project(
 ) -> KerasTensor:
     """Noise as a small map `(B, height / shrink, width / shrink, channels)`.
 
-    Sides that `shrink` does not divide are rounded up; `_cropped` takes off the rest.
+    Sides that `shrink` does not divide are rounded up; the rest is cropped.
     """
     rows, columns = (-(-side // shrink) for side in image_shape[:2])
     tensor = layers.Dense(channels * rows * columns, name="latent_dense")(latent)
     # Channels first, as published checkpoints store the vector.
     tensor = layers.Reshape((channels, rows, columns), name="latent_map")(tensor)
     return layers.Permute((2, 3, 1), name="latent_map_last")(tensor)
-
-
-def _cropped(tensor: KerasTensor, image_shape: tuple[int, int, int]) -> KerasTensor:
-    """The middle of a map, as high and wide as the images."""
-    extra = [have - want for have, want in zip(tensor.shape[1:3], image_shape)]
-    if not any(extra):
-        return tensor
-    margins = [(side // 2, side - side // 2) for side in extra]
-    return layers.Cropping2D(margins, name="crop")(tensor)
 
 
 GENERATORS = {"dafl": dafl, "dcgan": dcgan}

@@ -108,6 +108,15 @@ def batch_norm(
     return layers.BatchNormalization(center=affine, scale=affine, **options)(tensor)
 
 
+def cropped(tensor: KerasTensor, sides: tuple[int, int], *, name: str) -> KerasTensor:
+    """The middle of maps `(B, *sides, channels)`; as they are where nothing is over."""
+    extra = [have - want for have, want in zip(tensor.shape[1:3], sides)]
+    if not any(extra):
+        return tensor
+    margins = [(side // 2, side - side // 2) for side in extra]
+    return layers.Cropping2D(margins, name=name)(tensor)
+
+
 def relu(tensor: KerasTensor) -> KerasTensor:
     """Rectifier as a layer."""
     return layers.ReLU()(tensor)

@@ -11,7 +11,7 @@ from keras import KerasTensor, layers
 
 from cdfkd_tf.errors import RequestError, lookup
 from cdfkd_tf.networks.backbones import BACKBONES
-from cdfkd_tf.networks.layers import Trunk, separable_encoder
+from cdfkd_tf.networks.layers import Trunk, cropped, separable_encoder
 
 
 def build_student(
@@ -134,6 +134,7 @@ def _multi_level(trunk: Trunk, num_headers: int) -> list[KerasTensor]:
         for level, (u, width) in enumerate(zip(trunk.maps, widths), start=1):
             name = f"header{header}_encoder{level}"
             if climbed is not None:
+                climbed = cropped(climbed, u.shape[1:3], name=f"{name}_crop")
                 u = layers.Concatenate(name=f"{name}_input")([u, climbed])
             climbed = separable_encoder(u, width, name=name)
         header_maps.append(climbed)

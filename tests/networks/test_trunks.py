@@ -90,6 +90,16 @@ def test_applications_are_tapped_at_each_resolution():
         assert [level.shape[1] for level in maps] == [16, 8, 4, 2, 1]
 
 
+def test_unpadded_networks_are_tapped_at_odd_sizes_too():
+    spec = plain_spec("none", (33, 45, 3), 5)
+    backbone = find_backbone("MobileNet", spec)
+    maps = backbone(keras.Input((33, 45, 3)), 0.25).maps
+    assert [m.shape[1:3] for m in maps] == [(17, 23), (8, 11), (4, 5), (2, 2), (1, 1)]
+    student = build_student(backbone, (33, 45, 3), 5, 2, width=0.25)
+    answers = student(np.ones((2, 33, 45, 3), "float32"))
+    assert answers["logits"].shape == (2, 2, 5)
+
+
 def test_an_application_that_scales_its_input_gets_bytes():
     image = keras.Input((32, 32, 3))
     maps = find_backbone("MobileNetV3Small", SPEC)(image, 1.0).maps
