@@ -200,11 +200,8 @@ def _maps_by_resolution(model, name) -> list[KerasTensor]:
     So no branch inside a block; at or behind the last merge of branches at that
     resolution. Each resolution is the largest that at least halves the one before.
     """
-    cuts = [
-        layer
-        for layer in _cut_layers(model)
-        if _is_map(layer) and getattr(layer, "pool_size", 0) != (1, 1)  # half a stride
-    ]
+    cuts = [layer for layer in _cut_layers(model) if _is_map(layer)]
+    cuts = [layer for layer in cuts if not _is_part_of_a_convolution(layer)]
     if not cuts:
         raise RequestError(
             f"Found no maps in the student {name}: expected a functional model of "
@@ -252,6 +249,12 @@ def _cut_layers(model) -> list[keras.Operation]:
 
 def _is_map(layer) -> bool:
     return len(getattr(layer.output, "shape", ())) == 4
+
+
+def _is_part_of_a_convolution(layer) -> bool:
+    """Its padding, or the reading of every so manieth pixel."""
+    strided = getattr(layer, "pool_size", 0) == (1, 1)
+    return strided or isinstance(layer, (layers.ZeroPadding2D, layers.Cropping2D))
 
 
 def _as_list(value) -> list:
