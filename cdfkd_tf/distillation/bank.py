@@ -160,7 +160,9 @@ def _answered(folder, record, images, first) -> int:
     if kept["images"] != _fingerprint(images) or kept["outputs"] != len(first):
         return 0
     for index, values in enumerate(first):
-        stored = np.load(folder / f"answers_{index}.npy", mmap_mode="r")[: len(values)]
+        stored = np.load(
+            folder / f"answers_{index}.npy", mmap_mode="r", allow_pickle=False
+        )[: len(values)]
         if stored.shape != values.shape or not np.allclose(stored, values, atol=1e-3):
             return 0
     return kept["answered"]
