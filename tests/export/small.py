@@ -14,13 +14,19 @@ NAMES = ["ant", "bee", "cat", "dög"]
 
 
 def predictor_with(
-    kind="mean", backbone="wrn10_1", headers=1, sharing="multi_level", side=8, mask=None
+    kind="mean",
+    backbone="wrn10_1",
+    headers=1,
+    sharing="multi_level",
+    side=8,
+    mask=None,
+    width=0.5,
 ):
     """A predictor whose statistics and scales are not those of a fresh network."""
     rng = np.random.default_rng(1)
     keras.utils.set_random_seed(0)
     shape = (side, side, 1)
-    student = build_student(backbone, shape, 4, headers, width=0.5, sharing=sharing)
+    student = build_student(backbone, shape, 4, headers, width=width, sharing=sharing)
     aggregator = build_aggregator(kind, student, mask)
     for weight in (*student.weights, *aggregator.weights):
         positive = any(name in weight.path for name in ("variance", "gamma"))

@@ -123,7 +123,7 @@ def test_int8_computes_in_integers_throughout(load):
 
 def test_int8_of_a_residual_network_has_no_float_either(tmp_path):
     """Its maps are padded and concatenated, where the converter may give up."""
-    predictor = predictor_with("mean", "resnet18", headers=2)
+    predictor = predictor_with("mean", "resnet18", headers=2, width=0.1)
     export_small(predictor, tmp_path, ("tflite_int8",))
     run = TfliteRunner(tmp_path / FORMATS["tflite_int8"].file)
     assert run.float_operators == []

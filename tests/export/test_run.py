@@ -21,6 +21,7 @@ from cdfkd_tf.export.tflite import TfliteRunner
 from cdfkd_tf.export.verify import verify
 from tests.export.small import IMAGES, export_small, own_predictor, predictor_with
 
+SLOW = pytest.mark.slow
 FLOAT32 = FORMATS["tflite_float32"]
 
 
@@ -244,7 +245,7 @@ _CHILD = """
 """
 
 
-@pytest.mark.parametrize("how", ["killed", "full"])
+@pytest.mark.parametrize("how", ["killed", pytest.param("full", marks=[SLOW])])
 def test_unfinished_export_gives_no_file_its_name(how, predictor, tmp_path):
     earlier = tmp_path / FLOAT32.file
     earlier.write_bytes(b"of an earlier export")
