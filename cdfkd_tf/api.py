@@ -17,7 +17,7 @@ import tensorflow as tf
 from cdfkd_tf import evaluation
 from cdfkd_tf.config import FIELDS, RunConfig, check_names, read_value
 from cdfkd_tf.distillation.fit_aggregator import AggregatorFit, fit_aggregator
-from cdfkd_tf.errors import RequestError
+from cdfkd_tf.errors import RequestError, file_system_error
 from cdfkd_tf.export import run as export_run
 from cdfkd_tf.networks.aggregators import build_aggregator, build_predictor
 from cdfkd_tf.networks.loading import (
@@ -217,6 +217,8 @@ def distill(
         RunError: (a `RuntimeError`) a loss that became NaN.
     """
     names, models = _read_teachers(teachers)
+    if isinstance(callbacks, keras.callbacks.Callback):
+        callbacks = [callbacks]
     with _folder(workdir) as (folder, keep_with):
         config = _request(names, image_shape, folder, options)
         with global_state_restored(), Workdir(config.workdir).locked():
@@ -289,17 +291,23 @@ def _folder(workdir: Any) -> Iterator[tuple[pathlib.Path, Callable[[Any], None]]
     """The run's folder, and what is to be called with the result.
 
     A temporary one is removed together with the result, or if there is none.
+
+    Raises:
+        RequestError: what the file system refuses within the block.
     """
-    if workdir is not None:
-        yield pathlib.Path(read_value(FIELDS["workdir"], workdir)), lambda result: None
-        return
-    folder = tempfile.mkdtemp(prefix="cdfkd_tf_")
+    folder = tempfile.mkdtemp(prefix="cdfkd_tf_") if workdir is None else workdir
     remove = functools.partial(shutil.rmtree, folder, ignore_errors=True)
+    temporary = workdir is None
     try:
-        yield pathlib.Path(folder), lambda result: weakref.finalize(result, remove)
-    except BaseException:
-        remove()
-        raise
+        path = RunConfig(workdir=folder).workdir
+        yield (
+            pathlib.Path(path),
+            lambda made: temporary and weakref.finalize(made, remove),
+        )
+    except BaseException as error:
+        if temporary:
+            remove()
+        raise file_system_error(error) from error.__cause__
 
 
 def _read_teachers(teachers: Any) -> tuple[list[str], list[Any] | None]:
@@ -339,7 +347,8 @@ def _request(
 ) -> RunConfig:
     """The run that a call from Python describes."""
     check_names(options)
-    own = {"teachers": names, "image_shape": image_shape or (), "workdir": workdir}
+    shape = () if image_shape is None else image_shape
+    own = {"teachers": names, "image_shape": shape, "workdir": workdir}
     if isinstance(student := options.get("student"), keras.Model):
         file = workdir / "given" / "student.keras"  # read again by a resumed run
         save_network(student, file)

@@ -604,6 +604,8 @@ def read_value(field: dataclasses.Field, value: Any) -> Any:
             return _from_text(field, value)
         if kind is dict and isinstance(value, Mapping):
             return {str(name): float(weight) for name, weight in value.items()}
+        if kind is tuple and hasattr(value, "tolist"):
+            value = value.tolist()
         if kind is tuple and isinstance(value, list | tuple):
             convert = operator.index if _item_type(field) is int else os.fspath
             return tuple(map(convert, value))
@@ -706,6 +708,7 @@ def _check_combinations(config: RunConfig) -> None:
         f"--max_trials=0 leaves the number to --tuner=hyperband; got --tuner="
         f"{config.tuner}. Give at least 1.",
     )
+    refuse_if(not config.workdir, "--workdir must name the folder of the run; got ''.")
     several = config.strategy == "multi_worker"
     refuse_if(
         several and search,

@@ -3,10 +3,12 @@
 import dataclasses
 import itertools
 import pathlib
+import re
 
 import numpy as np
 import pytest
 
+import cdfkd_tf
 from cdfkd_tf.config import (
     FIELDS,
     GROUPS,
@@ -195,3 +197,16 @@ def test_names_of_files_are_expanded_as_a_shell_does(tmp_path, monkeypatch):
         names = [tmp_path / "a.keras", tmp_path / "b.keras", tmp_path / "[1].h5"]
         assert config.teachers == tuple(map(str, names))
         options = {name: getattr(config, name) for name in options}
+
+
+def test_flags_that_messages_name_are_there():
+    known = {*FIELDS, *RENAMED, *REMOVED, "helpfull", "flagfile", "flag", "name"}
+    known |= {"help", "checkpoint"}  # the latter of tools/import_torch.py
+    named = {}
+    for file in (pathlib.Path(cdfkd_tf.__file__).parent).rglob("*.py"):
+        if file.parent.name == "tools":
+            continue  # have flags of their own
+        for text in re.findall(r"(?<![\w-])--(?:no)?([a-z]\w+)", file.read_text()):
+            named.setdefault(text, file.name)
+    assert {name: file for name, file in named.items() if name not in known} == {}
+    assert len(named) > 50

@@ -35,12 +35,19 @@ def made(toy_files, models, tmp_path_factory):
         teacher_input="0..255",
         export_formats="tflite_float32",
         student=pathlib.Path(toy_files.student),
+        callbacks=Epochs(),
     )
     workdir = tmp_path_factory.mktemp("requests") / "run"
     generator = (model for model in models)  # can be gone through once
-    return cdfkd_tf.distill(
-        generator, image_shape=[8, 8, 1], workdir=workdir, **options
-    )
+    shape = np.array(toys.SHAPE)
+    keras.config.set_dtype_policy("mixed_float16")  # of the caller's own networks
+    try:
+        return cdfkd_tf.distill(
+            generator, image_shape=shape, workdir=workdir, **options
+        )
+    finally:
+        assert keras.config.dtype_policy().name == "mixed_float16"
+        keras.config.set_dtype_policy("float32")
 
 
 def test_distill_takes_values_and_teachers_of_other_types(made, toy_files):
@@ -51,6 +58,7 @@ def test_distill_takes_values_and_teachers_of_other_types(made, toy_files):
     assert config.export_formats == ("tflite_float32",)
     assert config.student == str(toy_files.student)
     assert len(made.history["student_header"]) == 1
+    assert {layer.compute_dtype for layer in made.predictor.layers} == {"float32"}
 
 
 def test_distill_takes_one_teacher_as_a_model_or_a_file(
@@ -101,6 +109,8 @@ def test_distill_takes_one_teacher_as_a_model_or_a_file(
         ("model", {"student_loss": {"header": "x"}}, "--student_loss must be"),
         ("model", {"student_loss": ["header"]}, "--student_loss must be"),
         ("model", {"workdir": 3}, "--workdir must be text; got int 3"),
+        ("model", {"workdir": ""}, "--workdir must name the folder"),
+        ("model", {"workdir": __file__ + "/run"}, "Cannot use .*: Not a directory"),
         ("model", {"dataset": None}, "--dataset must be text"),
         (
             "model",

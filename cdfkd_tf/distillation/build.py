@@ -107,19 +107,6 @@ def build_generator(config: RunConfig, spec: DatasetSpec) -> keras.Model:
     )
 
 
-def with_nearest_size(config: RunConfig, spec: DatasetSpec) -> DatasetSpec:
-    """The data set with images of the nearest size that the generator can make."""
-    *size, channels = spec.image_shape
-    nearest = generators.nearest_size(config.generator, size)
-    if nearest != tuple(size):
-        print(
-            f"Images are {nearest[0]}x{nearest[1]}, the size nearest to the teachers' "
-            f"{size[0]}x{size[1]} that --generator={config.generator} makes.",
-            flush=True,
-        )
-    return dataclasses.replace(spec, image_shape=(*nearest, channels))
-
-
 def build_distiller(
     config: RunConfig,
     spec: DatasetSpec,

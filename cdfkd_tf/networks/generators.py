@@ -3,8 +3,6 @@
 Both are always called with `training=True`: the batch's own statistics normalise.
 """
 
-from collections.abc import Sequence
-
 import keras
 from keras import KerasTensor, layers
 
@@ -57,7 +55,7 @@ def dafl(
     The two inner BatchNormalizations have epsilon 0.8, as published: it damps them,
     and training relies on it.
     """
-    tensor = _project(latent, image_shape, scale_width(128, width), _SHRINK["dafl"])
+    tensor = _project(latent, image_shape, scale_width(128, width), shrink=4)
     tensor = batch_norm(tensor, name="latent_bn")
     for index, filters in enumerate((128, 64), start=1):
         tensor = layers.UpSampling2D(2, name=f"up{index}")(tensor)
@@ -73,7 +71,7 @@ def dcgan(
     latent: KerasTensor, image_shape: tuple[int, int, int], width: float
 ) -> KerasTensor:
     """Four transposed convolutions of stride 2 (Radford et al., DCGAN, ICLR 2016)."""
-    tensor = _project(latent, image_shape, scale_width(512, width), _SHRINK["dcgan"])
+    tensor = _project(latent, image_shape, scale_width(512, width), shrink=16)
     tensor = batch_norm(tensor, name="latent_bn")
     for index, filters in enumerate((256, 128, 64, 64), start=1):
         tensor = layers.Conv2DTranspose(
@@ -108,10 +106,3 @@ def _project(
 
 
 GENERATORS = {"dafl": dafl, "dcgan": dcgan}
-_SHRINK = {"dafl": 4, "dcgan": 16}  # sides are multiples of it
-
-
-def nearest_size(name: str, size: Sequence[int]) -> tuple[int, ...]:
-    """The height and width nearest to `size` that a generator can make."""
-    shrink = _SHRINK.get(name, 1)
-    return tuple(max(shrink, shrink * int(side / shrink + 0.5)) for side in size)

@@ -182,11 +182,11 @@ def fingerprints(
     Files that are not there are left out.
     """
     workdir = Workdir(config.workdir)
-    own = map(workdir.teacher, range(config.num_teachers))
-    names = config.teachers or [f"teachers/{file.name}" for file in own]
-    networks = dict(zip(names, models or names))
-    if not config.teachers:
-        networks = {name: str(workdir.path / name) for name in names}
+    if config.teachers:
+        networks = dict(zip(config.teachers, models or config.teachers))
+    else:
+        own = [workdir.teacher(index) for index in range(config.num_teachers)]
+        networks = {str(file.relative_to(workdir.path)): str(file) for file in own}
     if config.student.endswith((".keras", ".h5")):
         networks[config.student] = config.student
     return {

@@ -15,7 +15,7 @@ import tensorflow as tf
 
 import cdfkd_tf
 from cdfkd_tf import evaluation
-from cdfkd_tf.config import OWN, RunConfig
+from cdfkd_tf.config import RunConfig
 from cdfkd_tf.data.images import RealImages
 from cdfkd_tf.data.noise import watching_noise
 from cdfkd_tf.data.transfer_set import kinds_of, mixture
@@ -90,12 +90,6 @@ class Run:
                 "with a generator, or images to read."
             )
         self.spec = find_spec(config, lambda: self.loaded)
-        if (
-            "generated" in self.method.images
-            and config.dataset in OWN
-            and not config.image_shape
-        ):
-            self.spec = build.with_nearest_size(config, self.spec)
         self.real_images = RealImages(
             self.spec, config.data_dir, config.evaluation_split
         )
@@ -405,6 +399,10 @@ def _evaluate(run: Run) -> None:
         run.teachers, student, predictor, run.spec, run.evaluation_batches
     )
     measured = evaluation.compute_metrics(outputs, labels, run.teachers, student)
+    known = run.workdir.networks()
+    for entry in measured["teachers"]:
+        own = os.path.relpath(entry["file"], run.workdir.path)
+        entry["fingerprint"] = known.get(entry["file"]) or known.get(own)
     for key, value in measured.items():
         run.results.record(key, value)
     generated = None

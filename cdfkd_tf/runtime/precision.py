@@ -69,12 +69,18 @@ def make_deterministic(wish: str) -> None:
 
 @contextlib.contextmanager
 def global_state_restored() -> Iterator[None]:
-    """Puts random generators, seeds and op determinism back when the block ends."""
+    """Puts random generators, seeds, op determinism and Keras's defaults back.
+
+    Within the block networks are built in plain precision, with channels last.
+    """
     python, array = random.getstate(), np.random.get_state()
-    restore = keras_internals.random_state()
+    restore, layout = keras_internals.random_state(), keras.config.image_data_format()
+    keras.config.set_image_data_format("channels_last")
     try:
-        yield
+        with dtype_policy(keras.config.floatx()):
+            yield
     finally:
+        keras.config.set_image_data_format(layout)
         random.setstate(python)
         np.random.set_state(array)
         restore()
