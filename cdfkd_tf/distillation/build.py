@@ -45,9 +45,10 @@ def build_method(config: RunConfig) -> Method:
 
     Raises:
         RequestError: an unknown term, a weight for a generator that the method does
-            not have, a student without any term, a temperature without softmaxes.
+            not have, a student without any term, a temperature without softmaxes,
+            sources of images that do not go together.
     """
-    method, weights = METHODS[config.method], {}
+    method, weights = _with_images(METHODS[config.method], config), {}
     for role, given in _given_weights(config).items():
         known = method.weights(role)
         for term, weight in given.items():
@@ -76,8 +77,25 @@ def build_method(config: RunConfig) -> Method:
         method,
         **weights,
         temperature=config.temperature or method.temperature,
-        images=config.images or method.images,
     )
+
+
+def _with_images(method: Method, config: RunConfig) -> Method:
+    """The row with the request's sources of images."""
+    images = config.images or method.images
+    if len(images) > 1 and {"generated", "real"} & set(images):
+        raise RequestError(
+            f"--images={','.join(images)}: generated and real images stand alone; "
+            "procedural, pictures and noise can be mixed. Name fewer."
+        )
+    if "generated" not in images:
+        return dataclasses.replace(method, images=images, generator={})
+    if not method.generator:
+        raise RequestError(
+            f"--images=generated, but --method={config.method} has no generator. "
+            "Choose another --method, as cdfkd_mfs."
+        )
+    return dataclasses.replace(method, images=images)
 
 
 def build_student(
@@ -92,7 +110,7 @@ def build_student(
         spec.num_classes,
         1 if sharing == "single" else num_teachers,
         sharing=sharing,
-        width=config.student_width,
+        width=config.student_width or 1.0,  # None: not known before the teachers are
     )
 
 

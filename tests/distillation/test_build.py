@@ -160,3 +160,23 @@ def test_projection_learns_with_the_student_and_closes_the_gap():
         assert mapped.shape == (8, width)
         expected = np.asarray(features)[:, header] @ np.asarray(kernel)
         np.testing.assert_allclose(mapped, expected, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"images": "generated,procedural"}, "stand alone"),
+        ({"images": "generated", "method": "cdfkd_plus"}, "has no generator"),
+        ({"images": "noise", "generator_loss": "bn=1"}, "has no generator"),
+        ({"images": "drawn"}, "must be one of generated"),
+    ],
+)
+def test_build_method_refuses_images_that_do_not_go_together(options, message):
+    with pytest.raises(RequestError, match=message):
+        build.build_method(RunConfig(**options))
+
+
+def test_build_method_of_other_images_has_no_generator():
+    method = build.build_method(RunConfig(images="procedural,noise"))
+    assert method.images == ("procedural", "noise") and not method.generator
+    assert method.student == {"header": 1.0, "feature": 0.2, "ensemble": 5.0}
