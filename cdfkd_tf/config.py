@@ -134,7 +134,10 @@ class RunConfig:
     )
 
     dataset: str = _data(
-        "cifar100", "Data set of the teachers.", ("data.specs:SPECS", *OWN)
+        "",
+        "Data set of the teachers; empty: folder with --image_folder, none with "
+        "--teachers, else cifar100.",
+        ("", "data.specs:SPECS", *OWN),
     )
     data_dir: str = _data(
         "", "TFDS folder; empty: the TFDS default.", affects="", path=True
@@ -444,6 +447,9 @@ class RunConfig:
     def _complete(self) -> None:
         """Puts the method's own values where none are given."""
         methods = importlib.import_module("cdfkd_tf.distillation.methods").METHODS
+        if not self.dataset:
+            own = "folder" if self.image_folder else "none" if self.teachers else ""
+            object.__setattr__(self, "dataset", own or "cifar100")
         if not self.method:
             usual = "cdfkd_plus" if self.teachers else "cdfkd_mfs"
             object.__setattr__(self, "method", usual)
@@ -500,11 +506,12 @@ class RunConfig:
         """`--name=value` of each option that differs from its default."""
         # What is usual comes with the method, and which one is usual with teachers.
         usual = RunConfig(method=self.method).flag_lines().splitlines()
-        named = self.method != RunConfig(teachers=self.teachers).method
+        unsaid = RunConfig(teachers=self.teachers, image_folder=self.image_folder)
+        named = {n for n in ("method", "dataset") if vars(self)[n] != vars(unsaid)[n]}
         return [
             line
             for line, default in zip(self.flag_lines().splitlines(), usual)
-            if line != default or (named and line.startswith("--method="))
+            if line != default or line[2:].split("=")[0] in named
         ]
 
 

@@ -147,7 +147,7 @@ def test_renamed_flags_are_answered_with_their_new_names():
 def test_choices_are_the_tables():
     choices = {name: set(choices_of(field)) for name, field in FIELDS.items()}
     assert choices["method"] == {"", *METHODS}
-    assert choices["dataset"] == {*SPECS, "folder", "none"}
+    assert choices["dataset"] == {"", *SPECS, "folder", "none"}
     assert choices["aggregator"] == set(AGGREGATORS)
     assert choices["export_formats"] == set(FORMATS)
     assert choices["student_headers"] in (set(), {"", *SHARING})

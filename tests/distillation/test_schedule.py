@@ -20,6 +20,15 @@ SPEC = plain_spec("none", (16, 16, 1), 4)
 OWN = {"teachers": "a.keras,b.keras", "dataset": "none", "image_shape": "16,16,1"}
 
 
+def test_config_needs_no_data_set_where_there_are_teachers_or_a_folder():
+    assert RunConfig(teachers="a.keras").dataset == "none"
+    assert RunConfig(teachers="a.keras", image_folder="x").dataset == "folder"
+    assert RunConfig().dataset == "cifar100"
+    digits = RunConfig(teachers="a.keras", dataset="digits", image_shape="")
+    assert digits.dataset == "digits"
+    assert toys.parse(*digits.changed_flags()) == digits
+
+
 def test_config_takes_what_the_method_brings_where_nothing_is_given():
     own = RunConfig(**OWN)
     assert (own.method, own.student, own.schedule) == ("cdfkd_plus", "auto", "cosine")
