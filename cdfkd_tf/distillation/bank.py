@@ -245,7 +245,8 @@ class BankedImages(ImageSource):
                 [shape[0] * shape[1]], seed=seed, maxval=bounds[-1], dtype=bounds.dtype
             )
             chosen = tf.reshape(tf.searchsorted(bounds, places, side="right"), shape)
-            return tuple(tf.gather(array, chosen) for array in kept)
+            images, *answers = (tf.gather(array, chosen) for array in kept)
+            return tf.cast(images, "float32"), *answers
 
         return tf.data.Dataset.counter(first_step).map(draw).prefetch(2)
 
