@@ -155,6 +155,10 @@ def test_schedule_and_student_spaces_lie_around_the_run():
     student = find_space(RunConfig(search_space="student")).fields
     assert student["student_width"] == (0.5, 0.75, 1.0, 1.5)
     assert student["student_headers"] == ("multi_level", "split")
+    decided = RunConfig(search_space="student", student="auto", teachers=("a.keras",))
+    assert find_space(decided).fields["student_width"] == (0.5, 0.75, 1.0, 1.5)
+    of_data = RunConfig(search_space="schedule", method="kd")  # has no generator
+    assert set(find_space(of_data).fields) == {"student_learning_rate"}
 
 
 @pytest.mark.parametrize("tuner", ["random", "bayesian", "hyperband"])

@@ -57,7 +57,7 @@ def check(run: Run, todo: Sequence[str]) -> None:
         if "export" in todo:
             aggregator = build_aggregator(run.aggregator_kind(student), student)
             predictor = build_predictor(student, aggregator, spec.mean, spec.std)
-            check_formats(predictor, config.export_formats)
+            check_formats(predictor, config.export_formats, config.int8_finetune_steps)
     if spec.folder and ("train_teachers" in todo or run.reads_images):
         _check_pictures(run)
 

@@ -105,7 +105,7 @@ def _available(config: RunConfig, open_run: OpenRun) -> Method:
         models = [run.build_teacher(index) for index in range(config.num_teachers)]
         names = [f"teacher_{index}" for index in range(config.num_teachers)]
         teachers = build_teachers(config, run.spec, names, models)
-    student = build_student(config, run.spec, len(teachers))
+    student = build_student(run.sized(teachers), run.spec, len(teachers))
     return available_method(config, teachers, student)
 
 

@@ -200,7 +200,8 @@ def _schedule(config: RunConfig, method: Callable[[], Method]) -> Fields:
 
 
 def _student(config: RunConfig, method: Callable[[], Method]) -> Fields:
-    widths = tuple(config.student_width * factor for factor in (0.5, 0.75, 1.0, 1.5))
+    usual = config.student_width or 1.0  # where the teachers decide it
+    widths = tuple(usual * factor for factor in (0.5, 0.75, 1.0, 1.5))
     if METHODS[config.method].sharing == "single":
         return {"student_width": widths}
     return {"student_width": widths, "student_headers": ("multi_level", "split")}
