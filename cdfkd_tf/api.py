@@ -182,6 +182,8 @@ class Distillation:
         with global_state_restored():
             try:
                 yield
+            except OSError as error:
+                raise file_system_error(error) from error.__cause__
             finally:
                 self._run.release()
 
@@ -217,8 +219,10 @@ def distill(
         RunError: (a `RuntimeError`) a loss that became NaN.
     """
     names, models = _read_teachers(teachers)
-    if isinstance(callbacks, keras.callbacks.Callback):
-        callbacks = [callbacks]
+    if callbacks is None or isinstance(callbacks, keras.callbacks.Callback):
+        callbacks = [callbacks] if callbacks else []
+    if not all(isinstance(one, keras.callbacks.Callback) for one in callbacks):
+        raise RequestError(f"callbacks are of keras.callbacks; got {callbacks}.")
     with _folder(workdir) as (folder, keep_with):
         config = _request(names, image_shape, folder, options)
         with global_state_restored(), Workdir(config.workdir).locked():
@@ -267,11 +271,18 @@ def search(
         RequestError: (a `ValueError`) what does not fit together, in one sentence.
         RunError: (a `RuntimeError`) no trial finished.
     """
-    from cdfkd_tf.tuning.run import search as run_search  # Keras Tuner takes seconds
+    import keras_tuner  # takes seconds
+
+    from cdfkd_tf.tuning.run import search as run_search
     from cdfkd_tf.tuning.space import read_space
 
     if isinstance(space, _FILES):
         options["search_space"], space = str(space), None
+    elif not isinstance(space, Mapping | keras_tuner.HyperModel):
+        raise RequestError(
+            "space is weights, schedule, student, a file, a table of options or a "
+            f"HyperModel; got a {type(space).__name__}."
+        )
     names, models = _read_teachers(teachers)
     with _folder(workdir) as (folder, keep_with):
         for index, model in enumerate(models or ()):

@@ -111,6 +111,7 @@ def test_distill_takes_one_teacher_as_a_model_or_a_file(
         ("model", {"workdir": 3}, "--workdir must be text; got int 3"),
         ("model", {"workdir": ""}, "--workdir must name the folder"),
         ("model", {"workdir": __file__ + "/run"}, "Cannot use .*: Not a directory"),
+        ("model", {"callbacks": [print]}, "callbacks are of keras.callbacks"),
         ("model", {"dataset": None}, "--dataset must be text"),
         (
             "model",
@@ -224,7 +225,7 @@ def test_evaluate_refuses_in_one_sentence(made, x, y, message):
             assert re.search(message, sentence), sentence
 
 
-def test_fit_aggregator_reads_values_as_options(made):
+def test_other_calls_refuse_in_one_sentence(made):
     one = made.fit_aggregator(X, Y, kind="weights", epochs=2)
     assert made.fit_aggregator(X, Y, kind="weights", epochs="2") == one
     for options, message in [
@@ -234,6 +235,10 @@ def test_fit_aggregator_reads_values_as_options(made):
     ]:
         with pytest.raises(RequestError, match=message):
             made.fit_aggregator(X, Y, **options)
+    with pytest.raises(RequestError, match="a file is in the place of a folder"):
+        made.export(__file__, "tflite_float32")
+    with pytest.raises(RequestError, match=r"space is weights, .* got a int"):
+        cdfkd_tf.search("x.keras", 3)
     for formats in ("tflite", 3, ["tflite_int8", None]):
         with pytest.raises(RequestError):
             made.export("x", formats)

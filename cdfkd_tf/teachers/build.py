@@ -42,9 +42,10 @@ def find_spec(
     if config.dataset == "folder":
         return folder_spec(config.image_folder, shape, channels)
     if not shape:
+        taken = getattr(load()[0], "input_shape", None) or "anything"
         raise RequestError(
-            "No teacher tells the size of its images. Give "
-            "--image_shape=height,width,channels."
+            f"No teacher tells the size of its images; the first one takes {taken}. "
+            "Give --image_shape=height,width,channels."
         )
     classes = config.num_classes
     if not classes:
