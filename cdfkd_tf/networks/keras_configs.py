@@ -86,7 +86,9 @@ def _model_config(class_name: str, config: Any) -> dict[str, Any]:
     if class_name == "Sequential":
         shape = entries[0]["config"].get("batch_input_shape") if entries else None
         if shape and entries[0]["class_name"] != "InputLayer":
-            new["layers"].insert(0, _input_layer(shape))
+            config = {"batch_input_shape": shape, "name": "image"}
+            first = modernised({"class_name": "InputLayer", "config": config})
+            new["layers"].insert(0, first)
         return new
     # Nodes of inner models count from 1: Keras 2 called each once as it built it.
     first = {e["name"]: int(e["class_name"] in _MODELS) for e in entries if "name" in e}
@@ -97,11 +99,6 @@ def _model_config(class_name: str, config: Any) -> dict[str, Any]:
     for key in ("input_layers", "output_layers"):
         new[key] = _ends(config[key], sequentials)
     return new
-
-
-def _input_layer(shape: list[int | None]) -> dict[str, Any]:
-    config = {"batch_shape": shape, "name": "image"}
-    return {"module": "keras.layers", "class_name": "InputLayer", "config": config}
 
 
 def _ends(value: Any, sequentials: set[str]) -> Any:
@@ -236,7 +233,9 @@ class OldOperation(keras.Operation):
 
     def __init__(self, function: str, name: str | None = None):
         super().__init__(name=name)
-        self._function = function.removeprefix("compat.v1.")
+        # The first versions of these compute the same; those on images do not.
+        version_1 = function.removeprefix("compat.v1.")
+        self._function = function if version_1.startswith("image.") else version_1
 
     def __call__(self, *inputs: Any, name: Any = None, **keywords: Any) -> Any:
         """See the class; `name` is TensorFlow's and says nothing."""
@@ -274,10 +273,6 @@ def _binary(function: Callable) -> Callable:
 
 def _reduced(function: Callable) -> Callable:
     return lambda x, axis=None, keepdims=False: function(x, axis, keepdims=keepdims)
-
-
-def _joined(function: Callable) -> Callable:
-    return lambda values, axis=0: function(values, axis=axis)
 
 
 def _resized(images, size, method="bilinear", preserve_aspect_ratio=False, **options):
@@ -335,8 +330,8 @@ _FUNCTIONS: dict[str, Callable] = {
     "expand_dims": lambda x, axis: ops.expand_dims(x, axis),
     "squeeze": lambda x, axis=None: ops.squeeze(x, axis),
     "reverse": lambda tensor, axis: ops.flip(tensor, axis),
-    "concat": _joined(ops.concatenate),
-    "stack": _joined(ops.stack),
+    "concat": lambda values, axis: ops.concatenate(values, axis),
+    "stack": lambda values, axis=0: ops.stack(values, axis),
     "split": lambda value, num_or_size_splits, axis=0: ops.split(
         value, _sections(num_or_size_splits), axis
     ),
@@ -388,9 +383,9 @@ def explanation(entry: dict[str, Any], version: str, error: Exception) -> str:
                 f"{_EXPORT}."
             )
         try:
-            keras.saving.deserialize_keras_object(
-                {key: copy.deepcopy(layer.get(key)) for key in _ALONE}, safe_mode=True
-            )
+            alone = {key: layer.get(key) for key in ("module", "registered_name")}
+            alone |= {"class_name": kind, "config": copy.deepcopy(config)}
+            keras.saving.deserialize_keras_object(alone, safe_mode=True)
         except Exception as cause:  # anybody's class, with whatever it raises
             return f"Layer {name} ({kind}): {_innermost(cause)}{saved} {_EXPORT}."
     return f"{_innermost(error)}{saved}"
@@ -399,9 +394,6 @@ def explanation(entry: dict[str, Any], version: str, error: Exception) -> str:
 def _innermost(error: Exception) -> str:
     """What was raised first, out of what Keras wraps around it."""
     return reason(str(error).rpartition("Exception encountered: ")[2], 400)
-
-
-_ALONE = ("module", "class_name", "config", "registered_name")
 
 
 def _layers_in(entry: dict[str, Any]) -> Iterator[dict[str, Any]]:

@@ -76,25 +76,6 @@ def conv(
     )(tensor)
 
 
-def depthwise_conv(tensor: KerasTensor, *, name: str, stride: int = 1) -> KerasTensor:
-    """Depthwise 3x3 convolution without bias, symmetrically padded by 1.
-
-    In full precision under any policy: on CPUs its gradient takes ten times as long in
-    bfloat16, and it has few multiplications.
-    """
-    tensor, padding = _pad(tensor, 3, stride, name)
-    return layers.DepthwiseConv2D(
-        3,
-        strides=stride,
-        padding=padding,
-        use_bias=False,
-        # Fan-in counts the 9 taps of one channel; Keras's fan-out counts none.
-        depthwise_initializer=keras.initializers.RandomNormal(stddev=(2 / 9) ** 0.5),
-        dtype=keras.config.floatx(),
-        name=name,
-    )(tensor)
-
-
 def batch_norm(
     tensor: KerasTensor,
     *,
@@ -125,12 +106,28 @@ def relu(tensor: KerasTensor) -> KerasTensor:
 def separable_encoder(tensor: KerasTensor, filters: int, *, name: str) -> KerasTensor:
     """The header's encoder: halves the resolution, ends with `filters` channels.
 
-    Two depthwise-pointwise pairs; the first keeps the input's width and has stride 2
-    (CDFKD-MFS, the header encoders of the multi-level student).
+    Two pairs of a depthwise 3x3 and a pointwise convolution; the first keeps the
+    input's width and has stride 2 (CDFKD-MFS, the header encoders of the multi-level
+    student). The depthwise ones are in full precision under any policy: on CPUs their
+    gradient takes ten times as long in bfloat16, and they have few multiplications.
     """
-    widths = (tensor.shape[-1], filters)
-    for index, (channels, stride) in enumerate(zip(widths, (2, 1)), start=1):
-        tensor = depthwise_conv(tensor, stride=stride, name=f"{name}_depthwise{index}")
+    for index, (channels, stride) in enumerate(
+        zip((tensor.shape[-1], filters), (2, 1)), start=1
+    ):
+        depthwise = f"{name}_depthwise{index}"
+        tensor, padding = _pad(tensor, 3, stride, depthwise)
+        tensor = layers.DepthwiseConv2D(
+            3,
+            strides=stride,
+            padding=padding,
+            use_bias=False,
+            # Fan-in: the 9 taps of one channel; Keras's fan-out counts none.
+            depthwise_initializer=keras.initializers.RandomNormal(
+                stddev=(2 / 9) ** 0.5
+            ),
+            dtype=keras.config.floatx(),
+            name=depthwise,
+        )(tensor)
         tensor = conv(tensor, channels, kernel=1, name=f"{name}_pointwise{index}")
         tensor = relu(batch_norm(tensor, name=f"{name}_bn{index}"))
     return tensor

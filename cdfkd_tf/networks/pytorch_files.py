@@ -85,9 +85,11 @@ def _read(file: pathlib.Path) -> dict[str, np.ndarray]:
                     with np.load(file, allow_pickle=False) as arrays:
                         return _plain_names(dict(arrays))
                 return _weights_in(_read_zip(archive, names))
-        if head[8:9] == b"{":
-            return _plain_names(_read_safetensors(stream))
-        return _weights_in(_read_legacy(stream))
+        # In memory: there, nobody reads more than there is.
+        content = io.BytesIO(stream.read())
+    if head[8:9] == b"{":
+        return _plain_names(_read_safetensors(content))
+    return _weights_in(_read_legacy(content))
 
 
 def _read_safetensors(stream: BinaryIO) -> dict[str, np.ndarray]:
@@ -210,7 +212,8 @@ _MADE: dict[tuple[str, str], Callable] = {
 }
 
 
-class _Unpickler(pickle.Unpickler):
+# The one in Python: that in C makes as much room as a damaged file asks for.
+class _Unpickler(pickle._Unpickler):
     """Makes tensors and plain containers, and shells of the rest.
 
     Args:

@@ -133,7 +133,7 @@ def _find_weight(layer: keras.layers.Layer, kind: str, name: str) -> keras.Varia
 def _to_keras_layout(
     layer: keras.layers.Layer, weight: keras.Variable, array: np.ndarray
 ) -> np.ndarray:
-    if weight.name != "kernel":
+    if weight.name != "kernel" or array.ndim != len(weight.shape):
         return array
     if isinstance(layer, keras.layers.Dense):
         return array.T

@@ -324,6 +324,8 @@ def test_argument_of_a_newer_keras_is_named_unless_it_is_unused(tmp_path, model)
         (head(class_name="TFSMLayer", config={}), "TFSMLayer, a SavedModel"),
         (head(class_name="TFOpLambda", config={"function": "io.write_file"}),
          r"Layer head is the operation tf\.io\.write_file of Keras 2"),
+        (head(class_name="TFOpLambda", config={"function": "compat.v1.image.resize"}),
+         r"the operation tf\.compat\.v1\.image\.resize of Keras 2"),
     ],
 )  # fmt: skip
 def test_layer_at_fault_is_named(change, words, tmp_path, model):

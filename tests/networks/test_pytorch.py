@@ -39,3 +39,6 @@ def test_a_wrong_shape_is_explained(tensors):
         RequestError, match=r"fc\.weight should become shape \(64, 10\)"
     ):
         load_pytorch_tensors(build_classifier("wrn16_1", (32, 32, 3), 10), tensors)
+    tensors["conv1.weight"] = tensors["conv1.weight"][0, 0]
+    with pytest.raises(RequestError, match=r"conv1\.weight should .* it has \(3, 3\)"):
+        load_pytorch_tensors(build_classifier("wrn16_1", (32, 32, 3), 100), tensors)

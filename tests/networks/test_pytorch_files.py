@@ -18,6 +18,7 @@ import pytest
 
 from cdfkd_tf.errors import RequestError
 from cdfkd_tf.networks.pytorch_files import read_state_dict
+from tests.test_fuzzing import damaged
 
 KINDS = {"f4": "Float", "f8": "Double", "f2": "Half", "i8": "Long", "u2": "BFloat16"}
 
@@ -229,6 +230,19 @@ def test_damaged_and_other_files_are_refused_in_one_sentence(tmp_path):
         assert "\n" not in str(info.value)
     with pytest.raises(RequestError, match=r"no checkpoint .*absent\.pt"):
         read_state_dict(tmp_path / "absent.pt")
+
+
+def test_files_with_flipped_bits_are_refused_or_read_as_numbers(fuzz_seeds, tmp_path):
+    content = write_legacy(tmp_path / "a.pt", stored()).read_bytes()
+    outcomes = set()
+    for seed in fuzz_seeds:
+        (tmp_path / "a.pt").write_bytes(damaged(content, seed))
+        try:
+            outcomes.add(type(read_state_dict(tmp_path / "a.pt")))
+        except RequestError as error:
+            outcomes.add(type(error))
+            assert "a.pt" in str(error) and "\n" not in str(error)
+    assert RequestError in outcomes
 
 
 @WRITERS

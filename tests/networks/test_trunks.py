@@ -163,7 +163,7 @@ def odd_network():
     return keras.Model(image, layers.Dense(5)(pooled))
 
 
-def test_student_file_of_open_size_and_models_inside_is_built_at_the_images(tmp_path):
+def test_student_files_of_open_size_and_models_inside_are_built_at_the_images(tmp_path):
     network = odd_network()
     rng = np.random.default_rng(1)
     for layer in (*network.layers[2:], *network.layers[4].layers):
