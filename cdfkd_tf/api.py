@@ -48,6 +48,8 @@ class Distillation:
         history: name -> its value after each epoch.
         config: every option of the run.
         workdir: the run's folder, as the command line leaves it.
+        teachers: what was found out about each: `name`, `input` (pixel values),
+            `input_evidence`, `output`, `classes` (how many), `batch_norms`.
     """
 
     def __init__(self, run: Run):
@@ -61,6 +63,15 @@ class Distillation:
             name: [value for value in values if value is not None]
             for name, values in read_history(run.workdir.history).items()
         }
+
+    @functools.cached_property
+    def teachers(self) -> list[dict[str, Any]]:
+        """See the class."""
+        return [
+            {"name": teacher.name, **teacher.facts}
+            | {"classes": teacher.num_classes, "batch_norms": teacher.num_batch_norms}
+            for teacher in self._run.teachers.teachers
+        ]
 
     def evaluate(self, x: Images, y: np.ndarray | None = None) -> dict[str, Any]:
         """Measures teachers, student and predictor on images with or without labels.

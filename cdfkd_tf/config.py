@@ -13,6 +13,7 @@ import importlib
 import math
 import operator
 import os
+import re
 import types
 import typing
 from collections.abc import Mapping
@@ -77,6 +78,8 @@ def option(
     affects: str | None = None,
     searched: bool | None = None,
     path: bool = False,
+    separator: str = ",",
+    check: str = "",
 ) -> Any:
     """One row: a field of `RunConfig` and all that is known of it.
 
@@ -92,6 +95,8 @@ def option(
         affects: first step whose result it changes, "" for none; None: the group's.
         searched: whether a search may vary it; None: as its group.
         path: whether it names files, for which `~` and wildcards may stand.
+        separator: between the items of a list, a regular expression.
+        check: `module:function` that takes what is no choice, or refuses it.
     """
     row = locals() | {
         "affects": GROUPS[group] if affects is None else affects,
@@ -172,9 +177,15 @@ class RunConfig:
     )
     teacher_input: tuple[str, ...] = _teachers(
         ("auto",),
-        "Pixel values that given teachers expect, one for all or one each; normalised: "
-        "as the data set; auto: read from the model.",
-        ("auto", "normalised", "0..1", "0..255", "-1..1"),
+        "Pixel values that given teachers expect, one for all or one each: 0..1, "
+        "0..255, -1..1, normalised (as the data set), imagenet (its mean and "
+        "deviation), caffe (BGR less its mean), mean=M;std=S (of pixels in [0, 1], one "
+        "number or one per channel). auto: read from the model, or measured.",
+        ("auto", "normalised"),
+        check="networks.pixel_ranges:pixel_values",
+        # Not before a number or "std=": these go on with mean and deviation.
+        separator=r",(?!\s*(?:std=|[-+]?\d*\.?\d+(?:e[-+]?\d+)?\s*(?:[,;/]|$)))",
+        searched=False,
     )
     teacher_output: str = _teachers(
         "auto",
@@ -562,14 +573,14 @@ def choices_of(field: dataclasses.Field) -> tuple[str, ...]:
     """The allowed values of an option, its tables' keys among them; empty: any."""
     found: list[str] = []
     for choice in field.metadata["choices"]:
-        module, colon, table = choice.partition(":")
-        if colon:
-            # By name: tables stand above this module, and take time to import.
-            module = importlib.import_module(f"cdfkd_tf.{module}")
-            found += getattr(module, table)
-        else:
-            found.append(choice)
+        found += _by_name(choice) if ":" in choice else [choice]
     return tuple(found)
+
+
+def _by_name(name: str) -> Any:
+    """`module:attribute` of a module that stands above this one."""
+    module, _, attribute = name.partition(":")
+    return getattr(importlib.import_module(f"cdfkd_tf.{module}"), attribute)
 
 
 def text_of(value: Any) -> str:
@@ -644,7 +655,8 @@ def _from_text(field: dataclasses.Field, text: str) -> Any:
         pairs = (item.split("=") for item in text.split(",") if item.strip())
         return {name.strip(): float(value) for name, value in pairs}
     if kind is tuple:
-        return tuple(_item_type(field)(s.strip()) for s in text.split(",") if s.strip())
+        items = re.sub(field.metadata["separator"], "\n", text).split("\n")
+        return tuple(_item_type(field)(s.strip()) for s in items if s.strip())
     return kind(text)
 
 
@@ -688,7 +700,9 @@ def _check_value(field: dataclasses.Field, value: Any) -> None:
         return
     known = choices_of(field)
     for item in value if kind is tuple else (value,):
-        if item not in known:
+        if item not in known and row.check:
+            _by_name(row.check)(item)
+        elif item not in known:
             names = ", ".join(filter(None, known))
             raise RequestError(f"{flag} must be one of {names}; got {item!r}.")
 

@@ -1,6 +1,7 @@
 """Predictions and metrics of teachers, student and predictor on batches of images."""
 
 import collections
+import warnings
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -10,11 +11,12 @@ import tensorflow as tf
 from numpy.typing import ArrayLike
 
 from cdfkd_tf.data.specs import DatasetSpec
-from cdfkd_tf.errors import RequestError
+from cdfkd_tf.errors import DistillationWarning, RequestError
 from cdfkd_tf.networks.aggregators import header_weights
 from cdfkd_tf.teachers.ensemble import TeacherEnsemble
 
 Predictions = dict[Any, np.ndarray]
+_MANY = 5  # images of a class that a teacher could have picked
 Batches = Iterable[tuple[np.ndarray, ArrayLike | None]]
 
 
@@ -150,6 +152,7 @@ def compute_metrics(
             "file": teacher.name,
             "parameters": parameter_count(teacher.model),
             "accuracy": accuracy(("teacher", index), known=known[index]),
+            **teacher.facts,
         }
         for index, teacher in enumerate(ensemble.teachers)
     ]
@@ -171,6 +174,40 @@ def compute_metrics(
             "mean_accuracy": accuracy("student"),
         },
     }
+
+
+def warn_of_unknown_classes(
+    outputs: Predictions,
+    labels: np.ndarray | None,
+    ensemble: TeacherEnsemble,
+    class_names: Sequence[str],
+) -> None:
+    """Warns of teachers that never pick a class of which there are many images.
+
+    Args:
+        outputs: from `predict_all`.
+        labels: likewise; None: there is nothing to warn of.
+        ensemble: the teachers.
+        class_names: C names.
+    """
+    if labels is None:
+        return
+    counts = np.bincount(labels, minlength=len(class_names))
+    for index, teacher in enumerate(ensemble.teachers):
+        known = True if ensemble.mask is None else ensemble.mask[index]
+        picked = np.where(known, outputs["teacher", index], -np.inf).argmax(-1)
+        never = np.bincount(picked, minlength=len(counts)) == 0
+        never &= (counts >= _MANY) & known
+        if never.any():
+            names = [str(class_names[c]) for c in np.flatnonzero(never)]
+            warnings.warn(
+                f"Teacher {teacher.name} never picks {', '.join(names[:10])}"
+                f"{' ...' if len(names) > 10 else ''}, {len(names)} of "
+                f"{len(counts)} classes, on {len(labels)} images that show them. Does "
+                "it know these classes, and list its classes in this order?",
+                DistillationWarning,
+                stacklevel=2,
+            )
 
 
 def observe(

@@ -1,13 +1,21 @@
 """Predictions and metrics against NumPy; labels in every shape that users have."""
 
+import warnings
+
 import keras
 import numpy as np
 import pytest
 from keras import layers, ops
 
 from cdfkd_tf.data.specs import DatasetSpec
-from cdfkd_tf.errors import RequestError
-from cdfkd_tf.evaluation import as_labels, compute_metrics, observe, predict_all
+from cdfkd_tf.errors import DistillationWarning, RequestError
+from cdfkd_tf.evaluation import (
+    as_labels,
+    compute_metrics,
+    observe,
+    predict_all,
+    warn_of_unknown_classes,
+)
 from cdfkd_tf.networks.aggregators import build_aggregator, build_predictor
 from cdfkd_tf.teachers.class_map import ClassMap
 from cdfkd_tf.teachers.ensemble import TeacherEnsemble
@@ -152,9 +160,10 @@ def test_compute_metrics_are_shares_of_images():
     student_class = student_class.argmax(-1)
     accuracy = np.mean(student_class == LABELS)
     names = [t.name for t in ensemble.teachers]
+    facts = {"input": "as they are", "input_evidence": "given", "output": "logits"}
     assert found == {
         "teachers": [
-            {"file": name, "parameters": 24, "accuracy": share}
+            {"file": name, "parameters": 24, "accuracy": share, **facts}
             for name, share in zip(names, right)
         ],
         "teacher_ensemble": {"parameters": 72, "accuracy": np.mean(together == LABELS)},
@@ -166,6 +175,23 @@ def test_compute_metrics_are_shares_of_images():
         },
         "aggregator": {"accuracy": accuracy, "mean_accuracy": accuracy},
     }
+
+
+def test_teacher_that_never_picks_a_class_is_named():
+    ensemble = networks()[0]
+    labels = np.arange(40) % CLASSES
+    knows = np.eye(CLASSES)[labels]
+    outputs = {("teacher", index): knows.copy() for index in range(3)}
+    outputs["teacher", 1][:, 2] = -1
+    names = ["ant", "bee", "cat", "owl"]
+    with pytest.warns(DistillationWarning, match="never picks cat, 1 of 4 cl") as found:
+        warn_of_unknown_classes(outputs, labels, ensemble, names)
+    assert [ensemble.teachers[1].name in str(w.message) for w in found] == [True]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warn_of_unknown_classes(outputs, None, ensemble, names)
+        few = np.where(labels == 2, 0, labels)  # no image shows it
+        warn_of_unknown_classes(outputs, few, ensemble, names)
 
 
 def test_compute_metrics_without_labels_knows_agreement_alone():

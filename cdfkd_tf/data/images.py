@@ -110,6 +110,26 @@ class RealImages:
         drawn = np.random.default_rng(seed).permutation(total)[:count]
         return self._chosen(drawn)[0]
 
+    def some_labelled(
+        self, count: int, seed: int
+    ) -> tuple[np.ndarray, np.ndarray, str] | None:
+        """Up to `count` images to try a teacher on, in random order.
+
+        Returns:
+            Normalised images, labels `(n,)`, and what they are: `training images`;
+            without any, of those that are measured on; None if there are none at all.
+        """
+        trains = self._has(self._train)
+        if not (trains or self.can_measure):
+            return None
+        split = self._train if trains else self._measured
+        drawn = np.random.default_rng(seed).permutation(self._read(split)[1])[:count]
+        pixels, labels = self._chosen(np.sort(drawn), split)
+        mixed = np.random.default_rng(seed).permutation(len(labels))
+        normalised = self.spec.normalise(pixels).astype("float32")
+        what = "training images" if trains else "evaluation images, for want of others"
+        return normalised[mixed], labels[mixed], what
+
     def few_shot(self, count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
         """`count` training images, as many of each class as can be.
 
@@ -214,9 +234,11 @@ class RealImages:
         labels = [int(example["label"]) for example in examples.as_numpy_iterator()]
         return balanced_choice(np.array(labels), count, seed)
 
-    def _chosen(self, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Pixels and labels of the training images with these places, in order."""
-        examples, _ = self._read(self._train)
+    def _chosen(
+        self, places: np.ndarray, split: str = ""
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Pixels and labels of the (training) images with these places, in order."""
+        examples, _ = self._read(split or self._train)
         wanted = np.zeros(places.max() + 1, bool)
         wanted[places] = True
         is_wanted = tf.constant(wanted)

@@ -7,7 +7,6 @@ rounding.
 
 import functools
 from collections.abc import Callable, Iterable
-from typing import Any
 
 import keras
 import numpy as np
@@ -168,36 +167,3 @@ def _only_read_by(norm, model) -> layers.Layer | None:
     )
     shown = {id(output) for output in model.outputs}
     return before if fits and id(tensor) not in shown else None
-
-
-def copy_in(model: keras.Model, dtype_policy: str) -> keras.Model:
-    """A frozen copy whose layers compute in another precision.
-
-    Args:
-        model: functional or Sequential, with models in it at any depth.
-        dtype_policy: of the copy's layers.
-
-    Returns:
-        A model of the same input and output, layers of the same names.
-
-    Raises:
-        ValueError: for a subclassed model. Layers that are not Keras's own may raise
-            any other error when they are built again from their settings.
-    """
-    if not is_graph(model):
-        raise ValueError("the connections of its layers are not known")
-    copies: list[tuple[Any, Any]] = []
-
-    def copied(layer):
-        config = layer.get_config()
-        if isinstance(layer, layers.Layer):
-            config["dtype"] = dtype_policy
-        copies.append((layer, type(layer).from_config(config)))
-        return copies[-1][1]
-
-    copy = keras.models.clone_model(model, clone_function=copied, recursive=True)
-    for layer, again in copies:
-        if isinstance(layer, layers.Layer) and layer.weights:
-            again.set_weights(layer.get_weights())
-    copy.trainable = False
-    return copy

@@ -13,7 +13,8 @@ from cdfkd_tf.data.specs import DatasetSpec
 from cdfkd_tf.errors import RequestError, reason
 from cdfkd_tf.networks.layers import Trunk
 from cdfkd_tf.networks.loading import load_network
-from cdfkd_tf.networks.pixel_ranges import NORMALISED, expected_values, rescaling_to
+from cdfkd_tf.networks.pixel_ranges import NORMALISED
+from cdfkd_tf.networks.preprocessing import find_values, rescaling_to
 from cdfkd_tf.runtime.keras_internals import is_graph, run_through
 
 # Long averages suit millions of images; distillations are shorter.
@@ -151,7 +152,9 @@ def trunk_of(
     else:
         maps = _maps_by_resolution(model, name)
     _check_sides(maps, name)
-    rescale = rescaling_to(spec, expected_values(model, NORMALISED))
+    found = find_values(model, spec.image_shape)
+    certain = found and found.is_certain
+    rescale = rescaling_to(spec, found.values if certain else NORMALISED)
     pixels = rescale(image) if rescale else image
     return Trunk(maps=_as_list(keras.Model(model.inputs, maps)(pixels)))
 

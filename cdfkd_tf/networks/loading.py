@@ -12,55 +12,12 @@ from typing import Any
 import h5py
 import keras
 import numpy as np
-import tensorflow as tf
-from keras import KerasTensor
 
 from cdfkd_tf.errors import DistillationWarning, RequestError, reason
 from cdfkd_tf.networks.file_kinds import HDF5, SAVED_MODEL, recognise
 from cdfkd_tf.networks.keras_configs import explanation, modernised, with_old_functions
 from cdfkd_tf.networks.saved_model_check import check_saved_model
-
-
-class SavedModelClassifier:
-    """A TensorFlow SavedModel as a classifier: outputs and gradients, no layers.
-
-    Call arguments:
-        images: `(B, ...)` as its signature takes them. Returns `(B, C)`, logits or
-            probabilities as the file has it; always in inference mode.
-
-    Args:
-        folder: of the SavedModel.
-
-    Raises:
-        RequestError: without a signature of one input and one output. TensorFlow
-            raises many kinds of errors for a damaged file.
-    """
-
-    def __init__(self, folder: pathlib.Path):
-        self.name, self.layers, self.trainable = folder.name, [], False
-        self._loaded = tf.saved_model.load(str(folder))
-        signatures = self._loaded.signatures
-        if not signatures:
-            raise RequestError(f"SavedModel {folder} has no signature to call.")
-        first = next(iter(signatures.values()))
-        self._signature = signatures.get("serving_default", first)
-        inputs = self._signature.structured_input_signature[1]
-        outputs = self._signature.structured_outputs
-        if len(inputs) != 1 or len(outputs) != 1:
-            raise RequestError(
-                f"SavedModel {folder} must take one tensor of images and answer one of "
-                f"classes; it takes {len(inputs)} and answers {len(outputs)}."
-            )
-        ((self._input, image),) = inputs.items()
-        ((self._output, answer),) = outputs.items()
-        self.input_shape, self._dtype = tuple(image.shape), image.dtype
-        self.output_shape = tuple(answer.shape)
-        self.weights = list(getattr(self._loaded, "variables", ()))
-
-    def __call__(self, images: KerasTensor, training: bool = False) -> KerasTensor:
-        """See the class."""
-        outputs = self._signature(**{self._input: tf.cast(images, self._dtype)})
-        return outputs[self._output]
+from cdfkd_tf.networks.saved_models import SavedModelClassifier
 
 
 def load_classifier(file: str | pathlib.Path) -> keras.Model | SavedModelClassifier:

@@ -13,7 +13,8 @@ from typing import Any
 
 from cdfkd_tf.errors import RequestError
 
-# With a state or a string, and yet only computation: variables, calls, random numbers.
+# With a state or a string, and yet only computation: variables, calls, random numbers,
+# pictures decoded from bytes.
 _HARMLESS = """
     VarHandleOp ReadVariableOp AssignVariableOp AssignAddVariableOp AssignSubVariableOp
     VarIsInitializedOp ResourceGather ResourceGatherNd DisableCopyOnRead VariableV2
@@ -23,7 +24,7 @@ _HARMLESS = """
     StatefulUniform StatefulStandardNormalV2 StatefulTruncatedNormal RngReadAndSkip
     Einsum ScaleAndTranslate ImageProjectiveTransformV2 ImageProjectiveTransformV3
     TensorArrayV3 TensorArrayReadV3 TensorArrayWriteV3 TensorArrayGatherV3
-    TensorArrayScatterV3 TensorArraySizeV3
+    TensorArrayScatterV3 TensorArraySizeV3 DecodeJpeg DecodePng DecodeBmp DecodeImage
 """
 # Every SavedModel holds these, to be saved again; nothing else may call them.
 _OF_THE_SAVER = """

@@ -37,6 +37,7 @@ from cdfkd_tf.runtime.multi_worker import WorkerGroup
 from cdfkd_tf.runtime.precision import dtype_policy, make_deterministic, memory_advice
 from cdfkd_tf.teachers.build import build_teachers, find_spec, teacher_files
 from cdfkd_tf.teachers.ensemble import TeacherEnsemble
+from cdfkd_tf.teachers.reading import LabelledImages
 from cdfkd_tf.workdir import Results, Workdir, write_json
 
 # Offsets that keep the draws of one run apart.
@@ -146,7 +147,17 @@ class Run:
         """
         config = self.config
         names = config.teachers or teacher_files(config, self.workdir)
-        return build_teachers(config, self.spec, names, self.loaded)
+        return build_teachers(
+            config, self.spec, names, self.loaded, self._labelled_images
+        )
+
+    def _labelled_images(self) -> LabelledImages | None:
+        """Real images to try teachers on, if such are read anyway."""
+        config = self.config
+        if config.evaluation_split == "none" or not config.evaluate_every:
+            return None
+        images = self.real_images.some_labelled(_MEASURED_AT_ONCE, config.seed)
+        return images and LabelledImages(*images)
 
     def release(self) -> None:
         """Gives teachers in memory back as they were before."""
@@ -403,6 +414,7 @@ def _evaluate(run: Run) -> None:
     for entry in measured["teachers"]:
         own = os.path.relpath(entry["file"], run.workdir.path)
         entry["fingerprint"] = known.get(entry["file"]) or known.get(own)
+    evaluation.warn_of_unknown_classes(outputs, labels, run.teachers, run.class_names)
     for key, value in measured.items():
         run.results.record(key, value)
     generated = None

@@ -63,6 +63,15 @@ def num_readers(layer: keras.layers.Layer) -> int:
     return len(layer._outbound_nodes)
 
 
+def learns(layer: keras.layers.Layer) -> bool:
+    """Whether a layer has weights that training moves, or the statistics of one.
+
+    Frozen or not; preprocessing that is adapted before training has none.
+    """
+    is_norm = isinstance(layer, keras.layers.BatchNormalization)
+    return is_norm or bool(getattr(layer, "_trainable_variables", ()))
+
+
 def override_call(
     layer: keras.layers.Layer, key: str, wrapper: Callable[[Any, Callable], Callable]
 ) -> None:
@@ -269,3 +278,26 @@ def run_through(model: keras.Model, inputs: Any, call: Callable[..., Any]) -> An
     return keras.tree.pack_sequence_as(
         graph._outputs_struct, keras.tree.flatten(outputs)
     )
+
+
+def inlined_function(function: Any) -> Any:
+    """A concrete function as one graph without calls; its variables stay its own.
+
+    Returns:
+        A function whose `prune(feeds, fetches)` takes tensors of its `graph`.
+    """
+    import tensorflow as tf
+    from tensorflow.python.framework import convert_to_constants
+
+    inlined = convert_to_constants._run_inline_graph_optimization(
+        function, lower_control_flow=False, aggressive_inlining=False
+    )
+
+    def body():
+        graph = tf.compat.v1.get_default_graph()
+        captures = {
+            inner.name: graph.capture(outer) for outer, inner in function.graph.captures
+        }
+        tf.graph_util.import_graph_def(inlined, captures, name="")
+
+    return tf.compat.v1.wrap_function(body, [])

@@ -10,9 +10,12 @@ from cdfkd_tf.data.builders.image_folder import folder_spec
 from cdfkd_tf.data.specs import DatasetSpec, plain_spec, spec_of
 from cdfkd_tf.errors import RequestError
 from cdfkd_tf.networks.loading import load_classifier
-from cdfkd_tf.networks.pixel_ranges import NORMALISED, expected_values
+from cdfkd_tf.networks.pixel_ranges import NORMALISED
+from cdfkd_tf.networks.preprocessing import RANGES
+from cdfkd_tf.teachers.answers import one_number
 from cdfkd_tf.teachers.ensemble import TeacherEnsemble
-from cdfkd_tf.teachers.input_adapter import InputAdapter
+from cdfkd_tf.teachers.input_adapter import InputAdapter, channels_first
+from cdfkd_tf.teachers.reading import LabelledImages
 from cdfkd_tf.teachers.teacher import Teacher
 from cdfkd_tf.workdir import Workdir
 
@@ -49,13 +52,7 @@ def find_spec(
         )
     classes = config.num_classes
     if not classes:
-        answer = getattr(load()[0], "output_shape", None)
-        if not isinstance(answer, tuple) or answer[-1] is None:
-            raise RequestError(
-                "The first teacher does not tell how many classes it knows. Give "
-                "--num_classes."
-            )
-        classes = answer[-1]
+        classes = _classes_of(load()[0], config.teachers[0])
     return plain_spec("none", shape, classes)
 
 
@@ -68,12 +65,32 @@ def _told_by(
         shape = getattr(model, "input_shape", None)
         if not isinstance(shape, tuple) or len(shape) not in (3, 4):
             continue
-        height, width, depth = (*shape[1:], 1)[:3]
+        shape = shape[1:]
+        if channels_first(shape):
+            shape = (*shape[1:], shape[0])
+        height, width, depth = (*shape, 1)[:3]
         if depth in (1, 3, None):
             channels = max(channels, depth or 0)
             if height and width:
                 size = size or (height, width)
     return size, channels
+
+
+def _classes_of(model: keras.Model, name: str) -> int:
+    """How many classes the first teacher's output tells."""
+    shape = getattr(model, "output_shape", None)
+    shapes = shape if isinstance(shape, (dict, list)) else [shape]
+    shapes = list(shapes.values()) if isinstance(shapes, dict) else shapes
+    rows = {each[-1] for each in shapes if each and {*each[1:-1]} <= {1}}
+    if len(rows) == 1 and None not in rows:
+        (classes,) = rows
+        if classes == 1:
+            raise RequestError(one_number(name))
+        return classes
+    raise RequestError(
+        "The first teacher does not tell how many classes it knows: its outputs are "
+        f"{shape or 'of any shape'}. Give --num_classes."
+    )
 
 
 def teacher_files(config: RunConfig, workdir: Workdir) -> list[pathlib.Path]:
@@ -99,6 +116,7 @@ def build_teachers(
     spec: DatasetSpec,
     names: Sequence[str | pathlib.Path],
     models: Sequence[keras.Model] | None = None,
+    labelled: Callable[[], LabelledImages | None] = lambda: None,
 ) -> TeacherEnsemble:
     """All teachers of a run, frozen, each behind an adapter to what it expects.
 
@@ -108,39 +126,40 @@ def build_teachers(
         names: files to load, or what to call the models.
         models: the teachers, where they are in memory; `release` of the ensemble
             gives them back as they were.
+        labelled: gives real images to find out on which pixel values teachers expect;
+            called only if that is asked for.
 
     Raises:
         RequestError: if one cannot be read or does not fit the data set.
     """
     inputs = _one_each(config.teacher_input, len(names), "teacher_input")
     layers = _one_each(config.teacher_features or ("",), len(names), "teacher_features")
+    if not config.teachers:
+        inputs = (NORMALISED,) * len(names)  # trained here
+    images = labelled() if "auto" in inputs else None
     teachers: list[Teacher] = []
     try:
         for index, name in enumerate(names):
             model = models[index] if models else load_classifier(name)
-            teachers.append(
-                Teacher(
-                    model,
-                    _adapter(config, spec, model, name, inputs[index]),
-                    output=config.teacher_output if config.teachers else "logits",
-                    feature_layer=layers[index],
-                    name=str(name),
-                )
+            unknown = inputs[index] == "auto"
+            values = RANGES[0] if unknown else inputs[index]
+            teacher = Teacher(
+                model,
+                InputAdapter(spec, values, _image_shape(model, name, spec)),
+                output=config.teacher_output if config.teachers else "logits",
+                feature_layer=layers[index],
+                name=str(name),
+                num_classes=spec.num_classes,
             )
-            _check(teachers[-1], spec)
+            teachers.append(teacher)
+            _check(teacher, spec)
+            if unknown:
+                teacher.find_reading(images)
     except Exception:
         for teacher in teachers:
             teacher.release()
         raise
     return TeacherEnsemble(teachers)
-
-
-def _adapter(config, spec, model, name, values: str) -> InputAdapter:
-    if not config.teachers:
-        values = NORMALISED  # trained here
-    elif values == "auto":
-        values = expected_values(model, otherwise=spec.foreign_values)
-    return InputAdapter(spec, values, _image_shape(model, name, spec))
 
 
 def _one_each(values: tuple[str, ...], count: int, flag: str) -> tuple[str, ...]:
@@ -165,10 +184,11 @@ def _image_shape(model, name, spec: DatasetSpec) -> tuple[int | None, ...]:
         )
     shape = shape[1:]
     plain = len(shape) == 2 and None not in shape
-    if not plain and (len(shape) != 3 or shape[2] not in (None, 1, 3)):
+    colours = len(shape) == 3 and shape[2] in (None, 1, 3)
+    if not (plain or colours or channels_first(shape)):
         raise RequestError(
             f"Teacher {name} takes {shape}; expected images (height, width, channels) "
-            f"with 1 or 3 channels last, as --dataset={spec.name}'s {spec.image_shape}."
+            f"with 1 or 3 channels, as --dataset={spec.name}'s {spec.image_shape}."
         )
     return shape
 
@@ -183,8 +203,8 @@ def _check(teacher: Teacher, spec: DatasetSpec) -> None:
     if "gradient" not in teacher.provides:
         raise RequestError(
             f"No gradient reaches the images of teacher {teacher.name}, and the "
-            "generator learns from it: is there a cast to whole numbers or an argmax "
-            "inside? Save the part behind it."
+            "generator learns from it: inside, a cast to whole numbers, rounding or an "
+            "argmax lets none through. Save the part behind it."
         )
 
 

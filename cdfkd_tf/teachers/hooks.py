@@ -26,7 +26,8 @@ from cdfkd_tf.runtime.keras_internals import (
 
 _KEY = "teacher"
 # Thread-local: replicas compute apart. `records`: what the running forward pass has
-# recorded; `recorded`: ids of the layers it records; `replaced`: see `_hooked`.
+# recorded; `recorded`: ids of the layers it records; `replaced`: see `_hooked`;
+# `softmax`: id of the layer whose own input to a softmax is kept in `before_softmax`.
 _local = threading.local()
 INNER = frozenset({"bn_statistics", "feature_maps"})
 
@@ -70,6 +71,8 @@ class HookedModel:
         self.model = model
         self.layers = list(leaf_layers(model))
         self._feature_layer = self._named_layer(feature_layer, name)
+        softmaxes = [layer for layer in self.layers if _ends_with_softmax(layer)]
+        self._softmax = softmaxes[-1] if softmaxes else None
         self._fused = fused_calls(self.layers)
         self._folded: dict[int, Callable] | None = None
         freeze(model)
@@ -79,28 +82,33 @@ class HookedModel:
 
     def __call__(
         self, images: KerasTensor, needs: frozenset[str] = frozenset()
-    ) -> TeacherOutputs:
+    ) -> tuple[TeacherOutputs, KerasTensor | None]:
         """Its output, in the place of logits, and what is inside as far as needed.
 
         Args:
             images: as the model expects them.
             needs: out of `INNER`; without any, BatchNormalizations are folded, with
                 the weights as they stood at the last `fold`, or else the first time.
+
+        Returns:
+            The outputs; and what goes into its last softmax, if it has one.
         """
         replaced = {}
         if fused_batchnorm.is_used():
             if self._folded is None and not needs & INNER:
                 self.fold()
             replaced = self._fused if needs & INNER else self._fused | self._folded
-        with _recording(self._recorded(needs), replaced) as records:
+        with _recording(self._recorded(needs), replaced, self._softmax) as records:
             output = self.model(images, training=False)
+            before_softmax = _local.before_softmax
         bn = [
             _channels_last(layer, inputs)
             for layer, inputs, _ in records
             if "bn_statistics" in needs and _is_norm(layer)
         ]
         maps = _last_of_each_resolution(records) if "feature_maps" in needs else []
-        return TeacherOutputs(output, self._features(records), bn, maps)
+        outputs = TeacherOutputs(output, self._features(records), bn, maps)
+        return outputs, before_softmax
 
     def fold(self) -> None:
         """Folds the weights as they now stand."""
@@ -128,17 +136,12 @@ class HookedModel:
         if self._feature_layer:
             found = [out for layer, _, out in records if layer is self._feature_layer]
         else:
-            found = [
-                inputs
-                for layer, inputs, _ in records
-                if isinstance(layer, keras.layers.Dense)
-            ]
-        if not found:
-            return None
-        features = found[-1]
-        if len(features.shape) > 2:
-            features = ops.mean(features, axis=list(range(1, len(features.shape) - 1)))
-        return features
+            dense = keras.layers.Dense
+            found = [inputs for layer, inputs, _ in records if isinstance(layer, dense)]
+        features = found[-1] if found else None
+        if features is None or len(features.shape) == 2:
+            return features
+        return ops.mean(features, axis=list(range(1, len(features.shape) - 1)))
 
     def _named_layer(self, wanted: str, name: str) -> keras.layers.Layer | None:
         if not wanted:
@@ -162,19 +165,42 @@ def _hooked(layer, call):
         outputs = replacement(inputs) if replacement else call(*args, **kwargs)
         if id(layer) in getattr(_local, "recorded", ()):
             _local.records.append((layer, inputs, outputs))
+        if id(layer) == getattr(_local, "softmax", None):
+            _local.before_softmax = _without_softmax(layer, inputs, call)
         return outputs
 
     return hooked_call
 
 
+def _ends_with_softmax(layer) -> bool:
+    activation = getattr(layer, "activation", None)
+    is_softmax = isinstance(layer, keras.layers.Softmax)
+    return is_softmax or activation is keras.activations.softmax
+
+
+def _without_softmax(layer, inputs, call) -> KerasTensor:
+    """What the softmax at the end of a layer reads."""
+    if isinstance(layer, (keras.layers.Softmax, keras.layers.Activation)):
+        return inputs
+    layer.activation = keras.activations.linear
+    try:
+        return call(inputs)
+    finally:
+        layer.activation = keras.activations.softmax
+
+
 @contextmanager
-def _recording(recorded: set[int], replaced: dict[int, Callable]) -> Iterator[list]:
+def _recording(
+    recorded: set[int], replaced: dict[int, Callable], softmax: Any
+) -> Iterator[list]:
     """Collects `(layer, input, output)` in forward order until the block ends."""
     _local.records, _local.recorded, _local.replaced = [], recorded, replaced
+    _local.softmax, _local.before_softmax = id(softmax), None
     try:
         yield _local.records
     finally:
         _local.records, _local.recorded, _local.replaced = [], (), {}
+        _local.softmax = _local.before_softmax = None
 
 
 def _is_norm(layer) -> bool:

@@ -1,21 +1,36 @@
 """An image classifier of any origin as a frozen teacher."""
 
+import dataclasses
 import warnings
+from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 from keras import KerasTensor, ops
 
-from cdfkd_tf.errors import DistillationWarning, RequestError, one_line
-from cdfkd_tf.networks.bn_folding import copy_in
+from cdfkd_tf.errors import DistillationWarning, RequestError, one_line, reason
+from cdfkd_tf.networks.preprocessing import find_values
+from cdfkd_tf.networks.rebuilding import (
+    copy_in,
+    ends_linear,
+    with_float_input,
+    without_last_softmax,
+)
+from cdfkd_tf.teachers import answers
 from cdfkd_tf.teachers.hooks import INNER, HookedModel, TeacherOutputs
 from cdfkd_tf.teachers.input_adapter import InputAdapter
+from cdfkd_tf.teachers.reading import (
+    LabelledImages,
+    Reading,
+    find_reading,
+    formula_images,
+)
 
 # Smallest probability whose logarithm is taken; far below any that float32 softmaxes
 # of trained networks give, far above where float32 ends.
 FLOOR = 1e-30
-_PROBES = 4
+_PROBES = 6
 # How far a copy in half precision may be from its model, relative to the largest value.
 _HALF_BOUND = 0.2
 
@@ -31,6 +46,7 @@ class Teacher:
         feature_layer: name of the layer whose output, pooled if it is a map, is the
             features; empty: they are what enters the last Dense layer.
         name: what messages call it.
+        num_classes: expected, to choose among several outputs; None: any.
 
     Attributes:
         provides: out of "gradient" (one from its logits reaches the images),
@@ -38,11 +54,15 @@ class Teacher:
         num_classes: C_i.
         feature_width: W_i, or None where there are no features to read.
         num_batch_norms: how many BatchNormalizations a forward pass meets.
-        output: `logits` or `probabilities`.
+        output: `logits`, `probabilities` or `log-probabilities`.
+        reading: what is known of the pixel values that it expects.
+        variation: how much its answers to one image differ, as a share of how they
+            differ between images; 0 unless something inside is random.
 
     Raises:
-        RequestError: if the model does not answer `(B, C)`, answers what is neither
-            logits nor probabilities, or has no layer `feature_layer`.
+        RequestError: if the model cannot be called with such images, does not answer
+            `(B, C)`, answers noise, NaN, or what is neither logits nor probabilities,
+            holds weights that are not finite, or has no layer `feature_layer`.
     """
 
     def __init__(
@@ -53,16 +73,23 @@ class Teacher:
         output: str = "logits",
         feature_layer: str = "",
         name: str = "",
+        num_classes: int | None = None,
     ):
         self.model, self.adapter, self.name = model, adapter, name or model.name
-        self._feature_layer = feature_layer
-        self.output = output
-        images = self._random_images()
+        self.output, self._feature_layer = output, feature_layer
+        self.reading = Reading(adapter.values if adapter else "as they are", "given")
+        images = self._probe_images()
         if not getattr(model, "built", True):  # a call builds it
             model(self._adapted(images), training=False)
-        self._given = self._network = HookedModel(model, feature_layer, self.name)
+        network = with_float_input(model)
+        # Of probabilities the logits are wanted, before they are rounded to 0 and 1.
+        bare = None if output == "logits" else without_last_softmax(network)
+        self._ends_bare, self._reads_before_softmax = bare is not None, False
+        self._given = self._network = HookedModel(
+            bare or network, feature_layer, self.name
+        )
         try:
-            self._probe(images)
+            self._probe(images, num_classes)
         except Exception:
             self.release()
             raise
@@ -79,8 +106,23 @@ class Teacher:
                 weights as they stood at the last `optimise_for_inference`, or else
                 the first time.
         """
-        outputs = self._network(self._adapted(normalised), needs)
-        return outputs._replace(logits=self._as_logits(outputs.logits))
+        return self._with_logits(*self._network(self._adapted(normalised), needs))
+
+    def find_reading(self, labelled: LabelledImages | None) -> None:
+        """Finds out which pixel values it expects, and gives it these from now on.
+
+        Args:
+            labelled: real images on which it may be tried; None: without any.
+        """
+        self.reading = find_reading(
+            self.model,
+            find_values(self.model, self.image_shape),
+            self.adapter,
+            lambda images: self._with_logits(*self._ask(images)).logits.numpy(),
+            tf.function(self._first_bn_inputs),
+            labelled,
+        )
+        self.adapter = dataclasses.replace(self.adapter, values=self.reading.values)
 
     def optimise_for_inference(self, dtype_policy: str | None = None) -> None:
         """Computes faster from now on, with the weights as they stand.
@@ -111,11 +153,13 @@ class Teacher:
         self._given.release()
 
     def _copied(self, dtype_policy: str) -> HookedModel:
-        copy = copy_in(self.model, dtype_policy)
+        copy = copy_in(self._given.model, dtype_policy)
         network = HookedModel(copy, self._feature_layer, self.name)
-        images = self._adapted(self._random_images())
-        pairs = zip(network(images)[:2], self._given(images)[:2])  # logits, features
-        if not all(_alike(*pair) for pair in pairs):
+        images = self._adapted(self._probe_images())
+        ours, theirs = (
+            self._with_logits(*each(images))[:2] for each in (network, self._given)
+        )  # logits and features
+        if not all(_alike(*pair) for pair in zip(ours, theirs)):
             raise ValueError("its outputs are too different then")
         return network
 
@@ -135,76 +179,124 @@ class Teacher:
         shape = zip(self.adapter.shape, self.adapter.spec.image_shape)
         return tuple(side or given for side, given in shape)
 
-    def _as_logits(self, answer: KerasTensor) -> KerasTensor:
-        answer = ops.cast(answer, keras.config.floatx())
-        if self.output == "probabilities":
+    def _with_logits(
+        self, outputs: TeacherOutputs, before_softmax: KerasTensor | None
+    ) -> TeacherOutputs:
+        """The outputs with logits in the place of the answer."""
+        is_bare = self._ends_bare
+        if self._reads_before_softmax and before_softmax is not None:  # not released
+            is_bare, rows = True, answers.rows_of(before_softmax)[""]
+        else:
+            rows = self._rows(outputs.logits)[self._output_name]
+        logits = ops.cast(rows, keras.config.floatx())
+        if self.output == answers.PROBABILITIES:
+            logits = logits if is_bare else ops.log(ops.maximum(logits, FLOOR))
             # Logits are known up to a constant; trained networks' are centred.
-            answer = ops.log(ops.maximum(answer, FLOOR))
-            answer = answer - ops.mean(answer, axis=-1, keepdims=True)
-        return answer
+            logits = logits - ops.mean(logits, axis=-1, keepdims=True)
+        logits = tf.ensure_shape(logits, (None, self.num_classes))
+        return outputs._replace(logits=logits)
 
-    def _random_images(self) -> tf.Tensor:
+    def _rows(self, answer: Any) -> dict[str, KerasTensor]:
+        return answers.rows_of(answer, getattr(self.model, "output_names", ()))
+
+    def _probe_images(self) -> tf.Tensor:
         spec = self.adapter and self.adapter.spec
-        shape = spec.image_shape if spec else self.model.input_shape[1:]
-        images = np.random.default_rng(0).random((_PROBES, *shape)).astype("float32")
-        images = spec.normalise(images) if spec else images
-        return tf.cast(tf.constant(images), keras.config.floatx())
+        if spec:
+            images = spec.normalise(formula_images(_PROBES, spec.image_shape))
+        else:
+            shape = (_PROBES, *self.model.input_shape[1:])
+            images = np.random.default_rng(0).random(shape)
+        return tf.constant(images, keras.config.floatx())
 
-    def _probe(self, images: tf.Tensor) -> None:
-        """Finds out by one call on random images what no attribute tells."""
-        with tf.GradientTape() as tape:
-            tape.watch(images)
-            inputs = self._adapted(images)
-            answer, features, bn, maps = self._network(inputs, INNER)
-            total = tf.reduce_sum(tf.cast(answer, images.dtype))
-        if len(getattr(answer, "shape", ())) != 2 or answer.shape[-1] < 2:
-            got = tuple(getattr(answer, "shape", ())) or type(answer).__name__
-            raise RequestError(
-                f"A teacher answers one row of at least two classes per image, (B, C); "
-                f"{self.name} answers {got} for {_PROBES} images."
+    def _probe(self, normalised: tf.Tensor, num_classes: int | None) -> None:
+        """Finds out by calls on a few images what no attribute tells."""
+        images = self._adapted(normalised)
+        found: dict[str, Any] = {}
+
+        # Traced, so that only what is asked for is computed: no gradient (it is enough
+        # that there is one), and none of the filters, whose kernel may crash (1x1
+        # convolutions with strides and at most 8 channels).
+        @tf.function(reduce_retracing=True)
+        def ask(images):
+            with tf.GradientTape() as tape:
+                tape.watch(images)
+                outputs, before_softmax = self._network(images, INNER)
+                rows = self._rows(outputs.logits).values()
+                total = sum(tf.reduce_sum(tf.cast(row, images.dtype)) for row in rows)
+            features, bn, maps = outputs[1:]
+            found.update(
+                gradient=bool(rows) and tape.gradient(total, images) is not None,
+                features=features is not None and features.shape[-1],
+                bn_statistics=len(bn),
+                feature_maps=len(maps),
             )
-        self.num_classes = answer.shape[-1]
-        if self.output == "auto":
-            last = self._given.layers[-1] if self._given.layers else None
-            self.output = _kind_of(np.asarray(answer, "float64"), last, self.name)
-        self.feature_width = None if features is None else features.shape[-1]
-        self.num_batch_norms = len(bn)
-        found = {
-            "gradient": tape.gradient(total, images) is not None,
-            "features": features is not None,
-            "bn_statistics": bool(bn),
-            "feature_maps": bool(maps),
+            return TeacherOutputs(outputs.logits, None, [], []), before_softmax
+
+        try:
+            outputs, before_softmax = ask(images)
+        except Exception as error:  # anybody's layers, with whatever they raise
+            raise RequestError(
+                f"Teacher {self.name} cannot be called with {_PROBES} images of "
+                f"{tuple(images.shape[1:])}: {reason(error)}"
+            ) from error
+        self._ask = ask
+        self._output_name = answers.choose_rows(
+            outputs.logits,
+            getattr(self.model, "output_names", ()),
+            num_classes,
+            self.name,
+        )
+        rows = self._rows(outputs.logits)[self._output_name].numpy()
+        answers.check_finite_rows(rows, self.name)
+        self.num_classes = rows.shape[1]
+        if self._ends_bare:
+            self.output = answers.PROBABILITIES
+        elif self.output == "auto":
+            # Of all scales: whatever values it expects, it has seen such.
+            large = self._rows(ask(images * 255)[0].logits)[self._output_name].numpy()
+            large = large[np.isfinite(large).all(-1)]
+            self.output = answers.kind_of_rows(
+                np.concatenate([rows, large]), ends_linear(self.model), self.name
+            )
+        if self.output == answers.PROBABILITIES and before_softmax is not None:
+            before = np.asarray(before_softmax).reshape(len(rows), -1)
+            self._reads_before_softmax = before.shape == rows.shape and np.allclose(
+                answers.softmax(before.astype("float64")), rows, atol=1e-2
+            )
+        once, again = (self._with_logits(*ask(images)).logits.numpy() for _ in "ab")
+        self.variation = answers.variation(once, again, self.name)
+        self.provides = frozenset(name for name, value in found.items() if value)
+        self.feature_width = found["features"] or None
+        self.num_batch_norms = found["bn_statistics"]
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What was found out about it, as results.json and Python tell it."""
+        return {
+            "input": self.reading.values,
+            "input_evidence": self.reading.evidence,
+            "output": self.output,
         }
-        self.provides = frozenset(name for name, there in found.items() if there)
+
+    def _first_bn_inputs(self, images: tf.Tensor) -> tuple | None:
+        """Of the first BatchNormalization with a memory: its input, and the memory."""
+        for inputs, mean, variance in self._network(images, INNER)[0].bn:
+            if mean.numpy().any() or (variance.numpy() != 1).any():
+                return inputs, mean, variance
+        return None
 
     def __str__(self) -> str:
         parts = [
-            str(self.adapter) if self.adapter else "images as they are",
-            self.output,
+            f"{self.adapter} {self.reading}" if self.adapter else "images as they are",
+            f"{self.output} {self._output_name}".strip(),
             f"{self.num_batch_norms} BatchNormalizations",
             f"{self.feature_width} features" if self.feature_width else "no features",
         ]
+        if self.variation:
+            parts.append(
+                f"something random inside changes its answers by {self.variation:.1%}"
+            )
         return f"{self.name}: {', '.join(parts)}"
-
-
-def _kind_of(answer: np.ndarray, last: keras.layers.Layer | None, name: str) -> str:
-    """`logits` or `probabilities`, by what rows `(B, C)` look like.
-
-    Args:
-        answer: to a few random images.
-        last: layer of the model, if it shows any.
-        name: what messages call it.
-    """
-    within = answer.min() >= 0 and answer.max() <= 1
-    if within and np.allclose(answer.sum(-1), 1, atol=1e-2):
-        return "probabilities"
-    if getattr(last, "activation", None) is keras.activations.sigmoid:
-        raise RequestError(
-            f"Teacher {name} answers separate sigmoids, one per class; expected "
-            "logits, or probabilities of classes that exclude each other. If the "
-            "sigmoids are to be taken for logits say --teacher_output=logits."
-        )
-    return "logits"
 
 
 def _alike(ours, theirs) -> bool:

@@ -10,11 +10,11 @@ from keras import layers
 
 from cdfkd_tf.networks.bn_folding import (
     bn_scale_and_shift,
-    copy_in,
     foldable,
     folded_calls,
 )
 from cdfkd_tf.networks.classifiers import build_classifier
+from cdfkd_tf.networks.rebuilding import copy_in
 from cdfkd_tf.teachers.teacher import Teacher
 
 SHAPE = (8, 8, 3)

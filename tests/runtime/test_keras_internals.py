@@ -314,3 +314,41 @@ def test_run_through_calls_each_layer_and_operation_of_inner_models_in_order():
     assert seen[0] == "a" and seen[2] == "b" and len(seen) == 4
     np.testing.assert_array_equal(outputs["twice"], model(ROWS)["twice"])
     np.testing.assert_array_equal(outputs["once"], model(ROWS)["once"])
+
+
+def test_learns_is_said_of_weights_that_training_moves_frozen_or_not():
+    adapted = layers.Normalization()
+    adapted.adapt(ROWS)
+    plain = layers.BatchNormalization(scale=False, center=False)
+    for layer, expected in [
+        (layers.Dense(2), True),
+        (plain, True),
+        (adapted, False),
+        (layers.RandomFlip(), False),
+        (layers.Rescaling(2.0), False),
+    ]:
+        if not layer.built:
+            layer.build((2, 3))
+        for trainable in (True, False):
+            layer.trainable = trainable
+            assert internals.learns(layer) is expected
+
+
+def test_inlined_function_reads_and_feeds_any_tensor_of_a_signature(tmp_path):
+    image = keras.Input((3,))
+    model = keras.Model(image, layers.Dense(2)(layers.Rescaling(0.5)(image)))
+    model.export(tmp_path / "saved", verbose=False)
+    loaded = tf.saved_model.load(str(tmp_path / "saved"))
+    signature = loaded.signatures["serving_default"]
+    inlined = internals.inlined_function(signature)
+    kinds = {operation.type: operation for operation in inlined.graph.get_operations()}
+    assert "StatefulPartitionedCall" not in kinds
+    inputs = inlined.graph.get_tensor_by_name(signature.inputs[0].name)
+    scaled = kinds["MatMul"].inputs[0]
+    rows = tf.constant(ROWS)
+    np.testing.assert_allclose(inlined.prune(inputs, scaled)(rows), ROWS / 2)
+    # The variables are the file's own: what changes there, changes here.
+    product = inlined.prune(scaled, kinds["MatMul"].outputs[0])
+    kernel = next(v for v in loaded.variables if v.shape.rank == 2)
+    kernel.assign(np.full((3, 2), 2.0))
+    np.testing.assert_allclose(product(rows), np.full((2, 2), 6.0))

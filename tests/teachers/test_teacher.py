@@ -1,5 +1,8 @@
 """Classifiers of any origin become frozen teachers behind one interface."""
 
+import subprocess
+import sys
+
 import keras
 import numpy as np
 import pytest
@@ -173,6 +176,15 @@ def test_teacher_of_separate_sigmoids_is_refused_and_its_model_given_back():
     with pytest.raises(RequestError, match="separate sigmoids, one per class"):
         teacher_of(model)
     assert state_of(model) == before
+
+
+@pytest.mark.slow
+def test_teacher_never_computes_gradients_of_its_filters():
+    """TensorFlow 2.21 dies of some (oneDNN, AVX-512); frozen ones need none."""
+    program = [sys.executable, "-m", "tests.teachers.narrow_shortcut"]
+    ended = subprocess.run(program, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.count("(6, 64, 64, 3)") == 6
 
 
 # Its inner values.
