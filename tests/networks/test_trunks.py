@@ -154,7 +154,7 @@ def odd_network():
     tensor = layers.Conv2D(6, 1, 2, name="conv")(inner)
     inner = keras.Model(inner, layers.BatchNormalization(name="norm")(tensor))
     norm = layers.Normalization(name="norm")
-    norm.adapt(np.random.default_rng(0).normal(3, 2, (9, 4, 4, 3)))
+    norm.adapt(np.random.default_rng(0).uniform(0, 1, (9, 4, 4, 3)))
     image = keras.Input((None, None, 3))
     tensor = layers.Conv2D(4, 3, 2, padding="same", name="conv")(norm(image))
     tensor = tensor + layers.Conv2D(4, 1, name="branch")(tensor)
