@@ -49,8 +49,8 @@ def test_pictures_that_cannot_be_read_are_named_in_one_message(
     assert "2 of 48 image files cannot be read: " in line
     assert "train/ant/0.png (" in line and "test/owl/1.png (it is none" in line
 
-    def again():
-        check(Run(parse(*flags)), ["train_teachers"])
+    def again(*steps):
+        check(Run(parse(*flags)), steps or ["train_teachers"])
 
     for number in range(12):
         (images / f"test/owl/{number}.png").write_text("no picture")
@@ -69,8 +69,9 @@ def test_pictures_that_cannot_be_read_are_named_in_one_message(
     os.utime(file, ns=(state.st_atime_ns, state.st_mtime_ns))
     again()  # looks as it did: not opened
     os.utime(file)
-    with pytest.raises(RequestError, match=r"train/owl/0\.png \(it is none"):
-        again()
+    for step in ("train_teachers", "evaluate"):
+        with pytest.raises(RequestError, match=r"train/owl/0\.png \(it is none"):
+            again(step)
 
 
 def test_images_have_the_form_that_the_teachers_take(toy_files, images, tmp_path):

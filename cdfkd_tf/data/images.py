@@ -273,4 +273,5 @@ def _map(dataset: tf.data.Dataset, function) -> tf.data.Dataset:
 
 def _write_lines(file: pathlib.Path, lines: list[str]) -> None:
     with replacing(file) as temporary:
-        temporary.write_text("\n".join(lines) + "\n")
+        text = "\n".join(lines) + "\n"
+        temporary.write_text(text, encoding="utf-8", errors="surrogateescape")

@@ -24,42 +24,47 @@ _seen: set[str] = set()  # digests of pictures that this process has decoded
 def check(run: Run, todo: Sequence[str]) -> None:
     """Tries on untrained networks what the steps to do will need.
 
-    Asks each teacher once, builds the student and the generator, writes each format
-    that is to be exported, and decodes each picture of an own folder.
+    Decodes each picture of an own folder. Before a step that takes long: asks each
+    teacher once, builds the student and the generator, writes each format that is to be
+    exported.
 
     Args:
         run: with whose objects the steps will work.
-        todo: steps; without a costly one nothing is tried.
+        todo: steps.
 
     Raises:
         RequestError: what cannot be.
     """
-    if "train_teachers" not in todo and "distill" not in todo:
-        return
-    config, spec = run.config, run.spec
-    if config.teachers or "train_teachers" not in todo:
+    if "train_teachers" in todo or "distill" in todo:
+        _check_networks(run, todo)
+    if run.spec.folder and ("train_teachers" in todo or run.reads_images):
+        _check_pictures(run)
+
+
+def _check_networks(run: Run, todo: Sequence[str]) -> None:
+    config, spec, trains = run.config, run.spec, "train_teachers" in todo
+    if config.teachers or not trains:
         ensemble = run.teachers
-        if config.teachers:
+        if config.teachers and config.action != "search":  # else for each trial
             for teacher in ensemble.teachers:
                 print(f"Teacher {teacher}", flush=True)
     else:
         untrained = Teacher(run.build_teacher(0))
         ensemble = TeacherEnsemble([untrained] * config.num_teachers)
-    if "train_teachers" in todo and "pictures" in run.method.images:
+    if trains and "pictures" in run.method.images:
         read_pictures(config.transfer_images)  # else it is the next thing that is done
-    if "distill" in todo:
-        student = build.build_student(run.sized(ensemble), spec, len(ensemble))
-        if run.method.generator:
-            build.build_generator(config, spec)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DistillationWarning)  # said when it starts
-            build.available_method(config, ensemble, student)
-        if "export" in todo:
-            aggregator = build_aggregator(run.aggregator_kind(student), student)
-            predictor = build_predictor(student, aggregator, spec.mean, spec.std)
-            check_formats(predictor, config.export_formats, config.int8_finetune_steps)
-    if spec.folder and ("train_teachers" in todo or run.reads_images):
-        _check_pictures(run)
+    if "distill" not in todo:
+        return
+    student = build.build_student(run.sized(ensemble), spec, len(ensemble))
+    if run.method.generator:
+        build.build_generator(config, spec)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DistillationWarning)  # said when it starts
+        build.available_method(config, ensemble, student)
+    if "export" in todo:
+        aggregator = build_aggregator(run.aggregator_kind(student), student)
+        predictor = build_predictor(student, aggregator, spec.mean, spec.std)
+        check_formats(predictor, config.export_formats, config.int8_finetune_steps)
 
 
 def _check_pictures(run: Run) -> None:

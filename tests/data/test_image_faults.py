@@ -1,6 +1,7 @@
 """Pictures and folders as people have them: read right, or refused with the reason."""
 
 import collections
+import os
 import struct
 import zlib
 
@@ -243,12 +244,16 @@ def test_folder_follows_links_and_nested_folders(tmp_path):
     (root / "train/dog/deep/er").mkdir(parents=True)
     (root / "train/dog/0.png").rename(root / "train/dog/deep/er/0.png")
     (root / "train/dog/deep/round").symlink_to(root / "train/dog")
+    os.rename(root / "train/owl/1.png", os.fsencode(root) + b"/train/owl/\xe9.png")
     folder = ImageFolder(str(root))
     classes = [name for _, name in folder.splits["train"]]
     assert classes == ["cat"] * 2 + ["dog"] * 2 + ["owl"] * 2
     assert len(folder.splits["test"]) == 6
     images = RealImages(folder_spec(str(root), (8, 8, 3)))
     (pixels, labels) = next(iter(images.evaluation_pixels(9)))
+    images.write_splits(tmp_path / "splits")  # names in any encoding
+    assert b"train/owl/\xe9.png\towl" in (tmp_path / "splits/train.txt").read_bytes()
+    assert images.training(6, seed=0)[1] == 1
     assert np.bincount(labels).tolist() == [2, 2, 2]
     means = [pixels[labels == label].mean() for label in range(3)]
     np.testing.assert_allclose(means, np.array([60, 120, 180]) / 255, atol=0.06)

@@ -1,6 +1,7 @@
 """The user's own images: one folder per split, one folder per class in it."""
 
 import contextlib
+import os
 import pathlib
 import random
 from collections.abc import Iterable, Iterator, Sequence
@@ -122,7 +123,10 @@ class FolderExamples:
         """Elements `{"image": path, "label": int64}`; no file is opened."""
         files, classes = zip(*self._files[split])
         labels = [self.class_names.index(name) for name in classes]
-        table = {"image": list(map(str, files)), "label": np.array(labels, "int64")}
+        table = {
+            "image": [os.fsencode(file) for file in files],
+            "label": np.array(labels, "int64"),
+        }
         return tf.data.Dataset.from_tensor_slices(table)
 
     def decode(self, path: tf.Tensor) -> tf.Tensor:
@@ -130,14 +134,18 @@ class FolderExamples:
         spec = self._spec
 
         def load(path: bytes) -> np.ndarray:
-            return read_image(path.decode(), spec.image_shape, spec.shorter_side)
+            file = os.fsdecode(path)
+            try:
+                return read_image(file, spec.image_shape, spec.shorter_side)
+            except ValueError as error:  # TensorFlow would not name it
+                raise ValueError(f"{file} cannot be read: {error}") from None
 
         image = tf.numpy_function(load, [path], tf.float32, stateful=False)
         return tf.ensure_shape(image, spec.image_shape)
 
     def name(self, example: dict) -> str:
         """What an element of `read`, as NumPy values, is called: its path."""
-        path = pathlib.Path(example["image"].decode())
+        path = pathlib.Path(os.fsdecode(example["image"]))
         return path.relative_to(self._root).as_posix()
 
 
