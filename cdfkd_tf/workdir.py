@@ -133,7 +133,11 @@ class Workdir:
             costly = work is not None and not isinstance(error, RequestError)
             if getattr(file_system_error(error), "exit_code", 1) == 2 and not costly:
                 for file, content in before.items():
-                    _put_back(file, content)
+                    if content is None:
+                        file.unlink(missing_ok=True)
+                    elif not file.exists() or content != file.read_bytes():
+                        with replacing(file) as temporary:
+                            temporary.write_bytes(content)
                 if anew and work and aside.is_dir():
                     shutil.rmtree(work, ignore_errors=True)
                     aside.rename(work)
@@ -146,14 +150,6 @@ class Workdir:
         """Whether `step` left anything that it could go on with."""
         folder = self.path / _WORK[step] if step in _WORK else None
         return bool(folder and folder.is_dir() and any(folder.iterdir()))
-
-
-def _put_back(file: pathlib.Path, content: bytes | None) -> None:
-    if content is None:
-        file.unlink(missing_ok=True)
-    elif not file.exists() or content != file.read_bytes():
-        with replacing(file) as temporary:
-            temporary.write_bytes(content)
 
 
 def read_json(path: pathlib.Path) -> dict[str, Any]:
@@ -268,33 +264,34 @@ class Results:
 
     def _read(self) -> dict[str, Any]:
         known = read_results(self.file)
-        kept = {key: known[key] for key in (*_MEASURED, "seconds") if key in known}
-        return {**self._blank(), **kept}
+        kept = {key: known[key] for key in _blank() if key in known}
+        return {"format": FORMAT, **self._about, **self._blank(), **kept}
 
     def _blank(self) -> dict[str, Any]:
-        unmeasured = {"parameters": None, "accuracy": None}
-        steps = ("train_teachers", "distill", "fit_aggregator", "export")
-        return {
-            "format": FORMAT,
-            **self._about,
-            "teachers": [],
-            "teacher_ensemble": dict(unmeasured),
-            "student": {**unmeasured, "header_accuracy": None, "agreement": None},
-            "aggregator": {**self._aggregator, "accuracy": None, "mean_accuracy": None},
-            "exports": [],
-            "teacher_costs": [],
-            "seconds": dict.fromkeys(steps),
-        }
+        blank = _blank()
+        return {**blank, "aggregator": {**blank["aggregator"], **self._aggregator}}
 
 
-# What readers count on: the least that each part holds.
-_PARTS = {
-    "teachers": [{"parameters", "accuracy"}],
-    "teacher_ensemble": {"parameters", "accuracy"},
-    "student": {"parameters", "accuracy", "header_accuracy", "agreement"},
-    "aggregator": {"kind", "labelled_samples", "accuracy", "mean_accuracy"},
-    "exports": [{"format", "bytes", "accuracy", "agreement", "latency_ms"}],
-    "seconds": set(),
+def _blank() -> dict[str, Any]:
+    """The measured part before anything is measured."""
+    unmeasured = {"parameters": None, "accuracy": None}
+    asked = {"kind": None, "labelled_samples": None}
+    steps = ("train_teachers", "distill", "fit_aggregator", "export")
+    return {
+        "teachers": [],
+        "teacher_ensemble": dict(unmeasured),
+        "student": {**unmeasured, "header_accuracy": None, "agreement": None},
+        "aggregator": {**asked, "accuracy": None, "mean_accuracy": None},
+        "exports": [],
+        "teacher_costs": [],
+        "seconds": dict.fromkeys(steps),
+    }
+
+
+# What readers count on in each entry of a list.
+_ENTRIES = {
+    "teachers": {"parameters", "accuracy"},
+    "exports": {"format", "bytes", "accuracy", "agreement", "latency_ms"},
 }
 
 
@@ -315,13 +312,13 @@ def read_results(file: pathlib.Path) -> dict[str, Any]:
     for name in ("dataset", "method", "seed"):
         if name not in known:
             raise broken_record(file, f"{name!r} is missing")
-    for name, form in _PARTS.items():
-        several = isinstance(form, list)
-        keys = form[0] if several else form
-        entries = known.get(name)
-        if not isinstance(entries, list if several else dict):
+    for name, blank in _blank().items():
+        value = known.get(name, [] if name == "teacher_costs" else None)
+        if type(value) is not type(blank):
             raise broken_record(file, f"{name!r} is missing or of another form")
-        for entry in entries if several else [entries]:
+        entries = value if isinstance(value, list) else [value]
+        keys = _ENTRIES.get(name, set()) if isinstance(value, list) else set(blank)
+        for entry in entries:
             if not isinstance(entry, dict) or keys - entry.keys():
                 raise broken_record(file, f"{name!r} lacks some of {sorted(keys)}")
     return known
