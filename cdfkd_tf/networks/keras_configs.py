@@ -30,13 +30,18 @@ _RENAMED = {
     **{"RandomHeight": "Identity", "RandomWidth": "Identity"},
 }
 # Arguments that Keras 3 does not know: of no effect, or of none with this value.
-_UNUSED = {"fused", "implementation", "rng_type", "input_dtype", "renorm_momentum"}
-_NEUTRAL = {"groups": 1, "time_major": False, "renorm": False, "ragged": False}
+_UNUSED = {
+    *("fused", "implementation", "rng_type", "input_dtype", "renorm_momentum"),
+    *("query_shape", "key_shape", "value_shape", "trainable"),
+}
+_NEUTRAL = {
+    **{"groups": 1, "time_major": False, "renorm": False, "ragged": False},
+    **{"softmax_robust_masking": False},
+}
 _RENAMED_ARGUMENTS = {
     "LeakyReLU": {"alpha": "negative_slope"},
     "ThresholdedReLU": {"theta": "threshold"},
 }
-_OF_ANY_LAYER = {"name", "dtype", "trainable", "autocast", "input_shape", "batch_shape"}
 _EXPORT = "model.export('folder') where it was made gives a SavedModel, which is read"
 
 
@@ -48,8 +53,7 @@ def modernised(entry: dict[str, Any]) -> dict[str, Any]:
             is. Initializers and regularizers are dropped: weights come from the file.
     """
     name, config = entry["class_name"], entry["config"]
-    known = {"compile_config", "module", "registered_name", "shared_object_id"}
-    new = {key: value for key, value in entry.items() if key not in known}
+    new = {key: entry[key] for key in ("name", "inbound_nodes") if key in entry}
     name = _RENAMED.get(name.rpartition(">")[2], name)
     if name in _MODELS:
         new["module"], name = _MODELS[name]
@@ -57,7 +61,6 @@ def modernised(entry: dict[str, Any]) -> dict[str, Any]:
     elif name in ("TFOpLambda", "SlicingOpLambda"):
         new["module"], name = __name__, "OldOperation"
         new["registered_name"] = "cdfkd_tf>OldOperation"
-        new.pop("build_config", None)
         config = {"function": config["function"], "name": config["name"]}
     elif "trainable" not in config and (module := operation_module(name)):
         new["module"] = module  # some are called as layers are: Add, Softmax
@@ -66,7 +69,10 @@ def modernised(entry: dict[str, Any]) -> dict[str, Any]:
         config = _layer_config(name, entry["class_name"], config)
     else:
         new["registered_name"] = entry.get("registered_name") or name
-        new["module"] = entry.get("module")
+        new |= {
+            "module": entry.get("module"),
+            "build_config": entry.get("build_config"),
+        }
     if "name" in new:
         new["name"] = _plain(new["name"])
     if isinstance(config, dict) and config.get("name"):
@@ -191,9 +197,12 @@ def _inner(value: Any) -> Any:
 
 def unknown_arguments(class_name: str, config: dict[str, Any]) -> list[str]:
     """The keys of a layer's `config` that its class in Keras 3 does not take."""
-    known = set(_OF_ANY_LAYER)
+    known: set[str] = set()
     for cls in getattr(layers, class_name).__mro__:
-        known |= set(inspect.signature(cls.__init__).parameters)
+        parameters = inspect.signature(cls.__init__).parameters
+        known |= set(parameters)
+        if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+            break  # passes nothing on
     return [key for key in config if key not in known]
 
 
