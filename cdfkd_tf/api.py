@@ -20,6 +20,7 @@ from cdfkd_tf.distillation.fit_aggregator import AggregatorFit, fit_aggregator
 from cdfkd_tf.errors import RequestError, file_system_error
 from cdfkd_tf.export import run as export_run
 from cdfkd_tf.networks.aggregators import build_aggregator, build_predictor
+from cdfkd_tf.networks.black_box import Answer, BlackBoxClassifier
 from cdfkd_tf.networks.loading import (
     SavedModelClassifier,
     check_finite,
@@ -31,8 +32,9 @@ from cdfkd_tf.runtime.precision import global_state_restored
 from cdfkd_tf.workdir import Workdir, read_history
 
 Images = np.ndarray | tf.data.Dataset
-Teacher = keras.Model | str | pathlib.Path
-_FILES, _MODELS = (str, os.PathLike), (keras.Model, SavedModelClassifier)
+Teacher = keras.Model | str | pathlib.Path | Answer
+_FILES = (str, os.PathLike)
+_MODELS = (keras.Model, SavedModelClassifier, BlackBoxClassifier)
 _KEYS = ("image", "images", "x"), ("label", "labels", "y")  # of a data set's dicts
 _AT_ONCE = 256
 
@@ -297,7 +299,15 @@ def search(
     names, models = _read_teachers(teachers)
     with _folder(workdir) as (folder, keep_with):
         for index, model in enumerate(models or ()):
-            if not isinstance(model, SavedModelClassifier):
+            if (
+                isinstance(model, BlackBoxClassifier)
+                and not pathlib.Path(model.name).exists()
+            ):
+                raise RequestError(
+                    f"{model.name} is a function: trials are processes of their own, "
+                    "and need files of models. Save it, for example as ONNX."
+                )
+            if isinstance(model, keras.Model):
                 names[index] = str(folder / "given" / f"teacher_{index}.keras")
                 save_network(model, pathlib.Path(names[index]))
         config = _request(names, image_shape, folder, options)
@@ -348,10 +358,12 @@ def _read_teachers(teachers: Any) -> tuple[list[str], list[Any] | None]:
     for index, teacher in enumerate(given):
         if isinstance(teacher, keras.Model):
             check_finite(teacher, f"teacher_{index}")
+        elif callable(teacher) and not isinstance(teacher, _MODELS):
+            given[index] = BlackBoxClassifier(teacher, f"teacher_{index}")
         elif not isinstance(teacher, (*_MODELS, *_FILES)):
             raise RequestError(
-                "The teachers are Keras models, or files of models; got a "
-                f"{type(teacher).__name__}."
+                "The teachers are Keras models, files of models, or functions from "
+                f"images to classes; got a {type(teacher).__name__}."
             )
     if not given:
         raise RequestError("At least one teacher is needed; got none.")

@@ -312,3 +312,40 @@ def test_distill_without_options_learns_from_drawn_images(tmp_path, monkeypatch)
     again = cdfkd_tf.distill(teachers, workdir=tmp_path / "again", **options)
     for a, b in zip(again.student.get_weights(), result.student.get_weights()):
         np.testing.assert_array_equal(a, b)
+
+
+def test_distill_takes_functions_and_files_that_only_answer(tmp_path):
+    network = toys.classifier(seed=0)
+    file = tmp_path / "b.tflite"
+    file.write_bytes(tf.lite.TFLiteConverter.from_keras_model(network).convert())
+    asked = []
+
+    def answer(images):
+        asked.append(images)
+        return np.asarray(network(images))
+
+    teachers, shape = [answer, file, network], toys.SHAPE
+    options = {"bank_size": 64, "epochs": 1, "steps_per_epoch": 2, "verbose": 0}
+    result = cdfkd_tf.distill(teachers, image_shape=shape, workdir=tmp_path, **options)
+    assert all(part.min() >= 0 and part.max() <= 1 for part in asked)
+    kept = np.load(tmp_path / "bank" / "answers_0.npy")
+    np.testing.assert_allclose(kept[:, 0], kept[:, 1], rtol=1e-3, atol=1e-3)
+    measured = result.evaluate(X, Y)
+    assert measured["teachers"][0]["accuracy"] == measured["teachers"][1]["accuracy"]
+    with pytest.raises(RequestError, match=r"No gradient .* teacher_0.*procedural"):
+        cdfkd_tf.distill(teachers, image_shape=shape, method="dfad", **options)
+
+
+def test_function_that_fails_ends_the_run_by_name(tmp_path):
+    calls = []
+
+    def answer(images):
+        calls.append(len(images))
+        if sum(calls) > 200:
+            raise ConnectionError("service is gone")
+        return np.ones((len(images), 4)) * np.arange(4)
+
+    with pytest.raises(RuntimeError, match=r"teacher_0 failed.*service is gone"):
+        cdfkd_tf.distill(
+            [answer], image_shape=toys.SHAPE, bank_size=600, workdir=tmp_path
+        )

@@ -260,10 +260,20 @@ def available_method(
         student: a stack of headers.
 
     Raises:
-        RequestError: see `build_method` and `drop_unavailable_terms`.
+        RequestError: see `build_method` and `drop_unavailable_terms`; a generator that
+            would learn from teachers that pass no gradient.
     """
+    method = build_method(config)
+    for teacher in teachers.teachers if method.generator else ():
+        if "gradient" not in teacher.provides:
+            raise RequestError(
+                f"No gradient reaches the images of teacher {teacher.name}, and the "
+                "generator learns from it: it only answers, or inside a cast to whole "
+                "numbers, rounding or an argmax lets none through. Use "
+                "--images=procedural, which needs none, or save the part behind it."
+            )
     missing = unavailable(teachers, student, project=config.project_features)
-    return drop_unavailable_terms(build_method(config), missing, _given_weights(config))
+    return drop_unavailable_terms(method, missing, _given_weights(config))
 
 
 def unavailable(

@@ -14,14 +14,12 @@ import h5py
 from cdfkd_tf.errors import RequestError
 
 KERAS, HDF5, SAVED_MODEL = "a Keras archive", "a Keras HDF5 file", "a SavedModel"
+ONNX, TFLITE = "an ONNX file", "a TFLite file"
 _HEAD = 1024  # bytes that tell what a file is
 _ENDINGS = (".keras", ".h5", ".hdf5")
 _WEIGHTS_ONLY = (
     "weights without their network. Build it in Python, call "
     "model.load_weights(...), and save the whole with model.save('model.keras')"
-)
-_FOR_DEVICES = (
-    "which no gradient passes. Give the Keras model or SavedModel that it was made of"
 )
 _TORCH = (
     "weights of PyTorch. python -m cdfkd_tf.tools.import_torch --help says how those "
@@ -32,7 +30,7 @@ _SAVE_AGAIN = "Fetch or save it again"
 
 
 def recognise(path: pathlib.Path, role: str) -> tuple[str, pathlib.Path]:
-    """What to load: `KERAS`, `HDF5` or `SAVED_MODEL`, and the file or folder of it.
+    """What to load, `KERAS` to `TFLITE`, and the file or folder of it.
 
     Args:
         path: a file, or a folder with one model; of the numbered versions of a
@@ -53,7 +51,7 @@ def recognise(path: pathlib.Path, role: str) -> tuple[str, pathlib.Path]:
         kind = _of_file(path)
     except PermissionError:
         kind = "closed: you may not read it"
-    if kind in (KERAS, HDF5):
+    if kind in (KERAS, HDF5, ONNX, TFLITE):
         return kind, path
     raise RequestError(f"Cannot read {role} {path}: it is {kind}.")
 
@@ -84,7 +82,7 @@ def _in_folder(folder: pathlib.Path, role: str) -> tuple[str, pathlib.Path]:
 
 
 def _of_file(path: pathlib.Path) -> str:
-    """`KERAS`, `HDF5`, or what else it is and the way in, to be read after "it is"."""
+    """`KERAS` to `TFLITE`, or what else it is and the way in; stands after "it is"."""
     with path.open("rb") as file:
         head = file.read(_HEAD)
     if not head:
@@ -94,7 +92,7 @@ def _of_file(path: pathlib.Path) -> str:
     if head.startswith(b"\x89HDF\r\n\x1a\n"):
         return _of_hdf5(path)
     if head[4:8] == b"TFL3":
-        return f"a TFLite file, made for devices, through {_FOR_DEVICES}"
+        return TFLITE
     if head.startswith(b"\x80") and b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19" in head[:16]:
         return _TORCH
     if head[:1] == b"\x80" and head[1:2] in b"\x02\x03\x04\x05":
@@ -110,10 +108,7 @@ def _of_file(path: pathlib.Path) -> str:
             "that holds it together with variables/"
         )
     if re.match(rb"\x08[\x03-\x20][\x12\x1a\x22\x2a\x32\x3a\x42\x72]", head):
-        return (
-            f"an ONNX file, through {_FOR_DEVICES}, or convert it into a SavedModel "
-            "(onnx2tf does)"
-        )
+        return ONNX
     if re.match(rb"\x0a[\x00-\xff]{1,3}\x0a.[\w./-]+\x12.[A-Z]\w+", head):
         return (
             "a frozen graph of TensorFlow 1, without signature. Save it as a "

@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import functools
 import json
 import pathlib
 import tempfile
@@ -14,14 +15,17 @@ import keras
 import numpy as np
 
 from cdfkd_tf.errors import DistillationWarning, RequestError, reason
-from cdfkd_tf.networks.file_kinds import HDF5, SAVED_MODEL, recognise
+from cdfkd_tf.networks.black_box import BlackBoxClassifier, read_onnx, read_tflite
+from cdfkd_tf.networks.file_kinds import HDF5, ONNX, SAVED_MODEL, TFLITE, recognise
 from cdfkd_tf.networks.keras_configs import explanation, modernised, with_old_functions
 from cdfkd_tf.networks.saved_model_check import check_saved_model
 from cdfkd_tf.networks.saved_models import SavedModelClassifier
 
 
-def load_classifier(file: str | pathlib.Path) -> keras.Model | SavedModelClassifier:
-    """A classifier from a Keras file, of Keras 2 or 3, or a SavedModel folder.
+def load_classifier(
+    file: str | pathlib.Path,
+) -> keras.Model | SavedModelClassifier | BlackBoxClassifier:
+    """A classifier from a file of Keras 2 or 3, ONNX, TFLite, or a SavedModel folder.
 
     Args:
         file: told by its content, not by its name; `~` is the home folder.
@@ -37,17 +41,18 @@ def load_network(path: pathlib.Path, role: str) -> keras.Model:
     """A Keras model from a file, without running code from it.
 
     Args:
-        path: as `load_classifier` takes it, but no SavedModel: that shows no layers.
+        path: as `load_classifier` takes it, but a file of Keras: others show no layers.
         role: what messages call it.
 
     Raises:
         RequestError: as `load_classifier` does.
     """
     network = _load(path, role)
-    if isinstance(network, SavedModelClassifier):
+    if not isinstance(network, keras.Model):
+        kind, _ = recognise(path, role)
         raise RequestError(
-            f"Cannot read {role} {path}: expected the layers of a Keras model; it is a "
-            "SavedModel, which shows none. Give its .keras file."
+            f"Cannot read {role} {path}: expected the layers of a Keras model; it is "
+            f"{kind}, which shows none. Give its .keras file."
         )
     return network
 
@@ -83,9 +88,9 @@ def _load(path: pathlib.Path, role: str) -> keras.Model | SavedModelClassifier:
             DistillationWarning,
             stacklevel=3,
         )
-    read = _read_saved_model if kind == SAVED_MODEL else _read_keras
+    read = _READERS.get(kind, functools.partial(_read_keras, kind=kind))
     try:
-        network = read(place, kind)
+        network = read(place)
     except RequestError as error:
         raise RequestError(f"Cannot read {role} {path}. {error}") from error
     except Exception as error:  # TensorFlow and Keras raise many kinds for a bad file
@@ -96,9 +101,13 @@ def _load(path: pathlib.Path, role: str) -> keras.Model | SavedModelClassifier:
     return network
 
 
-def _read_saved_model(folder: pathlib.Path, kind: str) -> SavedModelClassifier:
+def _read_saved_model(folder: pathlib.Path) -> SavedModelClassifier:
     check_saved_model(folder)
     return SavedModelClassifier(folder)
+
+
+# What shows no layers; all else is read by Keras.
+_READERS = {SAVED_MODEL: _read_saved_model, ONNX: read_onnx, TFLITE: read_tflite}
 
 
 def _read_keras(path: pathlib.Path, kind: str) -> keras.Model:

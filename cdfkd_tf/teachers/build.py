@@ -4,11 +4,13 @@ import pathlib
 from collections.abc import Callable, Sequence
 
 import keras
+import numpy as np
 
 from cdfkd_tf.config import OWN, RunConfig
 from cdfkd_tf.data.builders.image_folder import folder_spec
 from cdfkd_tf.data.specs import DatasetSpec, plain_spec, spec_of
 from cdfkd_tf.errors import RequestError
+from cdfkd_tf.networks.black_box import BlackBoxClassifier
 from cdfkd_tf.networks.loading import load_classifier
 from cdfkd_tf.networks.pixel_ranges import NORMALISED
 from cdfkd_tf.networks.preprocessing import RANGES
@@ -52,7 +54,7 @@ def find_spec(
         )
     classes = config.num_classes
     if not classes:
-        classes = _classes_of(load()[0], config.teachers[0])
+        classes = _classes_of(load()[0], config.teachers[0], shape)
     return plain_spec("none", shape, classes)
 
 
@@ -76,9 +78,13 @@ def _told_by(
     return size, channels
 
 
-def _classes_of(model: keras.Model, name: str) -> int:
-    """How many classes the first teacher's output tells."""
+def _classes_of(model: keras.Model, name: str, image_shape: tuple[int, ...]) -> int:
+    """How many classes the first teacher's output tells, or its answer to one image."""
     shape = getattr(model, "output_shape", None)
+    if isinstance(model, BlackBoxClassifier):
+        own = getattr(model, "input_shape", (None, *image_shape))[1:]
+        sides = [side or given for side, given in zip(own, image_shape)]
+        shape = model(np.zeros((1, *sides))).shape
     shapes = shape if isinstance(shape, (dict, list)) else [shape]
     shapes = list(shapes.values()) if isinstance(shapes, dict) else shapes
     rows = {each[-1] for each in shapes if each and {*each[1:-1]} <= {1}}
@@ -199,12 +205,6 @@ def _check(teacher: Teacher, spec: DatasetSpec) -> None:
             f"Teacher {teacher.name} answers {teacher.num_classes} classes; "
             f"--dataset={spec.name} has {spec.num_classes}{_listed(spec.class_names)}. "
             "All teachers and the data set must know the same classes."
-        )
-    if "gradient" not in teacher.provides:
-        raise RequestError(
-            f"No gradient reaches the images of teacher {teacher.name}, and the "
-            "generator learns from it: inside, a cast to whole numbers, rounding or an "
-            "argmax lets none through. Save the part behind it."
         )
 
 

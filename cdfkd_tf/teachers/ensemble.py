@@ -94,7 +94,9 @@ class TeacherEnsemble:
             needs: see `Teacher`.
         """
         outputs = self._traced(tf.constant(normalised), needs)
-        return tf.nest.map_structure(lambda tensor: tensor.numpy(), outputs)
+        return tf.nest.map_structure(
+            lambda tensor: tensor if tensor is None else tensor.numpy(), outputs
+        )
 
     @functools.cached_property
     def _traced(self):
