@@ -359,7 +359,10 @@ def _read_teachers(teachers: Any) -> tuple[list[str], list[Any] | None]:
         if isinstance(teacher, keras.Model):
             check_finite(teacher, f"teacher_{index}")
         elif callable(teacher) and not isinstance(teacher, _MODELS):
-            given[index] = BlackBoxClassifier(teacher, f"teacher_{index}")
+            told = ("0..1", "as functions are called")
+            given[index] = BlackBoxClassifier(
+                teacher, f"teacher_{index}", told_values=told
+            )
         elif not isinstance(teacher, (*_MODELS, *_FILES)):
             raise RequestError(
                 "The teachers are Keras models, files of models, or functions from "

@@ -31,6 +31,8 @@ class BlackBoxClassifier:
         input_shape: `(None, height, width, channels)`, None where any will do; None:
             images as they come.
         batch_size: of every call; None: any.
+        told_values: the pixel values that it expects, as `--teacher_input` names them,
+            and how that is known; None: it is not.
 
     Raises:
         RunError: when called, if `answer` raises or returns another shape.
@@ -42,8 +44,10 @@ class BlackBoxClassifier:
         name: str,
         input_shape: Sequence[int | None] | None = None,
         batch_size: int | None = None,
+        told_values: tuple[str, str] | None = None,
     ):
         self.name, self.answer, self.batch_size = name, answer, batch_size
+        self.told_values = told_values
         if input_shape is not None:
             self.input_shape = tuple(input_shape)
         self.layers, self.weights, self.trainable = [], [], False
@@ -110,7 +114,8 @@ def read_onnx(path: pathlib.Path) -> BlackBoxClassifier:
     def answer(images):
         return session.run(None, {image.name: images.astype(number)})
 
-    return _box(answer, path, sides)
+    told = ("0..255", f"read from its input of {image.type}") if whole else None
+    return _box(answer, path, sides, told)
 
 
 def read_tflite(path: pathlib.Path) -> BlackBoxClassifier:
@@ -143,10 +148,28 @@ def read_tflite(path: pathlib.Path) -> BlackBoxClassifier:
             _dequantised(interpreter.get_tensor(one["index"]), one) for one in given
         ]
 
-    return _box(answer, path, sides)
+    return _box(answer, path, sides, _quantised_range(taken))
 
 
-def _box(answer: Answer, path: pathlib.Path, sides: list) -> BlackBoxClassifier:
+def _quantised_range(detail: dict[str, Any]) -> tuple[str, str] | None:
+    """The range that a quantised input spans, and the words for it; None: no usual."""
+    if not np.issubdtype(detail["dtype"], np.integer) or not detail["quantization"][0]:
+        return None
+    scale, zero = detail["quantization"]
+    limits = np.iinfo(detail["dtype"])
+    low, high = ((value - zero) * scale for value in (limits.min, limits.max))
+    for name, ends in (("0..1", (0, 1)), ("-1..1", (-1, 1)), ("0..255", (0, 255))):
+        if np.allclose((low, high), ends, atol=0.02 * (ends[1] - ends[0])):
+            return name, "read from how its input is quantised"
+    return None
+
+
+def _box(
+    answer: Answer,
+    path: pathlib.Path,
+    sides: list,
+    told_values: tuple[str, str] | None,
+) -> BlackBoxClassifier:
     """Channels last, one output, fixed batches: what a file wants otherwise."""
     if len(sides) not in (3, 4):
         raise RequestError(
@@ -163,7 +186,7 @@ def _box(answer: Answer, path: pathlib.Path, sides: list) -> BlackBoxClassifier:
         rows = [output for output in outputs if np.ndim(output) >= 2]
         return rows[0] if rows else outputs[0]
 
-    return BlackBoxClassifier(ask, str(path), (None, *shape), batch)
+    return BlackBoxClassifier(ask, str(path), (None, *shape), batch, told_values)
 
 
 def _only(inputs: Sequence[Any], path: pathlib.Path, verb: str) -> Any:

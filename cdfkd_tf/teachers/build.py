@@ -17,7 +17,7 @@ from cdfkd_tf.networks.preprocessing import RANGES
 from cdfkd_tf.teachers.answers import one_number
 from cdfkd_tf.teachers.ensemble import TeacherEnsemble
 from cdfkd_tf.teachers.input_adapter import InputAdapter, channels_first
-from cdfkd_tf.teachers.reading import LabelledImages
+from cdfkd_tf.teachers.reading import LabelledImages, Reading
 from cdfkd_tf.teachers.teacher import Teacher
 from cdfkd_tf.workdir import Workdir
 
@@ -148,7 +148,9 @@ def build_teachers(
         for index, name in enumerate(names):
             model = models[index] if models else load_classifier(name)
             unknown = inputs[index] == "auto"
+            told = getattr(model, "told_values", None) if unknown else None
             values = RANGES[0] if unknown else inputs[index]
+            values = told[0] if told else values
             teacher = Teacher(
                 model,
                 InputAdapter(spec, values, _image_shape(model, name, spec)),
@@ -159,7 +161,9 @@ def build_teachers(
             )
             teachers.append(teacher)
             _check(teacher, spec)
-            if unknown:
+            if told:
+                teacher.reading = Reading(*told)
+            elif unknown:
                 teacher.find_reading(images)
     except Exception:
         for teacher in teachers:

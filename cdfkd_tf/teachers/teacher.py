@@ -253,7 +253,8 @@ class Teacher:
             self.output = answers.PROBABILITIES
         elif self.output == "auto":
             # Of all scales: whatever values it expects, it has seen such.
-            large = self._rows(ask(images * 255)[0].logits)[self._output_name].numpy()
+            scale = 1 if getattr(self.model, "told_values", None) else 255
+            large = self._rows(ask(images * scale)[0].logits)[self._output_name].numpy()
             large = large[np.isfinite(large).all(-1)]
             self.output = answers.kind_of_rows(
                 np.concatenate([rows, large]), ends_linear(self.model), self.name
