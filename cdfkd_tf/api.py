@@ -69,11 +69,13 @@ class Distillation:
     @functools.cached_property
     def teachers(self) -> list[dict[str, Any]]:
         """See the class."""
-        return [
-            {"name": teacher.name, **teacher.facts}
-            | {"classes": teacher.num_classes, "batch_norms": teacher.num_batch_norms}
-            for teacher in self._run.teachers.teachers
-        ]
+        with self._nothing_left_behind():
+            return [
+                {"name": teacher.name, **teacher.facts}
+                | {"classes": teacher.num_classes}
+                | {"batch_norms": teacher.num_batch_norms}
+                for teacher in self._run.teachers.teachers
+            ]
 
     def evaluate(self, x: Images, y: np.ndarray | None = None) -> dict[str, Any]:
         """Measures teachers, student and predictor on images with or without labels.

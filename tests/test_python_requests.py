@@ -161,6 +161,8 @@ def test_evaluate_of_a_finished_run_gives_models_back(made, models):
         models, workdir=made.workdir, image_shape=toys.SHAPE, verbose=0, **options
     )
     keras.utils.set_random_seed(5)
+    assert again.teachers == made.teachers and again.teachers[0]["input"] == "0..255"
+    assert models[0].trainable
     measured = again.evaluate(X, Y)
     assert models[0].trainable and not any("call" in vars(x) for x in models[0].layers)
     drawn = float(keras.random.normal(()))

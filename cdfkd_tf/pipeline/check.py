@@ -35,10 +35,14 @@ def check(run: Run, todo: Sequence[str]) -> None:
     Raises:
         RequestError: what cannot be.
     """
+    stamp, decoded = run.workdir.path / "pictures.json", None
+    if run.spec.folder and ("train_teachers" in todo or run.reads_images):
+        # First: teachers are tried on some.
+        decoded = _check_pictures(run.spec.folder, read_json(stamp).get("decoded"))
     if "train_teachers" in todo or "distill" in todo:
         _check_networks(run, todo)
-    if run.spec.folder and ("train_teachers" in todo or run.reads_images):
-        _check_pictures(run)
+    if decoded:
+        write_json(stamp, {"decoded": decoded})
 
 
 def _check_networks(run: Run, todo: Sequence[str]) -> None:
@@ -67,9 +71,9 @@ def _check_networks(run: Run, todo: Sequence[str]) -> None:
         check_formats(predictor, config.export_formats, config.int8_finetune_steps)
 
 
-def _check_pictures(run: Run) -> None:
-    """Decodes each, once for each state of a folder."""
-    folder, stamp = ImageFolder(run.spec.folder), run.workdir.path / "pictures.json"
+def _check_pictures(path: str, known: str | None) -> str:
+    """Decodes each, once for each state of a folder; the digest of that state."""
+    folder = ImageFolder(path)
     if folder.left_out:
         names, count = ", ".join(folder.left_out[:3]), len(folder.left_out)
         names += ", ..." if count > 3 else ""
@@ -79,7 +83,7 @@ def _check_pictures(run: Run) -> None:
         form = file.stat() if file.exists() else None
         form = form and (form.st_size, form.st_mtime_ns)
         digest.update(f"{file}: {form}\n".encode(errors="surrogateescape"))
-    state, known = digest.hexdigest(), read_json(stamp).get("decoded")
+    state = digest.hexdigest()
     if state not in {*_seen, known}:
         if len(files) > _ANNOUNCED:
             print(f"Looking at {len(files)} pictures", flush=True)
@@ -90,5 +94,4 @@ def _check_pictures(run: Run) -> None:
                 f"{'; '.join(damaged[:_NAMED])}{more}. Replace or remove them."
             )
     _seen.add(state)
-    if state != known:
-        write_json(stamp, {"decoded": state})
+    return state
