@@ -112,7 +112,7 @@ def _decide(made, noises, front) -> FoundValues | None:
     if statistics and RANGES[best] == "-1..1":
         # Statistics that are not yet far from where they start look the same.
         certain = certain and statistics[0] < -0.02
-    return FoundValues(RANGES[best], where, certain)
+    return FoundValues(RANGES[best], where, bool(certain))
 
 
 def _cost_of_arithmetic(black: float, grey: float, white: float) -> float:
@@ -191,11 +191,11 @@ def _front(model, images) -> _Front | None:
     if not calls:
         return None
     *before, (first, made, _) = calls
-    changed = (x.name for x, *values in before if not _same(*values))
-    where = next(changed, f"{first.name}, and the operations before it")
+    changed = (f"layer {x.name}" for x, *values in before if not _same(*values))
+    where = next(changed, f"the operations before layer {first.name}")
     is_norm = isinstance(first, layers.BatchNormalization)
     statistics = (first.moving_mean, first.moving_variance) if is_norm else ()
-    return _Front(made, f"read from layer {where}", f"layer {first.name}", statistics)
+    return _Front(made, f"read from {where}", f"layer {first.name}", statistics)
 
 
 def _same(inputs, outputs) -> bool:

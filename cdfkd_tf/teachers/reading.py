@@ -24,7 +24,8 @@ _AT_ONCE = 32
 _CHANCE = 1e-3  # how likely chance may be where it is ruled out
 _NO_GAP = 0.15  # smaller differences of gaps tell nothing
 _FITS = 0.4  # larger gaps are of another kind of images; the right values' are 0.1
-_FORMULA_IMAGES = 32
+_FORMULA_IMAGES, _FEW, _LARGE = 32, 8, 64 * 64  # for large images few are enough
+_USUAL_SPREAD = 2.0  # deviation of a trained network's logits between images
 # A layer by which a network of `keras.applications` is known, its name, and the values
 # that its published weights expect. (The others bring their preprocessing along.)
 _PUBLISHED = (
@@ -114,7 +115,7 @@ def find_reading(
         if found.is_certain:
             return Reading(found.values, found.evidence)
         return Reading.guess(found.values, prefix + found.evidence)
-    values, evidence = _guess(model, adapters, bn_inputs, default)
+    values, evidence = _guess(model, adapters, answer, bn_inputs, default)
     return Reading.guess(values, prefix + evidence)
 
 
@@ -189,34 +190,54 @@ def _clearly_less(hits: np.ndarray, best: np.ndarray) -> bool:
 def _guess(
     model: keras.Model,
     adapters: Mapping[str, InputAdapter],
+    answer: Callable[[Any], np.ndarray],
     bn_inputs: Callable[[Any], tuple | None],
     default: str,
 ) -> tuple[str, str]:
     """Values and evidence without an image to look at."""
-    names = {getattr(layer, "name", "") for layer in all_layers(model)}
-    published = next(((n, v) for layer, n, v in _PUBLISHED if layer in names), None)
     spec = next(iter(adapters.values())).spec
-    normalised = spec.normalise(formula_images(_FORMULA_IMAGES, spec.image_shape))
-    normalised = normalised.astype(keras.config.floatx())
-    gaps = {}
-    for name, adapter in adapters.items():
-        statistics = bn_inputs(tf.convert_to_tensor(adapter(normalised)))
-        if statistics is not None:
-            gaps[name] = statistics_gap(*(np.asarray(value) for value in statistics))
-    likely = [published[1]] if published else []
-    likely = [values for values in (*likely, default, *adapters) if values in adapters]
-    values = likely[0]
-    if gaps:
+    height, width, _ = spec.image_shape
+    count = _FORMULA_IMAGES if height * width <= _LARGE else _FEW
+    normalised = spec.normalise(formula_images(count, spec.image_shape))
+    normalised = tf.constant(normalised, keras.config.floatx())
+    images = {name: adapter(normalised) for name, adapter in adapters.items()}
+    memories = {name: bn_inputs(values) for name, values in images.items()}
+    if None in memories.values():
+        why = "only with such do its answers differ as those of trained networks do"
+        gaps = {name: _spread_gap(answer(values)) for name, values in images.items()}
+        nearest, tells_all = min(gaps, key=gaps.get), False
+        bound = gaps[nearest] + 1
+        nearest = "0..255" if gaps.get("0..255", bound) < bound else nearest
+    else:
+        why = "its BatchNormalization's stored statistics fit these best"
+        gaps = {
+            name: statistics_gap(*(np.asarray(value) for value in memory))
+            for name, memory in memories.items()
+        }
         nearest = min(gaps, key=gaps.get)
         # What fits badly tells 0..255 from the rest alone.
-        fits = gaps[nearest] <= _FITS
-        bound = gaps[nearest] + _NO_GAP if fits else 10 * gaps[nearest]
-        values = next(values for values in likely if gaps[values] <= bound)
-        if fits or values == nearest:
-            return values, "its BatchNormalization's stored statistics fit these best"
+        tells_all = gaps[nearest] <= _FITS
+        bound = gaps[nearest] + _NO_GAP if tells_all else 10 * gaps[nearest]
+    names = {getattr(layer, "name", "") for layer in all_layers(model)}
+    published = next(((n, v) for layer, n, v in _PUBLISHED if layer in names), None)
+    likely = [published[1], default] if published else [default]
+    fit = [values for values in likely if gaps.get(values, math.inf) <= bound]
+    values = (fit or [nearest])[0]
+    if tells_all or not fit:
+        return values, why
     if published and values == published[1]:
         return values, f"as keras.applications' {published[0]} was published"
     return values, "nothing inside it tells"
+
+
+def _spread_gap(logits: np.ndarray) -> float:
+    """By how many powers of ten logits differ too much, or too little, between images.
+
+    A network's answers to images in another range than its own are nearly the same,
+    or a hundred times as far apart.
+    """
+    centred = logits - logits.mean(-1, keepdims=True)
+    return abs(math.log10(max(float(centred.std(0).mean()), 1e-9) / _USUAL_SPREAD))
 
 
 def statistics_gap(inputs: Any, mean: np.ndarray, variance: np.ndarray) -> float:

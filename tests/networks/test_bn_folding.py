@@ -53,7 +53,13 @@ def nested():
 
 
 def test_bn_scale_and_shift_are_what_the_layer_computes():
-    for kwargs in [{}, {"scale": False, "center": False}, {"epsilon": 0.8}]:
+    for kwargs in [
+        {},
+        {"scale": False, "center": False},
+        {"epsilon": 0.8},
+        {"synchronized": True},
+        {"renorm": True},
+    ]:
         layer = layers.BatchNormalization(**kwargs)
         layer.build((None, 3))
         with_statistics(layer)

@@ -163,7 +163,7 @@ def test_find_values_names_the_layer():
     for front, words in [
         (layers.Rescaling(1 / 255, name="bytes"), "read from layer bytes"),
         (trained_norm(115, 3600), "read from the statistics of layer batch_norm"),
-        (lambda x: x / 255.0, "and the operations before it"),
+        (lambda x: x / 255.0, "read from the operations before layer conv2d"),
     ]:
         assert words in find_values(behind(front), SHAPE).evidence
 

@@ -90,7 +90,7 @@ def test_reading_of_preprocessing_is_confirmed_by_the_first_images(front):
     for images in (None, labelled()):
         teacher = read(colour_teacher(behind, front), images)
         assert teacher.reading.values == "0..255" and not teacher.reading.guessed
-        assert teacher.reading.evidence.startswith("read from layer")
+        assert teacher.reading.evidence.startswith("read from ")
         assert accuracy(teacher, labelled(seed=1)) > 0.95
     assert "% right on 32 labelled images" in teacher.reading.evidence
 
@@ -158,6 +158,12 @@ def test_reading_of_a_published_network_is_guessed_by_its_layers(layer, values):
     reading = read(model).reading
     assert reading.values == values and reading.guessed
     assert "keras.applications" in reading.evidence
+
+
+def test_reading_without_statistics_is_guessed_from_how_answers_differ():
+    reading = read(colour_teacher("0..255")).reading
+    assert reading.values == "0..255" and reading.guessed
+    assert "do its answers differ" in reading.evidence
 
 
 def test_reading_of_nothing_is_called_a_guess(tmp_path):
