@@ -23,6 +23,7 @@ from cdfkd_tf.config import (
     RENAMED,
     RunConfig,
     choices_of,
+    existing,
     hint_for,
     names_in,
     text_of,
@@ -154,7 +155,7 @@ def with_flagfiles(
             file = rest.pop(0)
         if not file:
             continue
-        path = pathlib.Path(file).expanduser()
+        path = pathlib.Path(*existing("flagfile", [file]))
         if within and not path.exists():  # beside the one that names it
             path = within[-1].parent / path
         if path.resolve() not in within:

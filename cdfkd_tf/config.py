@@ -16,7 +16,7 @@ import os
 import re
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from cdfkd_tf.errors import RequestError
@@ -447,7 +447,10 @@ class RunConfig:
     def __post_init__(self):
         for field in FIELDS.values():
             value = read_value(field, getattr(self, field.name))
-            value = _found(field, value) if field.metadata["path"] else value
+            if field.metadata["path"] and isinstance(value, tuple):
+                value = tuple(existing(field.name, value, several=True))
+            elif field.metadata["path"]:
+                (value,) = existing(field.name, [value])
             object.__setattr__(self, field.name, value)
             _check_value(field, value)
         self._complete()
@@ -534,7 +537,7 @@ def names_in(group: str) -> list[str]:
     return [name for name, f in FIELDS.items() if f.metadata["group"] == group]
 
 
-def check_names(names: typing.Iterable[str]) -> None:
+def check_names(names: Iterable[str]) -> None:
     """Refuses names that are no options.
 
     Raises:
@@ -660,20 +663,24 @@ def _from_text(field: dataclasses.Field, text: str) -> Any:
     return kind(text)
 
 
-def _found(field: dataclasses.Field, value: Any) -> Any:
-    """Paths with `~` and the wildcards * and ? replaced by what they stand for."""
-    several, found = isinstance(value, tuple), []
-    for path in map(os.path.expanduser, value if several else (value,)):
+def existing(flag: str, paths: Iterable[str], *, several: bool = False) -> list[str]:
+    """Paths with `~` and the wildcards * and ? replaced by what they stand for.
+
+    Raises:
+        RequestError: wildcards that fit nothing or, unless `several` may be, too much.
+    """
+    found = []
+    for path in map(os.path.expanduser, paths):
         matches = [path]
         if {"*", "?"} & set(path) and not os.path.exists(path):
             matches = sorted(glob.glob(path))
         if not matches or (len(matches) > 1 and not several):
             raise RequestError(
-                f"--{field.name}={path} matches {', '.join(matches[:5]) or 'nothing'}; "
+                f"--{flag}={path} matches {', '.join(matches[:5]) or 'nothing'}; "
                 f"expected {'files' if several else 'one path'}. Check the wildcards."
             )
         found += matches
-    return tuple(found) if several else found[0]
+    return found
 
 
 def _item_type(field: dataclasses.Field) -> type:

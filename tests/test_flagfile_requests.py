@@ -41,7 +41,7 @@ def test_flagfiles_within_flagfiles_are_read_in_their_place(tmp_path, monkeypatc
     )
     (tmp_path / "sub/c.flags").write_text("--latent_size=9\n")
     monkeypatch.setenv("HOME", str(tmp_path))
-    config = parse("--flagfile=~/a.flags")
+    config = parse("--flagfile=~/a.fl*")
     values = (config.epochs, config.seed, config.batch_size, config.latent_size)
     assert values == (1, 5, 4, 9)
 
@@ -82,6 +82,7 @@ def test_paths_in_flags_may_have_a_tilde_and_wildcards(tmp_path, monkeypatch):
     assert folder == "my pictures"
     for flag, words in [
         ("--teachers=~/x*.keras", r"x\*\.keras matches nothing; expected files"),
+        ("--flagfile=*.flags", "flagfile=.*matches nothing; expected one path"),
         ("--image_folder=?.keras", "matches a.keras, b.keras; expected one path"),
     ]:
         with pytest.raises(RequestError, match=words):
