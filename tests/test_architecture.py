@@ -17,6 +17,7 @@ FLOORS = (
     ("tuning",),
     ("pipeline",),
     ("cli", "api", "__init__"),
+    ("__main__",),
 )
 
 

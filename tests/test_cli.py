@@ -123,3 +123,9 @@ def test_an_interruption_that_python_drops_comes_again():
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 130
     assert "the same command continues" in done.stderr
+
+
+def test_package_runs_as_a_module():
+    command = [sys.executable, "-m", "cdfkd_tf", "--help"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "--teachers" in done.stdout
