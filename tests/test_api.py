@@ -140,6 +140,19 @@ def test_evaluate_measures_teachers_as_plain_keras_does(seen, result):
         assert entry["accuracy"] == pytest.approx(share)
 
 
+def test_result_tells_what_was_found_out_about_teachers(result):
+    found = [dict(each) for each in result.teachers]
+    assert [each.pop("name") for each in found] == ["teacher_0", "teacher_1"]
+    evidence = [each.pop("input_evidence") for each in found]
+    assert evidence[0].startswith("guessed: ") and "--teacher_input" in evidence[0]
+    assert evidence[1].startswith("read from layer rescaling")
+    common = {"classes": 4, "batch_norms": 1}
+    assert found == [
+        {"input": "0..1", "output": "logits", **common},
+        {"input": "0..255", "output": "probabilities", **common},
+    ]
+
+
 def test_evaluate_takes_labels_of_other_shapes(result):
     expected = result.evaluate(X, Y)
     assert result.evaluate(X, Y[:, None]) == expected  # as Keras's CIFAR has them

@@ -26,6 +26,8 @@ _NO_GAP = 0.15  # smaller differences of gaps tell nothing
 _FITS = 0.4  # larger gaps are of another kind of images; the right values' are 0.1
 _FORMULA_IMAGES, _FEW, _LARGE = 32, 8, 64 * 64  # for large images few are enough
 _USUAL_SPREAD = 2.0  # deviation of a trained network's logits between images
+# Tried on images, too: half a range around 0, and bytes less the mean of ImageNet.
+_MORE = ("mean=0.5;std=1", "mean=0.485,0.456,0.406;std=0.00392157")
 # A layer by which a network of `keras.applications` is known, its name, and the values
 # that its published weights expect. (The others bring their preprocessing along.)
 _PUBLISHED = (
@@ -102,6 +104,7 @@ def find_reading(
     default = adapter.spec.foreign_values
     first = found.values if found else default
     more = [NORMALISED] if adapter.spec.standardised else []
+    more += _MORE if labelled else []
     names = dict.fromkeys([first, default, *KNOWN, *more])  # each once, in order
     adapters = {n: dataclasses.replace(adapter, values=n) for n in names}
     prefix = ""
@@ -130,7 +133,7 @@ def _measure(
     Looks at as many images as it takes to tell.
 
     Returns:
-        The values that may be, of equal ones the first alone, and the evidence.
+        The values that may be, the best one first, and the evidence.
     """
     labels, what = labelled.labels, labelled.what
     right = {name: np.zeros(0, bool) for name in adapters}
@@ -151,7 +154,7 @@ def _measure(
     looked_at = len(right[best])
     if not _above(right[best], share):
         return list(adapters), f"no values make it right about {looked_at} {what}"
-    others = [n for n in rivals if not np.array_equal(right[n], right[best])]
+    others = [name for name in rivals if name != best]
     as_right = f"{right[best].mean():.0%} right"
     if found and best == found.values and not others:
         return [best], f"{found.evidence}; {as_right} on {looked_at} {what}"

@@ -3,6 +3,7 @@
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from keras import layers, ops
 
 from cdfkd_tf.data.specs import spec_of
@@ -91,6 +92,9 @@ FRONTS = {
         keras.Sequential([layers.Resizing(6, 6), layers.Rescaling(1 / 127.5, -1)]),
         "0..255",
     ),
+    "as ResNet": (keras.applications.resnet.preprocess_input, "0..255"),
+    "as DenseNet": (keras.applications.densenet.preprocess_input, "0..255"),
+    "as Xception": (keras.applications.xception.preprocess_input, "0..255"),
     "padding": (layers.ZeroPadding2D(3), None),
     "channels moved": (lambda x: layers.Permute((3, 1, 2))(x / 255.0), "0..255"),
     "trained norm": (trained_norm(0.45, 0.06), "0..1"),
@@ -133,6 +137,29 @@ def test_find_values_reads_the_graph_of_a_saved_model(kind, tmp_path):
     found = find_values(load_classifier(tmp_path / "saved"), SHAPE)
     assert (found and found.values) == expected
     assert found is None or found.is_certain
+
+
+@pytest.mark.parametrize("scale, expected", [(1, "0..1"), (255, "0..255")])
+def test_find_values_reads_a_fused_norm_of_a_saved_model(scale, expected, tmp_path):
+    """As files of Keras 2 and TensorFlow 1 hold them."""
+    module = tf.Module()
+    module.norm = [
+        tf.Variable([value] * 3) for value in (0.45 * scale, 0.06 * scale**2)
+    ]
+    module.kernel = tf.Variable(tf.random.normal((3, 3, 3, 4)))
+
+    @tf.function(input_signature=[tf.TensorSpec((None, *SHAPE))])
+    def serve(images):
+        ones, zeros = tf.ones(3) * 7, tf.zeros(3)
+        normed = tf.compat.v1.nn.fused_batch_norm(
+            images, ones, zeros, *module.norm, is_training=False
+        )[0]
+        maps = tf.nn.conv2d(normed, module.kernel, 1, "SAME")
+        return tf.reduce_mean(maps, (1, 2))
+
+    tf.saved_model.save(module, str(tmp_path / "saved"), {"serving_default": serve})
+    found = find_values(load_classifier(tmp_path / "saved"), SHAPE)
+    assert found.values == expected and "statistics of its first" in found.evidence
 
 
 def test_find_values_looks_into_models_in_models_and_subclassed_ones():
