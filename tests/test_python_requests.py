@@ -87,7 +87,7 @@ def test_distill_takes_one_teacher_as_a_model_or_a_file(
 @pytest.mark.parametrize(
     "teachers, options, message",
     [
-        (None, {}, "Keras models, or files of models; got a NoneType"),
+        (None, {}, "from images to classes; got a NoneType"),
         (3, {}, "got a int"),
         ({"a": "a.keras"}, {}, "got a dict"),
         ([["a.keras"]], {}, "got a list"),

@@ -85,7 +85,7 @@ def test_wrong_options_are_refused(tensors, tmp_path, capsys):
     for changes, words in [
         ({"output": "a.h5"}, "--output must end in .keras"),
         ({"dataset": "numbers"}, "Unknown data set 'numbers'"),
-        ({"network": "vgg"}, "Unknown network 'vgg'. Known: lenet"),
+        ({"network": "vgg"}, "Unknown network 'vgg'. Known: compact"),
         ({"dataset": None, "image_shape": "32,32"}, "height,width,channels, such as"),
     ]:
         output = changes.pop("output", "a.keras")
