@@ -70,19 +70,28 @@ class PaperAdam(keras.optimizers.Adam):
         super().__init__(learning_rate=learning_rate, epsilon=epsilon, **kwargs)
 
     def update_step(self, gradient, variable, learning_rate):
-        dtype = variable.dtype
-        gradient = ops.cast(gradient, dtype)
+        # The operation's own epsilon is not corrected, and its corrections are in
+        # float32: both are made here, so that it needs none. It works in place.
+        dtype, steps = variable.dtype, ops.cast(self.iterations + 1, "float64")
+        first, second = (
+            1 - ops.power(ops.convert_to_tensor(beta, "float64"), steps)
+            for beta in (self.beta_1, self.beta_2)
+        )
         m, v = keras_internals.adam_slots(self, variable)
-        self.assign_add(m, (gradient - m) * (1 - self.beta_1))
-        self.assign_add(v, (ops.square(gradient) - v) * (1 - self.beta_2))
-        step = ops.cast(learning_rate, dtype) / self._correction(self.beta_1, dtype)
-        root = ops.sqrt(v / self._correction(self.beta_2, dtype))
-        self.assign_sub(variable, step * m / (root + self.epsilon))
-
-    def _correction(self, beta, dtype):
-        power = ops.cast(self.iterations + 1, "float64")
-        beta = ops.convert_to_tensor(beta, "float64")
-        return ops.cast(1 - ops.power(beta, power), dtype)
+        rate = ops.cast(learning_rate, "float64") * ops.sqrt(second) / first
+        tf.raw_ops.ResourceApplyAdam(
+            var=_handle(variable),
+            m=_handle(m),
+            v=_handle(v),
+            beta1_power=ops.zeros((), dtype),
+            beta2_power=ops.zeros((), dtype),
+            lr=ops.cast(rate, dtype),
+            beta1=ops.convert_to_tensor(self.beta_1, dtype),
+            beta2=ops.convert_to_tensor(self.beta_2, dtype),
+            epsilon=ops.cast(self.epsilon * ops.sqrt(second), dtype),
+            grad=ops.cast(gradient, dtype),
+            use_locking=True,
+        )
 
 
 def _handle(variable: keras.Variable | tf.Variable) -> tf.Tensor:
