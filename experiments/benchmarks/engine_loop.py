@@ -24,6 +24,7 @@ def config_of(case, **more):
     from cdfkd_tf.networks.pixel_ranges import NORMALISED
 
     options = {
+        "method": "cdfkd_mfs",
         "dataset": "none",
         "image_shape": case.image,
         "num_classes": case.classes,
