@@ -223,6 +223,8 @@ WORKDIRS = [
     Bad("workdir is a file", f"{DISTILL} --workdir={{text}}", "text.keras"),
     Bad("workdir where one may not write", f"{DISTILL} --workdir={{closed}}/run",
         "Permission denied", how="unprivileged"),
+    Bad("more memory than there is", f"{DISTILL} --batch_size=100000000",
+        "GB. Less take a --batch_size below 100000000", quick=True),
     Bad("workdir of other options", f"{DISTILL} --student_steps=3",
         "--student_steps=2; now it is --student_steps=3", quick=True, **FINISHED),
     Bad("the same, again from the start but wrong", f"{DISTILL} --noresume "

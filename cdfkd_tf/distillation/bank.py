@@ -15,7 +15,7 @@ from typing import Any
 import keras
 import numpy as np
 import tensorflow as tf
-from keras import ops
+from keras import KerasTensor, ops
 
 from cdfkd_tf.data.specs import DatasetSpec
 from cdfkd_tf.data.transfer_set import Kind, mixture
@@ -23,7 +23,6 @@ from cdfkd_tf.distillation.image_source import Batch, ImageSource
 from cdfkd_tf.runtime.files import replacing
 from cdfkd_tf.teachers.ensemble import TeacherEnsemble, TeacherOutputs
 
-_ASKED_AT_ONCE = 128
 _MOST_DRAWN = 16.0  # times as often as the average image, for those of rare classes
 _TINY = 1e-6
 _SAMPLED = 256  # images of a kind, to see how near the teachers' own they are
@@ -65,6 +64,7 @@ def fill(
     spec: DatasetSpec,
     folder: pathlib.Path,
     *,
+    batch_size: int,
     seed: int,
     features: bool = False,
 ) -> Bank:
@@ -76,6 +76,7 @@ def fill(
         teachers: frozen.
         spec: of the images.
         folder: where answers are kept.
+        batch_size: images that teachers are asked at once.
         seed: of all the images.
         features: whether the teachers' features are wanted, too.
     """
@@ -83,12 +84,12 @@ def fill(
     gaps = {}
     if len(kinds) > 1:
         samples = {name: draw(_SAMPLED, shape, seed) for name, draw in kinds.items()}
-        gaps = statistics_gaps(teachers, samples, spec)
+        gaps = statistics_gaps(teachers, samples, spec, batch_size)
     shares = shares_of(list(kinds), gaps)
     mixed = ", ".join(f"{share:.0%} {kind}" for kind, share in shares.items())
     print(f"Images to learn from: {count}, {mixed}.")
     images = mixture(kinds, shares, count, shape, seed)
-    bank = ask(teachers, images, spec, folder, features=features)
+    bank = ask(teachers, images, spec, folder, batch_size=batch_size, features=features)
     bank.shares = shares
     return bank
 
@@ -99,6 +100,7 @@ def ask(
     spec: DatasetSpec,
     folder: pathlib.Path,
     *,
+    batch_size: int = 128,
     features: bool = False,
     note: Callable[[str], None] = print,
 ) -> Bank:
@@ -112,11 +114,12 @@ def ask(
         images: `(N, height, width, channels)`, uint8.
         spec: of the images.
         folder: where answers are kept.
+        batch_size: images asked at once.
         features: whether the teachers' features are wanted, too.
         note: is told what was found and how far it is.
     """
     answer = _asked(teachers, spec, features)
-    first = answer(images[:_ASKED_AT_ONCE])
+    first = answer(images[:batch_size])
     folder.mkdir(parents=True, exist_ok=True)
     arrays, record = [], folder / "answered.json"
     done = _answered(folder, record, images, first)
@@ -128,11 +131,11 @@ def ask(
         )
     if done and done < len(images):
         note(f"{done} of {len(images)} images were answered before.")
-    for start in range(done, len(images), _ASKED_AT_ONCE):
-        part = images[start : start + _ASKED_AT_ONCE]
+    for start in range(done, len(images), batch_size):
+        part = images[start : start + batch_size]
         for array, values in zip(arrays, answer(part)):
             array[start : start + len(part)] = values[: len(part)]
-        if start // _ASKED_AT_ONCE % 16 == 15:
+        if start // batch_size % 16 == 15:
             _keep(arrays, record, start + len(part), images)
     _keep(arrays, record, len(images), images)
     logits, *rest = (np.array(array) for array in arrays)
@@ -252,10 +255,13 @@ class BankedImages(ImageSource):
 
     def next_batches(self, element: Any) -> Batch:
         """The element's images and answers, with the leading axis K."""
-        kept = [tf.cast(array, keras.config.floatx()) for array in element]
-        images, logits, *features = (ops.swapaxes(array, 0, 1) for array in kept)
-        outputs = TeacherOutputs(logits, features, [], [])
-        return Batch(self._spec.normalise(images / 255), outputs)
+        images, *answers = (ops.swapaxes(array, 0, 1) for array in element)
+        logits, *features = (ops.cast(x, keras.config.floatx()) for x in answers)
+        return Batch(images, TeacherOutputs(logits, features, [], []))
+
+    def normalise(self, images: KerasTensor) -> KerasTensor:
+        """Of bytes: K batches of numbers would take four times as much memory."""
+        return self._spec.normalise(ops.cast(images, keras.config.floatx()) / 255)
 
     def observe(self) -> Iterator[np.ndarray]:
         """The held-out images, normalised, in parts of a batch."""
@@ -265,7 +271,10 @@ class BankedImages(ImageSource):
 
 
 def statistics_gaps(
-    teachers: TeacherEnsemble, samples: Mapping[str, np.ndarray], spec: DatasetSpec
+    teachers: TeacherEnsemble,
+    samples: Mapping[str, np.ndarray],
+    spec: DatasetSpec,
+    batch_size: int,
 ) -> dict[str, float]:
     """How far kinds of images are from what the teachers were trained on.
 
@@ -277,29 +286,42 @@ def statistics_gaps(
         teachers: frozen.
         samples: kind -> images `(n, height, width, channels)`, uint8.
         spec: of the images.
+        batch_size: images at once.
 
     Returns:
         Kind -> gap; empty if no teacher has BatchNormalization.
     """
-    needs = frozenset({"bn_statistics"})
     gaps = {}
     for kind, images in samples.items():
-        normalised = np.asarray(spec.normalise(images / 255), "float32")
-        layers = [
-            layer
-            for norms in teachers(tf.constant(normalised), needs).bn
-            for layer in norms
+        starts = range(0, len(images), batch_size)
+        parts = [
+            _layer_sums(teachers, spec.normalise(images[start:][:batch_size] / 255))
+            for start in starts
         ]
+        layers = [_gap(*map(sum, zip(*layer))) for layer in zip(*parts)]
         if layers:
-            gaps[kind] = float(np.mean([_gap(*layer) for layer in layers]))
+            gaps[kind] = float(np.mean(layers))
     return gaps
 
 
-def _gap(inputs, moving_mean, moving_variance) -> float:
-    inputs = np.asarray(inputs, "float64").reshape(-1, inputs.shape[-1])
-    deviation = np.sqrt(np.asarray(moving_variance, "float64") + _TINY)
-    shift = np.abs(inputs.mean(0) - np.asarray(moving_mean)) / deviation
-    ratio = np.abs(np.log((inputs.std(0) + _TINY**0.5) / deviation))
+def _layer_sums(teachers, normalised) -> list[tuple]:
+    """Of each BatchNormalization's inputs: number, sums, sums of squares; and,
+    times the number, so that they can be added up, the stored mean and variance."""
+    needs, found = frozenset({"bn_statistics"}), []
+    for norms in teachers(tf.constant(normalised, "float32"), needs).bn:
+        for inputs, mean, variance in norms:
+            rows = np.asarray(inputs, "float64").reshape(-1, inputs.shape[-1])
+            stored = (len(rows) * np.asarray(x, "float64") for x in (mean, variance))
+            found.append((len(rows), rows.sum(0), (rows**2).sum(0), *stored))
+    return found
+
+
+def _gap(count, total, squares, moving_mean, moving_variance) -> float:
+    mean, moving_mean = total / count, moving_mean / count
+    spread = np.sqrt(np.maximum(squares / count - mean**2, 0))
+    deviation = np.sqrt(moving_variance / count + _TINY)
+    shift = np.abs(mean - moving_mean) / deviation
+    ratio = np.abs(np.log((spread + _TINY**0.5) / deviation))
     return float(np.mean(np.minimum(shift, 10) + np.minimum(ratio, 10)))
 
 

@@ -214,10 +214,11 @@ def _banked(config, spec, method, teachers) -> ImageSource:
     kinds = kinds_of(method.images, config.transfer_images)
     bank = fill(
         kinds,
-        config.bank_size or automatic_size(spec, config.minutes),
+        bank_size(config, spec, method),
         teachers,
         spec,
         Workdir(config.workdir).bank,
+        batch_size=config.batch_size,
         features="features" in Objective("student", method).needs,
         seed=config.seed,
     )
@@ -233,6 +234,13 @@ def _banked(config, spec, method, teachers) -> ImageSource:
             kinds, bank.shares, OBSERVED, spec.image_shape, config.seed + HELD_OUT
         ),
     )
+
+
+def bank_size(config: RunConfig, spec: DatasetSpec, method: Method) -> int:
+    """How many images a bank keeps; 0: this method's images come from elsewhere."""
+    if {"generated", "real"} & set(method.images):
+        return 0
+    return config.bank_size or automatic_size(spec, config.minutes)
 
 
 def _given_weights(config: RunConfig) -> dict[str, Mapping[str, float]]:

@@ -126,15 +126,15 @@ class Distiller(keras_internals.WithoutSymbolicBuild, keras.Model):
         batch = self.source.next_batches(data)
         if batch.teachers is not None:
             return batch
-        steps, *shape = batch.normalised.shape
-        images = ops.reshape(batch.normalised, (-1, *shape[1:]))
+        steps, *shape = batch.images.shape
+        images = ops.reshape(batch.images, (-1, *shape[1:]))
         outputs = self.teachers(images, self.objective.needs - {"bn_statistics"})
         known = [features for features in outputs.features if features is not None]
         outputs = tf.nest.map_structure(
             lambda tensor: ops.reshape(tensor, (steps, -1, *tensor.shape[1:])),
             outputs._replace(features=known),
         )
-        return Batch(batch.normalised, outputs)
+        return Batch(batch.images, outputs)
 
     def student_step(self, batches: Batch, step: int | KerasTensor) -> None:
         """Moves the student alone, by one gradient step.
@@ -144,6 +144,7 @@ class Distiller(keras_internals.WithoutSymbolicBuild, keras.Model):
             step: which of them, from 0 on.
         """
         images, teachers = tf.nest.map_structure(lambda t: t[step], batches)
+        images = self.source.normalise(images)
 
         def loss():
             outputs = dict(self.forward(images, training=True))

@@ -29,13 +29,13 @@ class Batch(NamedTuple):
     """The batches of one iteration, stacked along a leading axis K.
 
     Attributes:
-        normalised: images `(K, B, height, width, channels)`, normalised as the data
-            set says.
+        images: `(K, B, height, width, channels)`, as `ImageSource.normalise` takes
+            them.
         teachers: the teachers' outputs for them, each with the leading axis K; None:
             they are still to be computed.
     """
 
-    normalised: KerasTensor
+    images: KerasTensor
     teachers: TeacherOutputs | None = None
 
 
@@ -66,6 +66,10 @@ class ImageSource(abc.ABC):
     @abc.abstractmethod
     def next_batches(self, element: Any) -> Batch:
         """The images of one iteration, made of an element of `dataset`."""
+
+    def normalise(self, images: KerasTensor) -> KerasTensor:
+        """Images of one batch, normalised as the data set says; most are already."""
+        return images
 
     def update(self, element: Any, student: keras.Model) -> None:  # noqa: B027
         """The source's own step after the student's; nothing where it does not learn.

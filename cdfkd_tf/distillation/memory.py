@@ -130,10 +130,13 @@ def estimate(
             sum(network.read_by_kernels for network in learning), gradients
         ),
         "the optimisers": states,
-        "images kept and drawn": (2 * bank_size + 3 * batch * steps) * image
-        + 2 * batch * steps * image * _FLOAT,
+        "images kept and drawn": (2 * bank_size + 5 * batch * steps) * image
+        if bank_size
+        else 2 * batch * steps * image * _FLOAT,
     }
-    exporting = {"converters": _EXPORT + _PER_WEIGHT * own}
+    exporting = {}
+    if config.export_formats:
+        exporting = {"converters": _EXPORT + _PER_WEIGHT * own}
     peak = max(distilling, exporting, key=lambda parts: sum(parts.values()))
     remedies = [f"a --batch_size below {batch}"]
     if generator is not None and not config.recompute_teachers:

@@ -225,12 +225,11 @@ class CollapseWarnings:
 
 def _guesses(teachers: Sequence[Teacher]) -> str:
     """Names the teachers whose reading of pixels is a guess, as a possible cause."""
-    readings = [(teacher, getattr(teacher, "reading", None)) for teacher in teachers]
     return "".join(
-        f" The reading of teacher {teacher.name}, {reading.values}, is a guess: try "
-        "another --teacher_input."
-        for teacher, reading in readings
-        if reading and reading.guessed
+        f" The reading of teacher {teacher.name}, {teacher.reading.values}, is a "
+        "guess: try another --teacher_input."
+        for teacher in teachers
+        if teacher.reading.guessed
     )
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from cdfkd_tf.data.builders.image_folder import ImageFolder
 from cdfkd_tf.data.image_files import unreadable
 from cdfkd_tf.data.transfer_set import read_pictures
-from cdfkd_tf.distillation import build
+from cdfkd_tf.distillation import build, memory
 from cdfkd_tf.errors import DistillationWarning, RequestError
 from cdfkd_tf.export.run import check_formats
 from cdfkd_tf.networks.aggregators import build_aggregator, build_predictor
@@ -60,8 +60,9 @@ def _check_networks(run: Run, todo: Sequence[str]) -> None:
     if "distill" not in todo:
         return
     student = build.build_student(run.sized(ensemble), spec, len(ensemble))
+    generator = None
     if run.method.generator:
-        build.build_generator(config, spec)
+        generator = build.build_generator(config, spec)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DistillationWarning)  # said when it starts
         build.available_method(config, ensemble, student)
@@ -69,6 +70,8 @@ def _check_networks(run: Run, todo: Sequence[str]) -> None:
         aggregator = build_aggregator(run.aggregator_kind(student), student)
         predictor = build_predictor(student, aggregator, spec.mean, spec.std)
         check_formats(predictor, config.export_formats, config.int8_finetune_steps)
+    kept = build.bank_size(config, spec, run.method)
+    memory.check(memory.estimate(config, ensemble, student, generator, kept))
 
 
 def _check_pictures(path: str, known: str | None) -> str:

@@ -83,10 +83,11 @@ def test_banked_images_come_with_their_own_answers():
     source = _source()
     element = next(iter(source.dataset(0)))
     batch = source.next_batches(element)
-    assert batch.normalised.shape == (3, 4, *toys.SHAPE)
+    images = source.normalise(batch.images).numpy()
+    assert images.shape == (3, 4, *toys.SHAPE)
     places = (batch.teachers.features[0][..., 0].numpy() / 3).astype(int)
     np.testing.assert_array_equal(
-        np.rint((batch.normalised.numpy() + 1) * 127.5), source.bank.images[places]
+        np.rint((images + 1) * 127.5), source.bank.images[places]
     )
     np.testing.assert_array_equal(batch.teachers.logits, source.bank.logits[places])
 
@@ -120,7 +121,7 @@ def test_statistics_gaps_rank_images_like_those_of_training_first():
     rng = np.random.default_rng(0)
     like = np.clip(rng.normal(0.8, 0.1, (64, *toys.SHAPE)), 0, 1)  # 0.6 in [-1, 1]
     samples = {"like": (like * 255).astype("uint8"), "unlike": _images(64)}
-    gaps = bank.statistics_gaps(TeacherEnsemble([model]), samples, SPEC)
+    gaps = bank.statistics_gaps(TeacherEnsemble([model]), samples, SPEC, 5)
     assert gaps["like"] < 0.2 < gaps["unlike"]
     shares = bank.shares_of(["like", "unlike"], gaps)
     assert shares["like"] > 0.8 and sum(shares.values()) == pytest.approx(1)

@@ -94,7 +94,7 @@ def test_prepare_of_all_steps_at_once_is_prepare_of_each():
     batch = engine.prepare(NOISE)
     for step in range(2):
         images = engine.source.generator(NOISE[:, step], training=True)
-        ours = batch.normalised[step], batch.teachers.logits[step]
+        ours = batch.images[step], batch.teachers.logits[step]
         np.testing.assert_allclose(ours[0], images, rtol=1e-5, atol=1e-6)
         logits = engine.teachers(images).logits
         np.testing.assert_allclose(ours[1], logits, rtol=1e-4, atol=1e-5)
@@ -103,7 +103,7 @@ def test_prepare_of_all_steps_at_once_is_prepare_of_each():
 def test_logged_terms_are_the_true_ones():
     engine = toys.distiller()
     batch = engine.prepare(NOISE)
-    logits = engine.student(batch.normalised[0], training=True)["logits"]
+    logits = engine.student(batch.images[0], training=True)["logits"]
     expected = np.abs(np.asarray(logits) - batch.teachers.logits[0]).mean()
     engine.student_step(batch, 0)
     logged = engine.term_means()

@@ -25,7 +25,7 @@ def test_generated_images_of_a_step_normalise_by_their_own_batch():
     source = toys.distiller().source
     noise = toys.latents()
     noise[:, 1] += 5  # of another batch: without effect on the first one's images
-    ours = source.next_batches(noise).normalised
+    ours = source.next_batches(noise).images
     assert ours.shape == (2, 8, *toys.SHAPE)
     alone = source.generator(noise[:, 0], training=True)
     np.testing.assert_allclose(ours[0], alone, rtol=1e-5, atol=1e-6)
@@ -66,7 +66,7 @@ def test_dataset_images_are_batches_of_real_ones(data_dir):
     (first, later), (again,) = elements(source, 0, 2), elements(source, 1, 1)
     np.testing.assert_array_equal(later[0], again[0])
     batch = source.next_batches(first)
-    assert batch.normalised.shape == (1, *first[0].shape) and batch.teachers is None
+    assert batch.images.shape == (1, *first[0].shape) and batch.teachers is None
     assert source.student_steps == 1 and source.state == {}
     assert list(source.observe()) == []
 
