@@ -36,7 +36,6 @@ Teacher = keras.Model | str | pathlib.Path | Answer
 _FILES = (str, os.PathLike)
 _MODELS = (keras.Model, SavedModelClassifier, BlackBoxClassifier)
 _KEYS = ("image", "images", "x"), ("label", "labels", "y")  # of a data set's dicts
-_AT_ONCE = 256
 
 
 class Distillation:
@@ -92,7 +91,7 @@ class Distillation:
             RequestError: no images, or images or labels of another form.
         """
         spec = self._run.spec
-        batches = _batches(x, y, spec.image_shape)
+        batches = _batches(x, y, spec.image_shape, self.config.batch_size)
         with self._nothing_left_behind():
             teachers = self._run.teachers
             outputs, labels = evaluation.predict_all(
@@ -134,7 +133,7 @@ class Distillation:
             }
         )
         outputs, labels = [], []
-        for images, given in _batches(x, y, spec.image_shape):
+        for images, given in _batches(x, y, spec.image_shape, self.config.batch_size):
             if given is not None:
                 labels += [*evaluation.as_labels(given, len(images), spec.num_classes)]
                 normalised = spec.normalise(images).astype("float32")
@@ -396,7 +395,7 @@ def _request(
 
 
 def _batches(
-    x: Images, y: np.ndarray | None, image_shape: tuple[int, ...]
+    x: Images, y: np.ndarray | None, image_shape: tuple[int, ...], size: int
 ) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
     """Images in [0, 1] and labels, batch by batch."""
     if isinstance(x, tf.data.Dataset):
@@ -410,8 +409,8 @@ def _batches(
     y = None if y is None else np.asarray(y)
     if x.ndim and y is not None and y.shape[:1] != (len(x),):
         raise RequestError(f"There are {len(x)} images and {y.size} labels.")
-    for start in range(0, len(x) if x.ndim else 1, _AT_ONCE):
-        part = slice(start, start + _AT_ONCE)
+    for start in range(0, len(x) if x.ndim else 1, size):
+        part = slice(start, start + size)
         images = _as_images(x[part] if x.ndim else x, image_shape)
         yield images, None if y is None else y[part]
 

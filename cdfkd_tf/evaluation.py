@@ -216,7 +216,7 @@ def observe(
     labels: np.ndarray | None,
     class_names: Sequence[str],
     batches: Batches,
-    generated: np.ndarray | None = None,
+    generated: Iterable[np.ndarray] | None = None,
 ) -> dict[str, Any]:
     """What observations.json holds: what the report shows beyond results.json.
 
@@ -226,7 +226,7 @@ def observe(
         labels: likewise; None: the ensemble's classes stand for them.
         class_names: C names.
         batches: the same as there, gone through once more.
-        generated: images `(m, height, width, channels)` in [0, 1]; None: none.
+        generated: batches `(b, height, width, channels)` in [0, 1]; None: none.
 
     Returns:
         `classes`; `confusion` `(C, C)` counts, rows as `confusion_rows` says, columns
@@ -247,8 +247,8 @@ def observe(
     ]
     counts = None
     if generated is not None:
-        classes = predictor.predict(generated, batch_size=256, verbose=0).argmax(-1)
-        counts = np.bincount(classes, minlength=num_classes).tolist()
+        found = [predictor.predict_on_batch(x).argmax(-1) for x in generated]
+        counts = np.bincount(np.concatenate(found), minlength=num_classes).tolist()
     return {
         "classes": list(class_names),
         "confusion_rows": "teachers" if labels is None else "labels",

@@ -299,7 +299,7 @@ def test_distill_refuses_wrong_calls(toy_files):
 
 def test_distillation_refuses_wrong_arrays(result):
     for call, message in [
-        (lambda result: result.evaluate(X[:, :4], Y), r"\(8, 8, 1\); got \(40, 4, 8"),
+        (lambda result: result.evaluate(X[:, :4], Y), r"\(8, 8, 1\); got \(8, 4, 8"),
         (lambda result: result.evaluate(X * 255, Y), r"images in \[0, 1\]"),
         (lambda result: result.evaluate(X, Y[:3]), "40 images and 3 labels"),
         (lambda result: result.evaluate(X, Y + 3), "from 0 to 3; got the value"),

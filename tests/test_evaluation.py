@@ -210,7 +210,7 @@ def test_observe_counts_classes_and_averages_header_weights():
     labels = np.where(LABELS == 2, 1, LABELS)  # no image of class 2
     given = list(batches(4, labels))
     outputs, truth = predict_all(ensemble, student, predictor, SPEC, given)
-    found = observe(predictor, outputs, truth, "abcd", given, IMAGES[:3])
+    found = observe(predictor, outputs, truth, "abcd", given, [IMAGES[:2], IMAGES[2:3]])
 
     by_image = softmax((LOGITS[3:] @ scorer)[..., 0].T)  # (n, H)
     classes = (by_image.T[..., None] * LOGITS[3:]).sum(0).argmax(-1)

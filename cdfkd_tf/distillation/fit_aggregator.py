@@ -2,7 +2,7 @@
 
 import dataclasses
 import itertools
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import keras
 import numpy as np
@@ -44,6 +44,15 @@ class AggregatorFit:
             f"{verdict} its standard error of {100 * self.standard_error:.1f}: "
             + ("learned weights are used." if self.learned else "the mean stays.")
         )
+
+
+def student_outputs(
+    student: keras.Model, batches: Iterable[tuple[np.ndarray, np.ndarray]]
+) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """The student's outputs for all batches of normalised images, and their labels."""
+    parts, labels = zip(*((student.predict_on_batch(x), y) for x, y in batches))
+    outputs = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
+    return outputs, np.concatenate(labels)
 
 
 def fit_aggregator(

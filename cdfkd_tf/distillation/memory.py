@@ -2,8 +2,8 @@
 
 From the shapes of all tensors of one forward pass of each network: those that the
 backward pass reads are counted, at the batch of a training step; to these come weights,
-optimisers' state and what graphs take. Pictures and agreement take no larger batches.
-Measuring takes 256 images at once, which is not counted and may be more at large sizes.
+optimisers' state and what graphs take. Nothing else grows with images: measuring,
+agreement and pictures take no larger batches.
 
 The constants were fitted to measured peaks (float32, CPU, TensorFlow 2.21):
 

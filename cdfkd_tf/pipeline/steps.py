@@ -6,7 +6,7 @@ import pathlib
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import keras
@@ -20,7 +20,7 @@ from cdfkd_tf.data.images import RealImages
 from cdfkd_tf.data.noise import watching_noise
 from cdfkd_tf.data.transfer_set import kinds_of, mixture
 from cdfkd_tf.distillation import build
-from cdfkd_tf.distillation.fit_aggregator import fit_aggregator
+from cdfkd_tf.distillation.fit_aggregator import fit_aggregator, student_outputs
 from cdfkd_tf.distillation.image_source import Sampler
 from cdfkd_tf.distillation.methods import IMAGES
 from cdfkd_tf.distillation.run import distill, saving_options
@@ -45,7 +45,7 @@ _TEACHER_SEEDS = 1000  # per teacher
 _PICTURE_SEED, _EVALUATION_SEED = 1, 3
 _AGGREGATOR_SEED = 5
 _GENERATED = 512  # images to measure on where there are no real ones
-_MEASURED_AT_ONCE = 256
+_FOR_READING = 256  # labelled images on which teachers are tried
 
 
 class Run:
@@ -156,7 +156,7 @@ class Run:
         config = self.config
         if config.evaluation_split == "none" or not config.evaluate_every:
             return None
-        images = self.real_images.some_labelled(_MEASURED_AT_ONCE, config.seed)
+        images = self.real_images.some_labelled(_FOR_READING, config.seed)
         return images and LabelledImages(*images)
 
     def release(self) -> None:
@@ -207,6 +207,10 @@ class Run:
         return watching_noise(count, self.config.latent_size, [self.config.seed, seed])
 
     def unlabelled_images(self, count: int, seed: int) -> np.ndarray:
+        """All `unlabelled_batches`, `(count, height, width, channels)`."""
+        return np.concatenate(list(self.unlabelled_batches(count, seed)))
+
+    def unlabelled_batches(self, count: int, seed: int) -> Iterator[np.ndarray]:
         """Images in [0, 1] that need no labels: for calibrating, also for fitting.
 
         From where the method takes its own; of those by formula and from pictures,
@@ -215,22 +219,28 @@ class Run:
         Args:
             count: how many.
             seed: of their noise or their choice; the run's seed counts too.
+
+        Returns:
+            Batches no larger than those of the training.
         """
+        config, size = self.config, self.config.batch_size
+        if self.method.generator:
+            if "sample" not in self.__dict__:
+                self.sample = Sampler(self.network("generator", "distill"), size)
+            for images in self.sample.batches(self.noise(count, seed)):
+                images = self.spec.denormalise(images)
+                yield np.clip(images, 0, 1).astype("float32")
+            return
         if "real" in self.method.images:
-            return self.real_images.some_training_pixels(
-                count, [self.config.seed, seed]
-            )
-        if not self.method.generator:
-            kinds = kinds_of(self.method.images, self.config.transfer_images)
+            images = self.real_images.some_training_pixels(count, [config.seed, seed])
+        else:
+            kinds = kinds_of(self.method.images, config.transfer_images)
             shares = dict.fromkeys(kinds, 1 / len(kinds))
             shape = self.spec.image_shape
-            images = mixture(kinds, shares, count, shape, self.config.seed + seed)
-            return images.astype("float32") / 255
-        if "sample" not in self.__dict__:
-            generator = self.network("generator", "distill")
-            self.sample = Sampler(generator, self.config.batch_size)
-        images = self.spec.denormalise(self.sample(self.noise(count, seed)))
-        return np.clip(images, 0, 1).astype("float32")
+            images = mixture(kinds, shares, count, shape, config.seed + seed)
+        for start in range(0, len(images), size):
+            part = images[start:][:size]
+            yield part.astype("float32") / 255 if part.dtype == "uint8" else part
 
     def calibration_pool(self, count: int, seed: int) -> np.ndarray:
         """Images in [0, 1] to calibrate integer files on, at least `count`.
@@ -238,11 +248,12 @@ class Run:
         The trained generator's, and earlier generators' if kept; where the method has
         no generator: real training images.
         """
-        images = [self.unlabelled_images(count, seed)]
+        images = list(self.unlabelled_batches(count, seed))
         if self.method.generator and self.workdir.earlier_images.exists():
             with np.load(self.workdir.earlier_images, allow_pickle=False) as kept:
-                images.append(self.spec.denormalise(np.concatenate(kept["images"])))
-        return np.clip(np.concatenate(images), 0, 1).astype("float32")
+                for earlier in map(self.spec.denormalise, kept["images"]):
+                    images.append(np.clip(earlier, 0, 1).astype("float32"))
+        return np.concatenate(images)
 
     @functools.cached_property
     def evaluation_batches(
@@ -250,29 +261,34 @@ class Run:
     ) -> Iterable[tuple[np.ndarray, np.ndarray | None]]:
         """Batches of images in [0, 1] to measure on, and of their labels.
 
-        Can be iterated many times. Without real images, or with
-        `--evaluation_split=none`, they are generated and the labels are None.
+        Can be iterated many times; batches are no larger than those of the training.
+        Without real images, or with `--evaluation_split=none`, they are generated and
+        the labels are None.
         """
         if self.can_measure:
-            return self.real_images.evaluation_pixels(_MEASURED_AT_ONCE)
-        images = self.unlabelled_images(_GENERATED, _EVALUATION_SEED)
-        starts = range(0, _GENERATED, _MEASURED_AT_ONCE)
-        return [(images[start:][:_MEASURED_AT_ONCE], None) for start in starts]
+            return self.real_images.evaluation_pixels(self.config.batch_size)
+        return _Repeatable(
+            lambda: self.unlabelled_batches(_GENERATED, _EVALUATION_SEED)
+        )
 
-    def aggregator_samples(self) -> tuple[np.ndarray, np.ndarray]:
-        """Normalised images and labels that the aggregator learns from.
+    def aggregator_samples(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Batches of normalised images and labels that the aggregator learns from.
 
         The few real ones; with `--labelled_samples=0` generated ones, labelled with
         the class of the teachers' mean.
         """
-        config = self.config
+        config, size = self.config, self.config.batch_size
         if config.labelled_samples:
-            return self.real_images.few_shot(config.labelled_samples, config.seed)
-        images = self.unlabelled_images(_GENERATED, _AGGREGATOR_SEED)
-        images = self.spec.normalise(images).astype("float32")
-        parts = np.array_split(images, max(1, len(images) // _MEASURED_AT_ONCE))
-        means = [self.teachers.mean_logits(self.teachers(p).logits) for p in parts]
-        return images, np.concatenate([np.asarray(m) for m in means]).argmax(-1)
+            images, labels = self.real_images.few_shot(
+                config.labelled_samples, config.seed
+            )
+            for start in range(0, len(labels), size):
+                yield images[start:][:size], labels[start:][:size]
+            return
+        for images in self.unlabelled_batches(_GENERATED, _AGGREGATOR_SEED):
+            normalised = self.spec.normalise(images).astype("float32")
+            means = self.teachers.mean_logits(self.teachers.answers(normalised).logits)
+            yield normalised, np.asarray(means).argmax(-1)
 
     def build_teacher(self, index: int) -> keras.Model:
         """A fresh teacher, its initial weights drawn from its own seed."""
@@ -353,7 +369,7 @@ def _distill(run: Run) -> None:
         config,
         run.spec,
         run.workdir,
-        evaluation=run.real_images.evaluation() if watched else None,
+        evaluation=run.real_images.evaluation(config.batch_size) if watched else None,
         verbose=run.verbose,
         callbacks=run.callbacks,
         workers=workers,
@@ -379,11 +395,9 @@ def _fit_aggregator(run: Run) -> None:
             run.real_images.write_few_shot(
                 run.workdir.splits, config.labelled_samples, config.seed
             )
-        images, labels = run.aggregator_samples()
         fit = fit_aggregator(
             aggregator,
-            student.predict(images, batch_size=config.batch_size, verbose=0),
-            labels,
+            *student_outputs(student, run.aggregator_samples()),
             epochs=config.aggregator_epochs,
             learning_rate=config.aggregator_learning_rate,
             seed=config.seed,
@@ -419,7 +433,7 @@ def _evaluate(run: Run) -> None:
         run.results.record(key, value)
     generated = None
     if "real" not in run.method.images:
-        generated = run.unlabelled_images(_GENERATED, _PICTURE_SEED)
+        generated = run.unlabelled_batches(_GENERATED, _PICTURE_SEED)
     observed = evaluation.observe(
         predictor,
         outputs,
@@ -460,6 +474,16 @@ def description_of(run: Run) -> dict[str, Any]:
     return export_run.describe(
         spec, run.class_names, method=config.method, student=config.student
     )
+
+
+class _Repeatable:
+    """Batches that are made anew each time they are gone through, without labels."""
+
+    def __init__(self, batches: Callable[[], Iterator[np.ndarray]]):
+        self._batches = batches
+
+    def __iter__(self) -> Iterator[tuple[np.ndarray, None]]:
+        return ((images, None) for images in self._batches())
 
 
 DO: dict[str, Callable[[Run], None]] = {
