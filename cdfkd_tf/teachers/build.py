@@ -165,6 +165,7 @@ def build_teachers(
                 teacher.reading = Reading(*told)
             elif unknown:
                 teacher.find_reading(images)
+            teacher.check_repetition()
     except Exception:
         for teacher in teachers:
             teacher.release()

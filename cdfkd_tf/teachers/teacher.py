@@ -57,12 +57,12 @@ class Teacher:
         output: `logits`, `probabilities` or `log-probabilities`.
         reading: what is known of the pixel values that it expects.
         variation: how much its answers to one image differ, as a share of how they
-            differ between images; 0 unless something inside is random.
+            differ between images; 0 before `check_repetition`.
 
     Raises:
         RequestError: if the model cannot be called with such images, does not answer
-            `(B, C)`, answers noise, NaN, or what is neither logits nor probabilities,
-            holds weights that are not finite, or has no layer `feature_layer`.
+            `(B, C)`, answers NaN or what is neither logits nor probabilities, or has no
+            layer `feature_layer`.
     """
 
     def __init__(
@@ -76,7 +76,7 @@ class Teacher:
         num_classes: int | None = None,
     ):
         self.model, self.adapter, self.name = model, adapter, name or model.name
-        self.output, self._feature_layer = output, feature_layer
+        self.output, self._feature_layer, self.variation = output, feature_layer, 0.0
         self.reading = Reading(adapter.values if adapter else "as they are", "given")
         images = self._probe_images()
         if not getattr(model, "built", True):  # a call builds it
@@ -123,6 +123,16 @@ class Teacher:
             labelled,
         )
         self.adapter = dataclasses.replace(self.adapter, values=self.reading.values)
+
+    def check_repetition(self) -> None:
+        """Asks twice about the same images, with the values that are known by now.
+
+        Raises:
+            RequestError: answers that are mostly noise.
+        """
+        images = self._adapted(self._probe_images())
+        once, again = (self._with_logits(*self._ask(images)).logits for _ in range(2))
+        self.variation = answers.variation(once.numpy(), again.numpy(), self.name)
 
     def optimise_for_inference(self, dtype_policy: str | None = None) -> None:
         """Computes faster from now on, with the weights as they stand.
@@ -259,13 +269,16 @@ class Teacher:
             self.output = answers.kind_of_rows(
                 np.concatenate([rows, large]), ends_linear(self.model), self.name
             )
+        elif self.output == answers.PROBABILITIES and rows.min() < -1e-3:
+            raise RequestError(
+                f"Teacher {self.name} answers {rows.min():.3g}, which is no "
+                "probability. Leave --teacher_output=probabilities out."
+            )
         if self.output == answers.PROBABILITIES and before_softmax is not None:
             before = np.asarray(before_softmax).reshape(len(rows), -1)
             self._reads_before_softmax = before.shape == rows.shape and np.allclose(
                 answers.softmax(before.astype("float64")), rows, atol=1e-2
             )
-        once, again = (self._with_logits(*ask(images)).logits.numpy() for _ in "ab")
-        self.variation = answers.variation(once, again, self.name)
         self.provides = frozenset(name for name, value in found.items() if value)
         self.feature_width = found["features"] or None
         self.num_batch_norms = found["bn_statistics"]

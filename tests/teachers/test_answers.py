@@ -227,14 +227,21 @@ def test_teacher_of_random_answers_is_told_or_refused(rate, told, tmp_path):
         noise = 1 + rate * tf.random.uniform(tf.shape(features), -1, 1)
         return model.layers[-1](features * (noise if told else tf.round(noise) * 9))
 
-    saved_model = saved(noisy, tmp_path / "noisy", model=model)
+    teacher = teacher_of(saved(noisy, tmp_path / "noisy", model=model))
     if told:
-        teacher = teacher_of(saved_model)
+        teacher.check_repetition()
         assert 0 < teacher.variation < 0.5 and told in str(teacher)
     else:
         with pytest.raises(RequestError, match="differently each time, by"):
-            teacher_of(saved_model)
-    assert teacher_of(model).variation == 0
+            teacher.check_repetition()
+    teacher = teacher_of(model)
+    teacher.check_repetition()
+    assert teacher.variation == 0 and "random" not in str(teacher)
+
+
+def test_logits_are_refused_as_probabilities():
+    with pytest.raises(RequestError, match="which is no probability"):
+        teacher_of(network(dense(), KERNEL - 2), output="probabilities")
 
 
 # Models that take images in their own way.
