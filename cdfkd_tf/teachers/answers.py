@@ -71,18 +71,11 @@ def choose_rows(
         return fit[0]
     if list(rows.values()) and all(row.shape[1] == 1 for row in rows.values()):
         raise RequestError(one_number(teacher))
-    found = (
-        {
-            name: tuple(value.shape)
-            for name, value in zip(names, keras.tree.flatten(answer), strict=False)
-        }
-        or tuple(getattr(answer, "shape", ()))
-        or type(answer).__name__
-    )
+    shapes = keras.tree.map_structure(lambda value: tuple(value.shape), answer)
     raise RequestError(
         f"A teacher answers one row of at least two classes per image, (B, C); "
-        f"{teacher} answers {found}. Save it with one output: "
-        "keras.Model(model.input, one of model.outputs)."
+        f"{teacher} answers {shapes}. Save it with such a row alone: "
+        "keras.Model(model.input, model.outputs[0])."
     )
 
 

@@ -1,5 +1,6 @@
 """Builds the teachers of a run from model files or from models in memory."""
 
+import math
 import pathlib
 from collections.abc import Callable, Sequence
 
@@ -9,7 +10,7 @@ import numpy as np
 from cdfkd_tf.config import OWN, RunConfig
 from cdfkd_tf.data.builders.image_folder import folder_spec
 from cdfkd_tf.data.specs import DatasetSpec, plain_spec, spec_of
-from cdfkd_tf.errors import RequestError
+from cdfkd_tf.errors import RequestError, reason
 from cdfkd_tf.networks.black_box import BlackBoxClassifier
 from cdfkd_tf.networks.loading import load_classifier
 from cdfkd_tf.networks.pixel_ranges import NORMALISED
@@ -80,22 +81,33 @@ def _told_by(
 
 def _classes_of(model: keras.Model, name: str, image_shape: tuple[int, ...]) -> int:
     """How many classes the first teacher's output tells, or its answer to one image."""
-    shape = getattr(model, "output_shape", None)
-    if isinstance(model, BlackBoxClassifier):
-        own = getattr(model, "input_shape", (None, *image_shape))[1:]
+    shape, shapes = getattr(model, "output_shape", None), []
+    if shape is None or isinstance(model, BlackBoxClassifier):
+        own = (getattr(model, "input_shape", None) or (None, *image_shape))[1:]
         sides = [side or given for side, given in zip(own, image_shape)]
-        shape = model(np.zeros((1, *sides))).shape
-    shapes = shape if isinstance(shape, (dict, list)) else [shape]
-    shapes = list(shapes.values()) if isinstance(shapes, dict) else shapes
-    rows = {each[-1] for each in shapes if each and {*each[1:-1]} <= {1}}
+        try:
+            answer = model(np.zeros((1, *sides), "float32"))
+        except Exception as error:  # anybody's layers, with whatever they raise
+            raise RequestError(
+                f"Teacher {name} cannot be called with an image of {image_shape}: "
+                f"{reason(error)}"
+            ) from error
+        shape = keras.tree.map_structure(lambda value: tuple(value.shape), answer)
+    keras.tree.map_shape_structure(shapes.append, shape)
+    rows = {each[-1] for each in shapes if len(each) > 1 and {*each[1:-1]} <= {1}}
     if len(rows) == 1 and None not in rows:
         (classes,) = rows
         if classes == 1:
             raise RequestError(one_number(name))
         return classes
+    if not rows:
+        raise RequestError(
+            f"A teacher answers one row of numbers per image, one per class; {name} "
+            f"answers {shape}. Save it up to such a layer."
+        )
     raise RequestError(
-        "The first teacher does not tell how many classes it knows: its outputs are "
-        f"{shape or 'of any shape'}. Give --num_classes."
+        f"Teacher {name} does not tell how many classes it knows: it answers {shape}. "
+        "Give --num_classes."
     )
 
 
@@ -196,10 +208,12 @@ def _image_shape(model, name, spec: DatasetSpec) -> tuple[int | None, ...]:
     shape = shape[1:]
     plain = len(shape) == 2 and None not in shape
     colours = len(shape) == 3 and shape[2] in (None, 1, 3)
-    if not (plain or colours or channels_first(shape)):
+    flat = shape == (math.prod(spec.image_shape),)
+    if not (plain or colours or flat or channels_first(shape)):
         raise RequestError(
             f"Teacher {name} takes {shape}; expected images (height, width, channels) "
-            f"with 1 or 3 channels, as --dataset={spec.name}'s {spec.image_shape}."
+            f"with 1 or 3 channels, or all their pixels in a row, as --dataset="
+            f"{spec.name}'s {spec.image_shape}."
         )
     return shape
 

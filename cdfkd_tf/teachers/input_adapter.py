@@ -27,8 +27,8 @@ class InputAdapter:
     Attributes:
         spec: of the images that come.
         values: what the teacher expects, as `pixel_values` reads it, or `NORMALISED`.
-        shape: `(height, width, channels)`, `(height, width)` or `(channels, height,
-            width)` that it expects; None where any size will do.
+        shape: `(height, width, channels)`, `(height, width)`, `(channels, height,
+            width)` or `(pixels,)` that it expects; None where any size will do.
 
     Raises:
         RequestError: values of another number of channels.
@@ -50,6 +50,8 @@ class InputAdapter:
         images = images if given else self._pixel_values.of_pixels(images)
         if len(self.shape) == 2:
             return images[..., 0]
+        if len(self.shape) == 1:
+            return ops.reshape(images, (-1, *self.shape))
         return ops.transpose(images, (0, 3, 1, 2)) if self._channels_first else images
 
     @functools.cached_property
@@ -64,6 +66,8 @@ class InputAdapter:
     def _channels(self) -> int:
         if len(self.shape) == 2:
             return 1
+        if len(self.shape) == 1:
+            return self.spec.image_shape[2]
         axis = 0 if self._channels_first else 2
         return self.shape[axis] or self.spec.image_shape[2]
 
@@ -88,7 +92,7 @@ class InputAdapter:
         """What real images are resized by, as matrices for rows and for columns."""
         want = self.shape[1:] if self._channels_first else self.shape[:2]
         have = self.spec.image_shape[:2]
-        if None in want or want == have:
+        if None in want or want == have or len(want) == 1:
             return None
         with tf.init_scope():
             return [

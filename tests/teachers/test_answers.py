@@ -178,7 +178,7 @@ def test_teacher_of_several_outputs_answers_with_the_classes(several):
     np.testing.assert_allclose(teacher(NORMALISED).logits, expected, atol=1e-4)
     assert "logits classes" in str(teacher)
     with pytest.raises(
-        RequestError, match=r"answers .*\(6, 6\).*\(6, 4\).*one output|th"
+        RequestError, match=r"answers .*\(6, 6\).*\(6, 4\).*a row alone"
     ):
         teacher_of(model)
 
@@ -340,6 +340,13 @@ def test_teacher_of_channels_first_gets_its_images_so():
     image = keras.Input((3, 8, 8))
     model = keras.Model(image, network(dense())(ops.transpose(image, (0, 2, 3, 1))))
     check(model, network(dense())(PIXELS))
+
+
+def test_teacher_of_pixels_in_a_row_gets_them_so():
+    inner = network(dense())
+    rows = keras.Input((int(np.prod(SHAPE)),))
+    model = keras.Model(rows, inner(layers.Reshape(SHAPE)(rows)))
+    check(model, inner(PIXELS))
 
 
 def test_teacher_that_cannot_be_called_is_refused():
