@@ -5,7 +5,11 @@ Keras alone.
 """
 
 import importlib
+import os
+import sys
 
+# Before TensorFlow is imported, by whom ever: its greetings hide our own lines.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 __version__ = "0.2.0"
 
 _PUBLIC = {
@@ -21,6 +25,10 @@ def __getattr__(name: str) -> object:
     """Public names, imported when first used: TensorFlow takes seconds."""
     if name not in _PUBLIC:
         raise AttributeError(f"module 'cdfkd_tf' has no attribute {name!r}")
+    if "tensorflow" not in sys.modules:
+        from cdfkd_tf.runtime.silence_stderr import quiet_tensorflow
+
+        quiet_tensorflow()
     return getattr(importlib.import_module(_PUBLIC[name]), name)
 
 

@@ -4,19 +4,23 @@ import _thread
 import codecs
 import contextlib
 import functools
+import importlib.metadata
 import pathlib
 import re
 import signal
 import sys
+import textwrap
 import threading
 import traceback
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from absl import app
 from absl import flags as absl_flags
 
+import cdfkd_tf
 from cdfkd_tf.config import (
+    ACTIONS,
     FIELDS,
     GROUPS,
     REMOVED,
@@ -37,13 +41,24 @@ from cdfkd_tf.errors import (
     one_line,
 )
 from cdfkd_tf.pipeline import run as pipeline
+from cdfkd_tf.recipes import find_recipe, recipe_page
+from cdfkd_tf.tools import COMMANDS
 
 INTRODUCTION = """\
 Several trained image classifiers in, one small network out, without their data.
 
-  python main.py --flagfile=FILE [--flag=value ...]
+  {program} --teachers=a.keras,b.keras --minutes=5   models of your own
+  {program} --recipe=NAME [--flag=value ...]         a run that is shipped
+  {program} --flagfile=FILE [--flag=value ...]       the same from a file
+  {program} COMMAND ...
 
-Put --flagfile first: the last value of a flag wins. Defaults stand in brackets."""
+Put --recipe and --flagfile first: the last value of a flag wins. Defaults stand in
+brackets."""
+# What `-h` shows of the options.
+_MOST_USED = (
+    *("teachers", "image_folder", "workdir", "minutes", "method", "student"),
+    *("student_width", "labelled_samples", "export_formats", "strategy", "seed"),
+)
 _BINARY = re.compile(r"[\0-\x08\x0e-\x1a\x1c-\x1f]")  # in no text file
 _COMMENT = re.compile("#|//")
 _SECONDS = 0.1  # until a lost interruption is raised again
@@ -66,6 +81,12 @@ def main(
     argv = sys.argv if argv is None else argv
     debug = "--debug" in argv
     try:
+        if not argv[1:]:
+            print(short_page())
+            return 0
+        if argv[1] in COMMANDS:
+            module = f"cdfkd_tf.tools.{COMMANDS[argv[1]][0]}"
+            return importlib.import_module(module).main(argv[2:])
         define(values)
         config = parse(argv, values)
         debug = config.debug
@@ -89,21 +110,27 @@ def main(
     return 0
 
 
-class _HelpFlag(absl_flags.BooleanFlag):
-    """`--help`: every flag of this project in one line, grouped."""
+class _PageFlag(absl_flags.BooleanFlag):
+    """A flag that prints a page and leaves."""
 
-    def __init__(self):
-        super().__init__("help", False, "Show this page.", short_name="?")
+    def __init__(self, name: str, page: Callable[[], str], help: str):
+        super().__init__(name, False, help)
+        self.page = page
 
     def parse(self, arg):
         if self._parse(arg):
-            print(help_page())
+            print(self.page())
             sys.exit(0)
 
 
 def define(values: absl_flags.FlagValues = absl_flags.FLAGS) -> None:
     """Defines one flag per option in `values`; call once per process."""
-    absl_flags.DEFINE_flag(_HelpFlag(), values)
+    for name, page, help in (
+        ("h", short_page, "Commands and the most used flags."),
+        ("help", help_page, "Every flag."),
+        ("version", version, "Versions of this package and those underneath."),
+    ):
+        absl_flags.DEFINE_flag(_PageFlag(name, page, help), values)
     absl_flags.DEFINE_flag(app.HelpfullFlag(), values)
     for name, field in FIELDS.items():
         is_bool = value_type(field) is bool
@@ -122,12 +149,19 @@ def parse(
     Raises:
         RequestError: unknown flag, bad value, missing flagfile or stray argument.
     """
+    program, *arguments = argv
+    if arguments and arguments[0] in ACTIONS:  # `predict` for `--action=predict`
+        arguments[0] = f"--action={arguments[0]}"
     try:
-        rest = values([argv[0], *with_flagfiles(argv[1:])])[1:]
+        rest = values([program, *with_flagfiles(arguments)])[1:]
     except absl_flags.Error as error:
         raise RequestError(_explained(one_line(error))) from error
     if rest:
-        raise RequestError(f"Unexpected argument {rest[0]!r}. Options start with --.")
+        commands = ", ".join((*COMMANDS, *ACTIONS))
+        raise RequestError(
+            f"Unexpected argument {rest[0]!r}. Options start with --, commands come "
+            f"first: {commands}."
+        )
     given = {name: values[name].value for name in FIELDS}
     return RunConfig(**{n: text for n, text in given.items() if text is not None})
 
@@ -135,7 +169,9 @@ def parse(
 def with_flagfiles(
     arguments: Sequence[str], within: tuple[pathlib.Path, ...] = ()
 ) -> list[str]:
-    """Arguments with the lines of each flagfile in the place of `--flagfile`.
+    """Arguments with the lines of each flagfile or recipe in the place of its name.
+
+    `--recipe=list` prints the names and leaves.
 
     Args:
         arguments: without the program's name.
@@ -147,14 +183,20 @@ def with_flagfiles(
     found, rest = [], list(arguments)
     while rest:
         name, equals, file = rest[0].partition("=")
-        if name not in ("--flagfile", "-flagfile"):
+        recipe = name in ("--recipe", "-recipe")
+        if not recipe and name not in ("--flagfile", "-flagfile"):
             found.append(rest.pop(0))
             continue
         del rest[0]
         if not equals and rest:
             file = rest.pop(0)
+        if recipe and file == "list":
+            print(recipe_page())
+            sys.exit(0)
         if not file:
             continue
+        if recipe:
+            file = str(find_recipe(file))
         path = pathlib.Path(*existing("flagfile", [file]))
         if within and not path.exists():  # beside the one that names it
             path = within[-1].parent / path
@@ -186,22 +228,51 @@ def _text_of_file(path: pathlib.Path) -> str:
 
 
 def help_page() -> str:
-    """What `--help` prints."""
-    lines = [INTRODUCTION]
-    defaults = RunConfig()
+    """What `--help` prints: every flag, in its group."""
+    lines = [_introduction()]
     for group in GROUPS:
-        lines.append(f"\n{group}")
-        for name in names_in(group):
-            text = FIELDS[name].metadata["help"]
-            choices = ", ".join(filter(None, choices_of(FIELDS[name])))
-            if choices:
-                text += f" One of: {choices}."
-            value = getattr(defaults, name)
-            of_method = name in PUBLISHED or isinstance(value, dict)
-            shown = "the method's" if of_method else text_of(value)
-            lines.append(f"  --{name}: {text} [{shown}]")
+        lines += [f"\n{group}", *map(_flag_line, names_in(group))]
     lines.append("\n  --helpfull: also the flags of the libraries underneath.")
     return "\n".join(lines)
+
+
+def short_page() -> str:
+    """What `-h`, and no argument at all, prints: commands and the most used flags."""
+    lines = [_introduction(), "\nCommands (COMMAND -h for more)"]
+    lines += [f"  {name:16}{what}" for name, (_, what) in COMMANDS.items()]
+    lines += ["\nSteps of a run, each for itself, as --action=NAME or NAME"]
+    names = textwrap.wrap(", ".join(ACTIONS), 84)
+    lines += [f"  {line}" for line in names] + ["\nMost used flags"]
+    for name in _MOST_USED:
+        lines += textwrap.wrap(_flag_line(name), 88, subsequent_indent=" " * 6)
+    lines.append(
+        "\n--recipe=list: names of recipes. --help: every flag. --version: versions."
+    )
+    return "\n".join(lines)
+
+
+def version() -> str:
+    """What `--version` prints."""
+    names = ("tensorflow", "keras")
+    found = [f"{name} {importlib.metadata.version(name)}" for name in names]
+    return f"cdfkd_tf {cdfkd_tf.__version__} ({', '.join(found)})"
+
+
+def _introduction() -> str:
+    as_script = sys.argv[0].endswith("main.py")
+    program = "python main.py" if as_script else "cdfkd-tf"
+    return INTRODUCTION.format(program=program)
+
+
+def _flag_line(name: str) -> str:
+    text = FIELDS[name].metadata["help"]
+    choices = ", ".join(filter(None, choices_of(FIELDS[name])))
+    if choices:
+        text += f" One of: {choices}."
+    value = getattr(RunConfig(), name)
+    of_method = name in PUBLISHED or isinstance(value, dict)
+    shown = "the method's" if of_method else text_of(value)
+    return f"  --{name}: {text} [{shown}]"
 
 
 def _explained(message: str) -> str:

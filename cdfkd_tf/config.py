@@ -20,6 +20,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from cdfkd_tf.errors import RequestError
+from cdfkd_tf.recipes import shipped
 
 # The steps of a run, in their order.
 STEPS = ("train_teachers", "distill", "fit_aggregator", "evaluate", "export")
@@ -666,11 +667,13 @@ def _from_text(field: dataclasses.Field, text: str) -> Any:
 def existing(flag: str, paths: Iterable[str], *, several: bool = False) -> list[str]:
     """Paths with `~` and the wildcards * and ? replaced by what they stand for.
 
+    Also `experiments/*` of the package, where it is not in this folder.
+
     Raises:
         RequestError: wildcards that fit nothing or, unless `several` may be, too much.
     """
     found = []
-    for path in map(os.path.expanduser, paths):
+    for path in map(shipped, map(os.path.expanduser, paths)):
         matches = [path]
         if {"*", "?"} & set(path) and not os.path.exists(path):
             matches = sorted(glob.glob(path))

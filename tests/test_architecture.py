@@ -9,12 +9,13 @@ ROOT = pathlib.Path(__file__).parent.parent / "cdfkd_tf"
 # From the bottom up; rooms of one line do not import each other.
 FLOORS = (
     ("errors",),
-    ("config", "runtime"),
+    ("recipes", "runtime"),
+    ("config",),
     ("workdir", "data"),
     ("networks", "report"),
-    ("teachers", "tools"),
+    ("teachers",),
     ("distillation", "evaluation", "export"),
-    ("tuning",),
+    ("tuning", "tools"),
     ("pipeline",),
     ("cli", "api", "__init__"),
     ("__main__",),

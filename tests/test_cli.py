@@ -114,7 +114,7 @@ def lost(config):
     time.sleep(10)
 
 run.run = lost
-sys.exit(cli.main(["main.py"], flags.FlagValues()))
+sys.exit(cli.main(["main.py", "--seed=1"], flags.FlagValues()))
 """
 
 

@@ -201,7 +201,12 @@ def test_names_of_files_are_expanded_as_a_shell_does(tmp_path, monkeypatch):
 
 def test_flags_that_messages_name_are_there():
     known = {*FIELDS, *RENAMED, *REMOVED, "helpfull", "flagfile", "flag", "name"}
-    known |= {"help", "checkpoint"}  # the latter of tools/import_torch.py
+    known |= {
+        "help",
+        "recipe",
+        "version",
+        "checkpoint",
+    }  # the latter of tools/import_torch.py
     named = {}
     for file in (pathlib.Path(cdfkd_tf.__file__).parent).rglob("*.py"):
         if file.parent.name == "tools":

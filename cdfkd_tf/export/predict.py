@@ -1,10 +1,12 @@
-"""Classifies image files with an exported model: `--action=predict`.
+"""Classifies image files with an exported model: `--action=predict`, `classify`.
 
 A TFLite or ONNX file is run without TensorFlow.
 """
 
 import collections
+import contextlib
 import csv
+import os
 import pathlib
 from collections.abc import Callable, Sequence
 
@@ -23,20 +25,20 @@ _NAMED = 20  # unreadable files named in the message
 
 
 def predict(
-    images: str,
+    images: Sequence[str],
     *,
     model: str,
     directory: pathlib.Path,
-    output: pathlib.Path,
+    output: pathlib.Path | None = None,
     predictor: pathlib.Path | None = None,
 ) -> None:
     """Prints a table of classes and writes it as a CSV file.
 
     Args:
-        images: an image file, or a folder that is searched for them.
+        images: image files, or folders that are searched for them.
         model: an exported file or folder; empty: the smallest in `directory`.
         directory: of exported files.
-        output: the CSV file.
+        output: the CSV file; None: only printed.
         predictor: Keras file of the predictor, to show how much each header counts for
             each image; None: not shown.
 
@@ -44,7 +46,7 @@ def predict(
         RequestError: no model, no readable image, or no predictor.
         RunError: some images could not be read; the others' rows are written.
     """
-    files = _image_files(images)
+    files = [file for given in images for file in _image_files(given)]
     path = _model_path(model, directory)
     run = _load(path)
     weigh = _header_weights(predictor) if predictor else None
@@ -53,7 +55,9 @@ def predict(
     shown, unreadable, count = [], [], 0
     notes: collections.Counter[str] = collections.Counter()
     how = {"mode": "w", "encoding": "utf-8", "newline": ""}
-    with replacing(output) as temporary, temporary.open(**how) as text:
+    nowhere = contextlib.nullcontext(pathlib.Path(os.devnull))
+    written = replacing(output) if output else nowhere
+    with written as temporary, temporary.open(**how) as text:
         for file in files:
             try:
                 image = read_image(file, run.image_shape, shorter_side, notes)[None]
@@ -74,7 +78,7 @@ def predict(
     print(aligned([[column for column in row if column != "class"], *shown]))
     if count > _SHOWN:
         print(f"... and {count - _SHOWN} more")
-    print(f"{count} images, by {path}; all of it is in {output}")
+    print(f"{count} images, by {path}" + f"; all of it is in {output}" * bool(output))
     for note, number in notes.items():
         print(f"{number} of {len(files)} files {note}.")
     if unreadable:
@@ -99,12 +103,12 @@ def _image_files(given: str) -> list[pathlib.Path]:
     if path.is_file():
         return [path]
     if not path.is_dir():
-        raise RequestError(f"There is no {path}. Check --predict_input.")
+        raise RequestError(f"There is no {path}. Check the path of the images.")
     files, others = find_images(path)
     if not files:
         raise RequestError(
             f"{path} holds no image file: expected {', '.join(IMAGE_SUFFIXES)}. Check "
-            "--predict_input."
+            "the path."
         )
     if others:
         print(f"{len(others)} files are left out: their names do not end like images'.")
@@ -114,7 +118,7 @@ def _image_files(given: str) -> list[pathlib.Path]:
 def _model_path(given: str, directory: pathlib.Path) -> pathlib.Path:
     if given:
         if not pathlib.Path(given).exists():
-            raise RequestError(f"There is no model {given}. Check --predict_model.")
+            raise RequestError(f"There is no model {given}. Check its path.")
         return pathlib.Path(given)
     for row in reversed(FORMATS.values()):
         if (directory / row.file).exists():

@@ -43,7 +43,7 @@ def run(config: RunConfig) -> None:
 
         shown = workdir.predictor if config.show_header_weights else None
         predict(
-            config.predict_input,
+            [config.predict_input],
             model=config.predict_model,
             directory=workdir.export,
             output=Path(config.predict_output or workdir.path / "predictions.csv"),

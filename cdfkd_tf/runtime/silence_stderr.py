@@ -36,7 +36,6 @@ def quiet_tensorflow(first: Callable[[], Any] = lambda: None) -> Any:
     Returns:
         What `first` does.
     """
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     with quiet_stderr():
         import tensorflow as tf
 

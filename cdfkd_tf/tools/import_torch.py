@@ -1,7 +1,7 @@
 """Turns weights of PyTorch into a Keras teacher, without PyTorch.
 
-python -m cdfkd_tf.tools.import_torch --checkpoint=resnet34.pt --network=resnet34 \
-    --dataset=cifar100 --output=teacher_0.keras
+cdfkd-tf import --checkpoint=resnet34.pt --network=resnet34 --dataset=cifar100 \
+    --output=teacher_0.keras
 
 Reads a state dict (.pt .pth .ckpt .bin of torch.save, .safetensors, .npz) of
 torchvision's ResNets of basic blocks (resnet18, resnet34) or of the common wide ResNets
@@ -18,22 +18,19 @@ from cdfkd_tf.errors import RequestError
 from cdfkd_tf.networks.pytorch_files import read_state_dict
 from cdfkd_tf.runtime.files import replacing
 from cdfkd_tf.runtime.silence_stderr import quiet_tensorflow
-from cdfkd_tf.tools import exit_code
+from cdfkd_tf.tools import Parser
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command line; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser("import", __doc__)
     parser.add_argument("--checkpoint", required=True, help="file of the weights")
     parser.add_argument("--network", required=True, help="resnet34, wrn40_2, ...")
     images = parser.add_mutually_exclusive_group(required=True)
     images.add_argument("--dataset", help="a known one, for size and normalisation")
     images.add_argument("--image_shape", help="height,width,channels of others")
     parser.add_argument("--output", required=True, help="a .keras file")
-    options = parser.parse_args(arguments)
-    return exit_code(lambda: _convert(options))
+    return parser.run(_convert, arguments)
 
 
 def _convert(options: argparse.Namespace) -> None:

@@ -1,6 +1,6 @@
 """Fetches and prepares one data set, on a machine with network.
 
-python -m cdfkd_tf.tools.prepare_data --dataset=cifar100 --data_dir=DIR
+cdfkd-tf prepare-data --dataset=cifar100 --data_dir=DIR
 """
 
 import argparse
@@ -8,24 +8,23 @@ import sys
 
 from cdfkd_tf.data.specs import spec_of
 from cdfkd_tf.runtime.silence_stderr import quiet_tensorflow
-from cdfkd_tf.tools import exit_code
+from cdfkd_tf.tools import Parser
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command line; returns the exit code."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = Parser("prepare-data", __doc__)
     parser.add_argument("--dataset", required=True)
     parser.add_argument("--data_dir", default="", help="TFDS folder to write to")
-    options = parser.parse_args(arguments)
-    return exit_code(lambda: _prepare(options.dataset, options.data_dir))
+    return parser.run(_prepare, arguments)
 
 
-def _prepare(name: str, data_dir: str) -> None:
-    spec = spec_of(name)
+def _prepare(options: argparse.Namespace) -> None:
+    spec = spec_of(options.dataset)
     quiet_tensorflow()
     from cdfkd_tf.data.prepare import prepared_builder
 
-    builder = prepared_builder(spec, data_dir)
+    builder = prepared_builder(spec, options.data_dir)
     splits = builder.info.splits.items()
     counts = ", ".join(f"{split.num_examples:,} {name}" for name, split in splits)
     print(f"{spec.name} is prepared in {builder.data_dir}: {counts} images.")
