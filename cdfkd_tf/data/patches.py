@@ -8,11 +8,10 @@ from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image
-from scipy import ndimage
 
-from cdfkd_tf.data.procedural import blobs, stretched, to_bytes
+from cdfkd_tf.data.procedural import blobs, stretched, to_bytes, traced
 
-KINDS = ("patches", "level_lines")
+KINDS = ("patches", "patch_lines")
 _AT_ONCE = 128  # images made together
 _SMALLEST_SIDE = 20  # pixels of a patch in its picture
 _LARGEST_PICTURE = 512  # pixels of a picture's shorter side that are worth keeping
@@ -42,8 +41,12 @@ def cut(
     parts = []
     for start in range(0, count, _AT_ONCE):
         rng = np.random.default_rng([seed, 100 + KINDS.index(kind), start])
-        make = _compositions if kind == "patches" else _level_lines
-        parts.append(to_bytes(make(pictures, _AT_ONCE, shape, rng)))
+        if kind == "patches":
+            images = _compositions(pictures, _AT_ONCE, shape, rng)
+        else:
+            grey = _patches(pictures, _AT_ONCE, shape, rng).mean(axis=-1)
+            images = traced(grey, shape, rng)
+        parts.append(to_bytes(images))
     return np.concatenate(parts)[:count]
 
 
@@ -93,21 +96,3 @@ def _compositions(pictures, count, shape, rng) -> np.ndarray:
     mixed = rng.random((count, 1, 1, 1)) < 0.3
     share = rng.uniform(0, 1, (count, 1, 1, 1))
     return np.where(mixed, share * images + (1 - share) * images[::-1], images)
-
-
-def _level_lines(pictures, count, shape, rng) -> np.ndarray:
-    """Where blurred patches pass a level, drawn bright on black within an ellipse."""
-    grey = _patches(pictures, count, shape, rng).mean(axis=-1)
-    unit = max(shape[:2]) / 28  # blur and line width were found at 28 pixels
-    lines = np.empty_like(grey)
-    for index, image in enumerate(grey):
-        image = ndimage.gaussian_filter(image, rng.uniform(1, 4) * unit)
-        level = np.quantile(image, rng.uniform(0.15, 0.85))
-        slope = np.hypot(*np.gradient(image)) + 1e-3
-        distance = np.abs(image - level) / slope  # in pixels, near the line
-        lines[index] = np.clip(rng.uniform(1, 4) / 2 * unit - distance + 0.5, 0, 1)
-    y, x = np.mgrid[-1 : 1 : shape[0] * 1j, -1 : 1 : shape[1] * 1j]
-    high, wide = rng.uniform(0.5, 1, (2, count, 1, 1))
-    lines = lines * (np.square(y / high) + np.square(x / wide) < 1)
-    colour = rng.uniform(0.6, 1, (count, 1, 1, shape[2]))
-    return (lines[..., None] * colour).astype("float32")

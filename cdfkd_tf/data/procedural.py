@@ -2,12 +2,13 @@
 
 Each kind is a row of `KINDS`: a function of a number of images, their shape and a
 random generator. Dead leaves and spectra follow "Learning to see by looking at noise"
-(Baradad et al., NeurIPS 2021); strokes suit digits and letters.
+(Baradad et al., NeurIPS 2021); strokes suit digits and letters, figures things.
 """
 
 from collections.abc import Callable
 
 import numpy as np
+from scipy import ndimage
 
 _AT_ONCE = 128  # images drawn together
 _CURVE_POINTS = 24
@@ -100,6 +101,53 @@ def dead_leaves(
     return np.where(black[:, None, None, None], _cut_out(images, rng), images)
 
 
+def figures(
+    count: int, shape: tuple[int, int, int], rng: np.random.Generator
+) -> np.ndarray:
+    """One thing each, of one to five shaded parts; most upright, mirrored, on black."""
+    y, x = _grid(shape)
+    each, most = (count, 1, 1, 1), 5
+    ground = _colours(count, shape[2], rng) * (rng.random(each) < 0.3)
+    images = np.broadcast_to(ground, (count, *shape)).astype("float32")
+    shades = [kind(count, shape, rng) - 0.5 for kind in (spectra, gradients)]
+    shade = np.where(rng.random(each) < 0.5, *shades)
+    parts, mirrored = rng.integers(1, most + 1, count), rng.random(count) < 0.6
+    colour = _colours(count, shape[2], rng, darkest=0.2)
+    for part in range(most):
+        centre = rng.uniform(0.15, 0.85, (count, 2))
+        radius = rng.uniform(0.05, 0.25, count)
+        if not part:  # the first one is large and in the middle
+            centre, radius = 0.35 + 0.3 * centre, 0.08 + radius
+        upright = rng.integers(0, 2, count) * np.pi / 2
+        tilt = rng.uniform(-0.6, 0.6, count) * (rng.random(count) < 0.5)
+        reach = _reach(
+            *(y, x, centre, upright + tilt),
+            2 ** rng.uniform(0, 1.25, count),  # up to 5.7 times as long as wide
+            rng.uniform(1.5, 8, count),
+        )
+        ink = _inside(reach, radius, max(shape[:2]))
+        both = np.maximum(ink, ink[:, :, ::-1])
+        ink = np.where(mirrored[:, None, None], both, ink)
+        ink = (ink * (parts > part)[:, None, None])[..., None]
+        changed = rng.random(each) < 0.35
+        colour = np.where(changed, _colours(count, shape[2], rng), colour)
+        hole = (rng.random(each) < 0.15) & (part > 0)
+        contrast = rng.uniform(0, 0.8, each) * (rng.random(each) < 0.7) * ~hole
+        filling = np.where(hole, ground, colour) + contrast * shade
+        images = images * (1 - ink) + filling * ink
+    return np.clip(images, 0, 1)
+
+
+def level_lines(
+    count: int, shape: tuple[int, int, int], rng: np.random.Generator
+) -> np.ndarray:
+    """Where blurred dead leaves and spectra pass a level, drawn bright on black."""
+    grey = [
+        kind(count, (*shape[:2], 1), rng)[..., 0] for kind in (dead_leaves, spectra)
+    ]
+    return traced(np.where(rng.random((count, 1, 1)) < 0.5, *grey), shape, rng)
+
+
 def spectra(
     count: int, shape: tuple[int, int, int], rng: np.random.Generator
 ) -> np.ndarray:
@@ -144,6 +192,8 @@ KINDS: dict[str, Drawing] = {
     "dead_leaves": dead_leaves,
     "spectra": spectra,
     "gradients": gradients,
+    "figures": figures,
+    "level_lines": level_lines,
 }
 
 
@@ -152,6 +202,29 @@ def stretched(images: np.ndarray) -> np.ndarray:
     low = images.min(axis=(1, 2, 3), keepdims=True)
     high = images.max(axis=(1, 2, 3), keepdims=True)
     return ((images - low) / np.maximum(high - low, 1e-6)).astype("float32")
+
+
+def traced(grey: np.ndarray, shape, rng: np.random.Generator) -> np.ndarray:
+    """Lines where blurred images pass a level, within an ellipse, bright on black.
+
+    Args:
+        grey: `(n, height, width)` in [0, 1].
+        shape: `(height, width, channels)` of the result.
+        rng: draws blur, level, width, colour and ellipse.
+    """
+    unit = max(shape[:2]) / 28  # blur and line width were found at 28 pixels
+    lines = np.empty_like(grey, "float32")
+    for index, image in enumerate(grey):
+        image = ndimage.gaussian_filter(image, rng.uniform(1, 4) * unit)
+        level = np.quantile(image, rng.uniform(0.15, 0.85))
+        slope = np.hypot(*np.gradient(image)) + 1e-3
+        distance = np.abs(image - level) / slope  # in pixels, near the line
+        lines[index] = np.clip(rng.uniform(1, 4) / 2 * unit - distance + 0.5, 0, 1)
+    y, x = np.ogrid[-1 : 1 : shape[0] * 1j, -1 : 1 : shape[1] * 1j]
+    high, wide = rng.uniform(0.5, 1, (2, len(grey), 1, 1))
+    lines = lines * (np.square(y / high) + np.square(x / wide) < 1)
+    colour = rng.uniform(0.6, 1, (len(grey), 1, 1, shape[2]))
+    return (lines[..., None] * colour).astype("float32")
 
 
 def blobs(
@@ -179,21 +252,48 @@ def _blob(y, x, centre, radius, rng, pixels: int) -> np.ndarray:
     def uniform(low, high):
         return rng.uniform(low, high, (len(radius), 1, 1)).astype("float32")
 
+    count = len(radius)
+    reach = _reach(
+        *(y, x, centre, rng.uniform(0, np.pi, count)),
+        2 ** rng.uniform(-0.5, 0.5, count),
+        rng.uniform(1, 6, count),
+    )
     centre = centre.astype("float32")
     down, right = y - centre[:, :1, None], x - centre[:, 1:, None]
-    angle, stretch = uniform(0, np.pi), 2 ** uniform(-0.5, 0.5)
-    first = np.abs(np.cos(angle) * right + np.sin(angle) * down) * stretch
-    second = np.abs(np.cos(angle) * down - np.sin(angle) * right) / stretch
-    power = uniform(1, 6)
-    largest = np.maximum(np.maximum(first, second), 1e-9)
-    ratio = np.minimum(first, second) / largest
-    reach = largest * (1 + ratio**power) ** (1 / power)
     turn = np.arctan2(down, right)
     for wave in (2, 3, 5):
         size = uniform(0, 0.3 / wave)
         reach = reach * (1 + size * np.sin(wave * turn + uniform(0, 2 * np.pi)))
+    return _inside(reach, radius, pixels)
+
+
+def _inside(reach, radius, pixels: int) -> np.ndarray:
+    """1 where `reach` is below each radius, 0 beyond an edge of one pixel."""
     edge = (radius[:, None, None].astype("float32") - reach) * pixels
     return np.clip(edge + 0.5, 0, 1)
+
+
+def _reach(y, x, centre, angle, stretch, power) -> np.ndarray:
+    """Distance from each centre in the norm of a superellipse, `(n, height, width)`.
+
+    Args:
+        y: `(height, 1)` coordinates.
+        x: `(1, width)` coordinates.
+        centre: `(n, 2)`.
+        angle: `(n,)`, of its shorter axis.
+        stretch: `(n,)`: one axis is shorter by it, the other longer.
+        power: `(n,)`: 1 a rhombus, 2 an ellipse, large ones a rectangle.
+    """
+    arrays = (*centre.T, angle, stretch, power)
+    up, left, angle, stretch, power = (
+        np.asarray(a, "float32")[:, None, None] for a in arrays
+    )
+    down, right = y - up, x - left
+    first = np.abs(np.cos(angle) * right + np.sin(angle) * down) * stretch
+    second = np.abs(np.cos(angle) * down - np.sin(angle) * right) / stretch
+    largest = np.maximum(np.maximum(first, second), 1e-9)
+    ratio = np.minimum(first, second) / largest
+    return largest * (1 + ratio**power) ** (1 / power)
 
 
 def _grid(shape) -> tuple[np.ndarray, np.ndarray]:

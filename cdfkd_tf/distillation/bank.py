@@ -80,12 +80,13 @@ def fill(
         seed: of all the images.
         features: whether the teachers' features are wanted, too.
     """
-    shape = spec.image_shape
-    gaps = {}
+    shape, shares = spec.image_shape, dict.fromkeys(kinds, 1.0)
     if len(kinds) > 1:
         samples = {name: draw(_SAMPLED, shape, seed) for name, draw in kinds.items()}
-        gaps = statistics_gaps(teachers, samples, spec, batch_size)
-    shares = shares_of(list(kinds), gaps)
+        shares = shares_of(
+            coverages(teachers, samples, spec, batch_size),
+            statistics_gaps(teachers, samples, spec, batch_size),
+        )
     mixed = ", ".join(f"{share:.0%} {kind}" for kind, share in shares.items())
     print(f"Images to learn from: {count}, {mixed}.")
     images = mixture(kinds, shares, count, shape, seed)
@@ -280,7 +281,7 @@ def statistics_gaps(
 
     The mean over teachers, BatchNormalizations and channels of the distance between
     the images' mean and the stored one in stored deviations, and of the logarithm of
-    the deviations' ratio. It orders kinds of images as the student's accuracy does.
+    the deviations' ratio.
 
     Args:
         teachers: frozen.
@@ -325,16 +326,54 @@ def _gap(count, total, squares, moving_mean, moving_variance) -> float:
     return float(np.mean(np.minimum(shift, 10) + np.minimum(ratio, 10)))
 
 
-def shares_of(kinds: Sequence[str], gaps: Mapping[str, float]) -> dict[str, float]:
-    """How much of each kind goes into a mixture: the nearer, the more.
+def coverages(
+    teachers: TeacherEnsemble,
+    samples: Mapping[str, np.ndarray],
+    spec: DatasetSpec,
+    batch_size: int,
+) -> dict[str, float]:
+    """How many of the classes the teachers see in each kind of images.
+
+    The geometric mean over classes of C times the mean probability: 1 if all classes
+    are seen alike, near 0 if some never are.
 
     Args:
-        kinds: names.
-        gaps: from `statistics_gaps`; empty: all alike.
+        teachers: frozen.
+        samples: kind -> images `(n, height, width, channels)`, uint8.
+        spec: of the images.
+        batch_size: images at once.
+
+    Returns:
+        Kind -> coverage, 0 to 1.
+    """
+    answer, found = _asked(teachers, spec, False), {}
+    for kind, images in samples.items():
+        starts = range(0, len(images), batch_size)
+        parts = [answer(images[start:][:batch_size])[0] for start in starts]
+        logits = teachers.mean_logits(np.concatenate(parts))
+        seen = np.mean(ops.softmax(logits), axis=0, dtype="float64")
+        found[kind] = float(np.exp(np.log(seen * len(seen) + _TINY).mean()))
+    return found
+
+
+def shares_of(
+    covered: Mapping[str, float], gaps: Mapping[str, float]
+) -> dict[str, float]:
+    """How much of each kind goes into a mixture.
+
+    The more of the classes are seen in it and the nearer its statistics are to the
+    teachers', the more.
+
+    Args:
+        covered: from `coverages`.
+        gaps: from `statistics_gaps`; empty: unknown, all alike.
 
     Returns:
         Kind -> share, summing to 1.
     """
-    weights = {kind: 1 / (gaps[kind] ** 2 + _TINY) if gaps else 1.0 for kind in kinds}
+    weights = {
+        kind: (coverage / (gaps.get(kind, 1.0) + _TINY)) ** 2 + _TINY
+        for kind, coverage in covered.items()
+    }
     total = sum(weights.values())
     return {kind: weight / total for kind, weight in weights.items()}

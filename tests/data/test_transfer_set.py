@@ -21,7 +21,7 @@ def test_procedural_images_follow_from_the_seed_alone(kind, shape):
     # The first ones are the same, however many are drawn.
     np.testing.assert_array_equal(procedural.draw(kind, 140, shape, seed=3)[:5], images)
     assert (procedural.draw(kind, 5, shape, seed=4) != images).any()
-    assert images.std(axis=0).mean() > 20  # no two alike
+    assert images.std(axis=0).mean() > 10  # no two alike
 
 
 def test_spectra_have_more_of_low_frequencies_than_of_high_ones():

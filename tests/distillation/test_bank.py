@@ -123,6 +123,18 @@ def test_statistics_gaps_rank_images_like_those_of_training_first():
     samples = {"like": (like * 255).astype("uint8"), "unlike": _images(64)}
     gaps = bank.statistics_gaps(TeacherEnsemble([model]), samples, SPEC, 5)
     assert gaps["like"] < 0.2 < gaps["unlike"]
-    shares = bank.shares_of(["like", "unlike"], gaps)
+    shares = bank.shares_of({"like": 0.5, "unlike": 0.5}, gaps)
     assert shares["like"] > 0.8 and sum(shares.values()) == pytest.approx(1)
-    assert bank.shares_of(["a", "b"], {}) == {"a": 0.5, "b": 0.5}
+    shares = bank.shares_of({"all": 0.9, "few": 0.3}, {})
+    assert shares["all"] == pytest.approx(0.9)
+
+
+def test_coverages_are_geometric_means_of_what_teachers_see(teachers):
+    samples = {"plain": np.zeros((9, *toys.SHAPE), "uint8"), "noise": _images(70)}
+    found = bank.coverages(teachers, samples, SPEC, 32)
+    for kind, images in samples.items():
+        logits = teachers.answers(images.astype("float32") / 255 * 2 - 1).logits
+        odds = np.exp(np.asarray(logits).mean(axis=1))
+        seen = (odds / odds.sum(-1, keepdims=True)).mean(axis=0)
+        expected = np.prod(seen * toys.CLASSES) ** (1 / toys.CLASSES)
+        assert found[kind] == pytest.approx(expected, rel=1e-3)
