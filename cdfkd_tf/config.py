@@ -274,8 +274,9 @@ class RunConfig:
     )
     bank_size: int | None = _method(
         None,
-        "Images kept with the teachers' answers; empty: 256 MB, at most 30,000, or "
-        "5,000 for each of --minutes.",
+        "Images kept with the teachers' answers, of generated ones the newest; empty: "
+        "256 MB, at most 30,000, or 5,000 for each of --minutes; with generated images "
+        "alone: none.",
         at_least=2,
     )
     temperature: float | None = _method(

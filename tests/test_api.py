@@ -327,6 +327,26 @@ def test_distill_without_options_learns_from_drawn_images(tmp_path, monkeypatch)
         np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.slow
+def test_distill_mixes_generated_images_with_a_bank(tmp_path):
+    teachers = [toys.classifier(seed=seed) for seed in (0, 1)]
+    result = cdfkd_tf.distill(
+        teachers,
+        images="generated,noise",
+        workdir=tmp_path,
+        bank_size=64,
+        batch_size=8,
+        epochs=2,
+        steps_per_epoch=2,
+        verbose=0,
+    )
+    assert {"student_header", "generator_header"} <= set(result.history)
+    assert np.load(tmp_path / "bank" / "answers_0.npy").shape == (32, 2, 4)
+    assert result.generator.output_shape == (None, *toys.SHAPE)
+    ring = dict(tf.train.list_variables(str(tmp_path / "checkpoints" / "ckpt-4")))
+    assert [32, *toys.SHAPE] in ring.values()
+
+
 def test_distill_takes_functions_and_files_that_only_answer(tmp_path):
     network = toys.classifier(seed=0)
     file = tmp_path / "b.tflite"

@@ -19,6 +19,7 @@ from cdfkd_tf.distillation.image_source import DatasetImages, GeneratedImages
 from cdfkd_tf.distillation.losses import Objective
 from cdfkd_tf.distillation.methods import METHODS
 from cdfkd_tf.distillation.optimizers import CoupledSGD, PaperAdam
+from cdfkd_tf.distillation.replay import ReplayedImages
 from cdfkd_tf.teachers.ensemble import TeacherEnsemble
 
 SHAPE, CLASSES, LATENT, WIDTH = (8, 8, 1), 4, 6, 6
@@ -136,6 +137,8 @@ def distiller(
     updates_statistics=False,
     optimizers=None,
     xla=False,
+    kept=0,
+    fixed=None,
 ):
     """A compiled engine; its weights are the same at each call.
 
@@ -151,6 +154,8 @@ def distiller(
         optimizers: of student and generator. Small steps by default: large ones blow
             rounding up tenfold per update.
         xla: compile each update.
+        kept: generated images in a ring to draw from; 0: none.
+        fixed: a bank mixed with these.
     """
     keras.utils.set_random_seed(0)
     row = METHODS[row] if isinstance(row, str) else row
@@ -165,13 +170,24 @@ def distiller(
             teachers,
             Objective("generator", row),
             adam,
-            student_steps=student_steps,
+            student_steps=1 if kept else student_steps,
             batch_size=8,
             seed=0,
             clip_gradients=clip_gradients,
             recompute=recompute,
             updates_statistics=updates_statistics,
         )
+        if kept:
+            source = ReplayedImages(
+                source,
+                teachers,
+                size=kept,
+                student_steps=student_steps,
+                batch_size=8,
+                seed=0,
+                features="feature" in row.student,
+                fixed=fixed,
+            )
     else:
         source = DatasetImages(None, 8, 0)  # fed by the tests
     engine = Distiller(network, teachers, row, source)

@@ -185,22 +185,25 @@ def _fingerprint(images: np.ndarray) -> str:
     return f"{images.shape} {zlib.crc32(some.tobytes())}"
 
 
-def drawing_weights(classes: np.ndarray) -> np.ndarray:
+def drawing_weights(classes: np.ndarray | tf.Tensor, num_classes: int) -> tf.Tensor:
     """How likely each image is drawn: every class alike, as far as it has images.
 
     No image is drawn more than `_MOST_DRAWN` times as often as the average one: a
     class of two images must not be learned by heart.
 
     Args:
-        classes: `(N,)`, of each image.
+        classes: `(N,)`, of each image; -1: there is none in this place.
+        num_classes: C.
 
     Returns:
-        `(N,)`, summing to 1.
+        `(N,)`, float64, summing to 1.
     """
-    counts = np.bincount(classes)
-    weights = 1.0 / counts[classes]
-    weights = np.minimum(weights, _MOST_DRAWN * weights.mean())
-    return weights / weights.sum()
+    there = tf.cast(classes >= 0, tf.float64)
+    counts = tf.math.unsorted_segment_sum(there, classes, num_classes)
+    weights = there / tf.maximum(tf.gather(counts, tf.maximum(classes, 0)), 1)
+    mean = tf.reduce_sum(weights) / tf.reduce_sum(there)
+    weights = tf.minimum(weights, _MOST_DRAWN * mean)
+    return weights / tf.reduce_sum(weights)
 
 
 class BankedImages(ImageSource):
@@ -231,7 +234,8 @@ class BankedImages(ImageSource):
         self.bank, self.student_steps = bank, student_steps
         self._spec, self._batch_size, self._seed = spec, batch_size, seed
         self._held_out = held_out
-        self._bounds = np.cumsum(drawing_weights(classes))
+        num_classes = bank.logits.shape[-1]
+        self._bounds = tf.cumsum(drawing_weights(classes, num_classes))
 
     def dataset(self, first_step: int) -> tf.data.Dataset:
         """Endless elements `(images, answers)`, each `(B, K, ...)`.
@@ -240,7 +244,7 @@ class BankedImages(ImageSource):
         """
         kept = (self.bank.images, self.bank.logits, *self.bank.features)
         kept = [tf.constant(array) for array in kept]
-        bounds = tf.constant(self._bounds)
+        bounds = self._bounds
         shape = [self._batch_size, self.student_steps]
 
         def draw(step):

@@ -22,6 +22,7 @@ from cdfkd_tf.distillation.image_source import (
 from cdfkd_tf.distillation.losses import TERMS, Objective
 from cdfkd_tf.distillation.methods import METHODS, Method
 from cdfkd_tf.distillation.optimizers import CoupledSGD, PaperAdam
+from cdfkd_tf.distillation.replay import ReplayedImages
 from cdfkd_tf.errors import DistillationWarning, RequestError
 from cdfkd_tf.networks import generators, students
 from cdfkd_tf.networks.backbones import AUTOMATIC_BACKBONE, find_backbone
@@ -83,10 +84,10 @@ def build_method(config: RunConfig) -> Method:
 def _with_images(method: Method, config: RunConfig) -> Method:
     """The row with the request's sources of images."""
     images = config.images or method.images
-    if len(images) > 1 and {"generated", "real"} & set(images):
+    if len(images) > 1 and "real" in images:
         raise RequestError(
-            f"--images={','.join(images)}: generated and real images stand alone; "
-            "procedural, pictures and noise can be mixed. Name fewer."
+            f"--images={','.join(images)}: real images stand alone; all others can be "
+            "mixed. Name fewer."
         )
     if "generated" not in images:
         return dataclasses.replace(method, images=images, generator={})
@@ -157,9 +158,9 @@ def build_distiller(
 
 def _build(config, spec, teachers, real_images) -> Distiller:
     keras.utils.set_random_seed(config.seed)
-    has_generator = METHODS[config.method].generator
     with dtype_policy(config.dtype_policy):
         student = build_student(config, spec, len(teachers))
+        has_generator = build_method(config).generator
         generator = build_generator(config, spec) if has_generator else None
     fused_batchnorm.use(config.fused_kernels)
     for network in filter(None, (student, generator)):
@@ -188,21 +189,39 @@ def _build(config, spec, teachers, real_images) -> Distiller:
 
 
 def _build_source(config, spec, method, teachers, generator, real) -> ImageSource:
-    if "generated" in method.images:
-        return _generated(config, method, teachers, generator)
     if "real" in method.images:
         return DatasetImages(real, config.batch_size, config.seed)
-    return _banked(config, spec, method, teachers)
+    kept = bank_size(config, spec, method)
+    if "generated" not in method.images:
+        return _banked(config, spec, method, teachers, kept)
+    generated = _generated(config, method, teachers, generator, bool(kept))
+    if not kept:
+        return generated
+    mixed = len(method.images) > 1
+    return ReplayedImages(
+        generated,
+        teachers,
+        size=kept // 2 if mixed else kept,
+        student_steps=config.student_steps,
+        batch_size=config.batch_size,
+        seed=config.seed,
+        features=_reads_features(method),
+        fixed=_banked(config, spec, method, teachers, kept // 2) if mixed else None,
+    )
 
 
-def _generated(config, method, teachers, generator) -> ImageSource:
+def _reads_features(method) -> bool:
+    return "features" in Objective("student", method).needs
+
+
+def _generated(config, method, teachers, generator, kept) -> GeneratedImages:
     adam = PaperAdam(config.generator_learning_rate, beta_1=config.generator_beta1)
     return GeneratedImages(
         generator,
         teachers,
         Objective("generator", method),
         _scaled(adam, config),
-        student_steps=config.student_steps,
+        student_steps=1 if kept else config.student_steps,
         batch_size=config.batch_size,
         seed=config.seed,
         clip_gradients=config.clip_gradients,
@@ -210,16 +229,16 @@ def _generated(config, method, teachers, generator) -> ImageSource:
     )
 
 
-def _banked(config, spec, method, teachers) -> ImageSource:
+def _banked(config, spec, method, teachers, count) -> BankedImages:
     kinds = kinds_of(method.images, config.transfer_images)
     bank = fill(
         kinds,
-        bank_size(config, spec, method),
+        count,
         teachers,
         spec,
         Workdir(config.workdir).bank,
         batch_size=config.batch_size,
-        features="features" in Objective("student", method).needs,
+        features=_reads_features(method),
         seed=config.seed,
     )
     mean = keras.ops.convert_to_numpy(teachers.mean_logits(bank.logits))
@@ -237,9 +256,14 @@ def _banked(config, spec, method, teachers) -> ImageSource:
 
 
 def bank_size(config: RunConfig, spec: DatasetSpec, method: Method) -> int:
-    """How many images a bank keeps; 0: this method's images come from elsewhere."""
-    if {"generated", "real"} & set(method.images):
+    """How many images are kept with the teachers' answers; 0: none are.
+
+    Generated images alone are not, unless asked for: the papers' are learned from once.
+    """
+    if "real" in method.images:
         return 0
+    if method.images == ("generated",):
+        return config.bank_size or 0
     return config.bank_size or automatic_size(spec, config.minutes)
 
 

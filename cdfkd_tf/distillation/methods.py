@@ -111,7 +111,7 @@ METHODS = {
     "cdfkd_plus": Method(
         divergence="kl",
         student={"header": 1.0, "ensemble": 1.0},
-        generator={},
+        generator={"header": -0.5, "bn": 1.0},
         sharing="shared",
         images=("procedural",),
         temperature=4.0,

@@ -22,6 +22,7 @@ keras.config.set_dtype_policy("float64")
 from cdfkd_tf.distillation.build import networks_of
 from cdfkd_tf.distillation.checkpoints import TrainingState
 from cdfkd_tf.distillation.numerics import apply_gradients
+from cdfkd_tf.distillation.replay import ReplayedImages
 from cdfkd_tf.runtime.devices import choose_strategy, synchronise
 from tests import toys
 from tests.toys import largest_difference, state_values
@@ -29,8 +30,10 @@ from tests.toys import largest_difference, state_values
 BATCH, ITERATIONS, STEPS = 8, 3, 2
 
 
-def data_for(method):
+def data_for(method, source):
     """Elements of `ITERATIONS` iterations, as the engine's source would give them."""
+    if isinstance(source, ReplayedImages):
+        return source.dataset(0).take(ITERATIONS)
     if method == "kd":  # learns from images
         images = [toys.images(BATCH, seed) for seed in range(ITERATIONS)]
         elements = np.concatenate(images), np.zeros(BATCH * ITERATIONS, "int64")
@@ -57,7 +60,7 @@ def distiller_on(strategy_name, method, **options):
 
 def trained(strategy_name, method, **options):
     strategy, distiller = distiller_on(strategy_name, method, **options)
-    data = data_for(method)
+    data = data_for(method, distiller.source)
     history = distiller.fit(data, epochs=1, shuffle=False, verbose=0).history
     return strategy.num_replicas_in_sync, state_values(distiller), history
 
@@ -69,11 +72,11 @@ def compare(one, two):
     return [one[0], two[0], largest_difference(one[1], two[1]), terms, moved]
 
 
-def trained_in_two_parts(method):
+def trained_in_two_parts(method, **options):
     """An epoch of which an engine begins, and another that is restored goes on."""
     with tempfile.TemporaryDirectory() as folder:
         for stop in (True, False):
-            strategy, distiller = distiller_on("mirrored", method)
+            strategy, distiller = distiller_on("mirrored", method, **options)
             parts, metrics = distiller.state, distiller.trackers
             state = TrainingState(
                 parts, pathlib.Path(folder), ITERATIONS, metrics=metrics
@@ -81,7 +84,8 @@ def trained_in_two_parts(method):
             state._is_asked = stop  # a signal in the first step
             state.restore()
             log = keras.callbacks.History()
-            data = lambda first: data_for(method).skip(first)  # noqa: E731
+            whole = data_for(method, distiller.source)
+            data = lambda first, whole=whole: whole.skip(first)  # noqa: E731
             with contextlib.suppress(KeyboardInterrupt):
                 state.fit(distiller, data, epochs=1, callbacks=[log], verbose=0)
     return strategy.num_replicas_in_sync, state_values(distiller), log.history
@@ -134,6 +138,11 @@ def main():
     recomputed = trained("mirrored", "dfq", recompute=True)
     found["dfq, recomputed"] = compare(alone["dfq"], recomputed)
     found["dfq, resumed"] = compare(alone["dfq"], trained_in_two_parts("dfq"))
+    ring = {"kept": 2 * BATCH}  # written over by the third iteration
+    kept = trained("one_device", "cdfkd_mfs", **ring)
+    found["kept"] = compare(kept, trained("mirrored", "cdfkd_mfs", **ring))
+    resumed = trained_in_two_parts("cdfkd_mfs", **ring)
+    found["kept, resumed"] = compare(kept, resumed)
     print(
         json.dumps({"compared": found, "masks": masks(), "skipped": skipped_by_all()})
     )

@@ -62,11 +62,13 @@ def test_ask_goes_on_where_it_stopped_unless_teachers_changed(teachers, tmp_path
 
 def test_drawing_weights_are_even_over_classes_and_capped():
     classes = np.repeat([0, 1, 3], [80, 20, 1])
-    weights = bank.drawing_weights(classes)
+    weights = bank.drawing_weights(classes, 5).numpy()
     assert weights.sum() == pytest.approx(1)
     assert weights[:80].sum() == pytest.approx(weights[80:100].sum())
     # Evenly it would be 80 times as likely as one of the first class.
     assert weights[100] / weights[0] == pytest.approx(80 * 16 * 3 / 101)
+    with_gaps = bank.drawing_weights(np.r_[-1, classes, -1], 5).numpy()
+    np.testing.assert_allclose(with_gaps, [0, *weights, 0])
 
 
 def _source(count=60, **changes):

@@ -165,8 +165,8 @@ def test_projection_learns_with_the_student_and_closes_the_gap():
 @pytest.mark.parametrize(
     "options, message",
     [
-        ({"images": "generated,procedural"}, "stand alone"),
-        ({"images": "generated", "method": "cdfkd_plus"}, "has no generator"),
+        ({"images": "real,procedural"}, "stand alone"),
+        ({"images": "generated", "method": "kd"}, "has no generator"),
         ({"images": "noise", "generator_loss": "bn=1"}, "has no generator"),
         ({"images": "drawn"}, "must be one of generated"),
     ],
@@ -180,3 +180,5 @@ def test_build_method_of_other_images_has_no_generator():
     method = build.build_method(RunConfig(images="procedural,noise"))
     assert method.images == ("procedural", "noise") and not method.generator
     assert method.student == {"header": 1.0, "feature": 0.2, "ensemble": 5.0}
+    mixed = RunConfig(images="generated,noise", method="cdfkd_plus")
+    assert build.build_method(mixed).generator

@@ -24,14 +24,16 @@ def found():
 
 
 CASES = ("cdfkd_mfs", "dfq", "kd", "dfq, recomputed", "dfq, resumed")
+KEPT = ("kept", "kept, resumed")  # generated images in a ring
 
 
-@pytest.mark.parametrize("case", CASES)  # the first two together have every term
+@pytest.mark.parametrize("case", CASES + KEPT)  # the first two together have every term
 def test_mirrored_replicas_equal_one_device(found, case):
     alone, replicas, differences, terms, size = found["compared"][case]
     assert (alone, replicas) == (1, 2)
     roles = ("student",) if case == "kd" else ("student", "generator")
-    assert set(differences) == {*roles, *(f"{name}_optimizer" for name in roles)}
+    parts = {*roles, *(f"{name}_optimizer" for name in roles)}
+    assert set(differences) == (parts | {"ring"} if case in KEPT else parts)
     assert max(differences.values()) < 1e-9 < size
     assert max(terms.values()) < 1e-9 and terms
 
