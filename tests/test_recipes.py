@@ -16,6 +16,7 @@ import pytest
 from cdfkd_tf import cli
 from cdfkd_tf.errors import RequestError
 from cdfkd_tf.recipes import find_recipe, recipes
+from tests.rows import rows
 from tests.toys import parse, run_main
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -45,9 +46,7 @@ def test_recipe_list_names_each_run_and_what_it_is(capsys):
     assert all(re.fullmatch(r"\S+ {2,}\S.*[.,:a-z]", line) for line in lines), lines
 
 
-@pytest.mark.parametrize(
-    "name, near", [("digits/quickstrat", "digits/quickstart"), ("kd", "cifar100/kd")]
-)
+@rows("name, near", [("digits/quickstrat", "digits/quickstart"), ("kd", "cifar100/kd")])
 def test_unknown_recipe_is_refused_with_the_nearest(name, near):
     with pytest.raises(RequestError, match=near):
         parse(f"--recipe={name}")

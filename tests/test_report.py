@@ -18,6 +18,7 @@ from cdfkd_tf.report import charts
 from cdfkd_tf.report.page import Section, render, write_report
 from cdfkd_tf.report.tables import Table
 from cdfkd_tf.workdir import Results, Workdir, read_history, read_json, write_json
+from tests.rows import rows
 
 BROWSER = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))),
@@ -160,6 +161,7 @@ def test_report_needs_nothing_from_elsewhere(page):
     assert page.stat().st_size < 500_000
 
 
+@pytest.mark.slow
 def test_report_of_the_same_run_is_the_same(page):
     before = page.read_bytes()
     assert write_report(Workdir(str(page.parent))).read_bytes() == before
@@ -178,6 +180,7 @@ def with_readings(workdir, agreement, counts):
     return write_report(workdir).read_text()
 
 
+@pytest.mark.slow
 def test_report_calls_a_guess_a_guess(tmp_path):
     text = with_readings(fill(tmp_path), 0.97, [10] * 10)
     assert '<td class="words guess">guessed: as most networks do; --teacher_in' in text
@@ -186,6 +189,7 @@ def test_report_calls_a_guess_a_guess(tmp_path):
     assert "What is marked is a guess" in text and "may be the cause" not in text
 
 
+@pytest.mark.slow
 def test_report_names_a_guess_as_cause_of_collapse_and_chance(tmp_path):
     text = with_readings(fill(tmp_path), 0.1, [90, 10, *[0] * 8])
     assert (
@@ -194,6 +198,7 @@ def test_report_names_a_guess_as_cause_of_collapse_and_chance(tmp_path):
     ) in text  # exp of -.9 log .9 - .1 log .1
 
 
+@pytest.mark.slow
 def test_report_takes_names_of_classes_as_they_are(tmp_path, recwarn):
     workdir = fill(tmp_path)
     seen = read_json(workdir.observations)
@@ -248,6 +253,7 @@ def test_report_quotes_the_command_for_a_shell(tmp_path):
     assert arguments_of(write_report(fill(folder))) == flags
 
 
+@pytest.mark.slow
 def test_search_report_quotes_the_command_for_a_shell(tmp_path):
     from cdfkd_tf.tuning.summary import summarise
 
@@ -280,8 +286,9 @@ def test_render_escapes_all_text(tmp_path):
     assert "empty" not in seen and reader.tags.count("figure") == 2
 
 
-@pytest.mark.parametrize("teachers, headers", [(1, 1), (3, 2), (9, 4)])
-@pytest.mark.parametrize("has_generator", [True, False])
+@pytest.mark.slow
+@rows("teachers, headers", [(1, 1), (3, 2), (9, 4)])
+@rows("has_generator", [True, False])
 def test_render_draws_up_to_four_of_a_kind(teachers, headers, has_generator):
     drawing = (teachers, headers, has_generator)
     page = render("", [], kicker="", question="", lead="", drawing=drawing)
@@ -307,6 +314,7 @@ def test_read_history_refuses_what_was_changed_by_hand(tmp_path):
             read_history(file)
 
 
+@pytest.mark.slow
 def test_report_is_an_action(page, tmp_path, capsys):
     def report_on(folder):
         line = ["main.py", "--action=report", f"--workdir={folder}"]
@@ -322,7 +330,7 @@ def test_report_is_an_action(page, tmp_path, capsys):
 
 @pytest.mark.slow
 @pytest.mark.skipif(not BROWSER, reason=NO_BROWSER)
-@pytest.mark.parametrize("width", [390, 1200])
+@rows("width", [390, 1200])
 def test_report_is_shown_by_a_browser_without_complaint(page, tmp_path, width):
     """A copy that also tells what the browser made of it."""
     write_report(Workdir(str(page.parent)))

@@ -30,6 +30,7 @@ from cdfkd_tf.tuning.space import find_space, read_space
 from cdfkd_tf.tuning.summary import read_outcomes
 from cdfkd_tf.tuning.tuner import SearchTuner
 from tests import toys
+from tests.rows import rows
 
 ROOT = pathlib.Path(__file__).parent.parent
 SPACE = "student_learning_rate = 0.01..0.1 log\ngenerator_loss.bn = 0.1 | 1\n"
@@ -101,6 +102,7 @@ def test_search_writes_a_page_and_hparams(complete):
     assert "Rank correlation of objective and test accuracy" in printed
 
 
+@pytest.mark.slow
 def test_best_flags_repeat_the_best_trial(complete, tmp_path):
     _, run, _ = complete
     best = run / f"search/trial_{rows_of(run)[0]['trial']}"
@@ -109,6 +111,7 @@ def test_best_flags_repeat_the_best_trial(complete, tmp_path):
     assert_same_weights(tmp_path / "student.keras", best / "student.keras")
 
 
+@pytest.mark.slow
 def test_finished_search_is_summed_up_again_without_a_trial(complete):
     config, run, _ = complete
     before = (run / "search/summary.csv").read_text()
@@ -121,6 +124,7 @@ def test_finished_search_is_summed_up_again_without_a_trial(complete):
     assert len(summary.outcomes) == 3
 
 
+@pytest.mark.slow
 def test_finished_search_is_known_to_a_process_of_another_name(complete, monkeypatch):
     monkeypatch.setenv("KERASTUNER_TUNER_ID", "another")
     config = complete[0]
@@ -290,6 +294,7 @@ def test_trials_train_their_own_teachers_if_these_vary(config):
     assert not (pathlib.Path(config.workdir) / "teachers").exists()
 
 
+@pytest.mark.slow
 def test_search_finds_the_number_of_classes_once(config):
     more = {"dataset": "none", "image_folder": "", "image_shape": toys.SHAPE}
     more["max_trials"] = 1
@@ -299,6 +304,7 @@ def test_search_finds_the_number_of_classes_once(config):
     assert perform.opened == 1
 
 
+@pytest.mark.slow
 def test_trial_too_short_to_keep_images_is_judged_by_its_last_generator(config):
     perform = Untrained(keeps_images=False)
     search(config.with_values({"max_trials": 1}), perform, perform.open)
@@ -310,7 +316,8 @@ def test_trial_too_short_to_keep_images_is_judged_by_its_last_generator(config):
         np.testing.assert_array_equal(pool["classes"], logits.argmax(-1))
 
 
-@pytest.mark.parametrize("tuner", ["bayesian", "hyperband"])
+@pytest.mark.slow
+@rows("tuner", ["bayesian", "hyperband"])
 def test_every_tuner_searches(tuner, config):
     perform = Untrained()
     config = config.with_values({"tuner": tuner})
@@ -320,6 +327,7 @@ def test_every_tuner_searches(tuner, config):
     assert summary.rank_correlation is None
 
 
+@pytest.mark.slow
 def test_hyperband_goes_on_with_the_weights_of_the_rung_below(config, tmp_path):
     more = {"tuner": "hyperband", "max_trials": 4, "epochs": 3, "action": "search"}
     config = config.with_values({**more, "steps_per_epoch": 1})
@@ -341,6 +349,7 @@ def test_hyperband_goes_on_with_the_weights_of_the_rung_below(config, tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_search_from_python_takes_models_and_a_hypermodel(request_of, tmp_path):
     class Mine(keras_tuner.HyperModel):
         def build(self, hp):
@@ -384,7 +393,7 @@ def address(monkeypatch):
     return port
 
 
-@pytest.mark.parametrize("missing", [workers._VARIABLES[:2], workers._VARIABLES[2:]])
+@rows("missing", [workers._VARIABLES[:2], workers._VARIABLES[2:]])
 def test_role_needs_all_variables(missing, address, monkeypatch):
     assert workers.find_role() == "worker"
     for name in missing:
@@ -408,6 +417,7 @@ def test_worker_gives_up_where_no_chief_comes(address, config):
         search(config.with_values({"worker_timeout": 0.2}), None, None)
 
 
+@pytest.mark.slow
 def test_worker_gives_up_where_the_chief_is_gone(address, config, tmp_path):
     with workers.listening():
         workers.await_chief(lambda: True, seconds=1)
@@ -418,6 +428,7 @@ def test_worker_gives_up_where_the_chief_is_gone(address, config, tmp_path):
         SearchTuner(config, find_space(config), None, None).search()
 
 
+@pytest.mark.slow
 def test_chief_ends_the_trial_of_a_worker_that_is_gone(config, address, monkeypatch):
     monkeypatch.setenv("KERASTUNER_TUNER_ID", "chief")
     config = config.with_values({"worker_timeout": 1.0})
@@ -457,6 +468,7 @@ def test_chief_on_a_port_in_use_is_refused(address):
         pass
 
 
+@pytest.mark.slow
 def test_weights_space_leaves_out_what_the_teachers_cannot_feed(config, tmp_path):
     """They have neither a Dense layer, and so no features, nor BatchNormalization."""
     for index in range(2):

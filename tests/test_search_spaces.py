@@ -8,6 +8,7 @@ from cdfkd_tf.errors import RequestError
 from cdfkd_tf.tuning.space import Range, find_space, read_space
 from cdfkd_tf.tuning.summary import summarise
 from cdfkd_tf.tuning.tuner import build_oracle, trial_config
+from tests.rows import rows
 
 
 def outcome(objective, test_accuracy=None, epochs=1):
@@ -28,6 +29,7 @@ def test_summary_rank_correlation_is_spearmans():
     assert summary.rank_correlation == pytest.approx(np.corrcoef(ranks)[0, 1])
 
 
+@pytest.mark.slow
 def test_summary_has_no_rank_correlation_of_too_few_or_equal_trials():
     for pairs in ([(0.1, 0.3), (0.2, 0.2)], [(0.1, 0.3)] * 4):
         summary = summarise(RunConfig(), [outcome(*pair) for pair in pairs])
@@ -76,6 +78,7 @@ def test_space_from_python_takes_lists():
     assert fields == {"student_width": (0.25, 1.0), "milestones": ((3,), (4, 5))}
 
 
+@pytest.mark.slow
 def test_space_knows_the_values_of_the_run_that_it_varies():
     texts = {
         "student_learning_rate": "0.01..0.2 log",
@@ -118,7 +121,7 @@ def test_space_that_cannot_be_is_refused_by_name():
         assert words in str(refused.value)
 
 
-@pytest.mark.parametrize(
+@rows(
     "method,expected",
     [
         (
@@ -143,12 +146,14 @@ def test_weights_space_leaves_out_terms_without_weight():
     assert "student_loss.feature" not in find_space(config).fields
 
 
+@pytest.mark.slow
 def test_weights_space_of_a_method_with_single_terms_is_refused():
     for method in ("dfad", "kd"):
         with pytest.raises(RequestError, match="one loss term"):
             find_space(RunConfig(search_space="weights", method=method))
 
 
+@pytest.mark.slow
 def test_schedule_and_student_spaces_lie_around_the_run():
     schedule = find_space(RunConfig(search_space="schedule")).fields
     assert schedule["student_learning_rate"] == Range(0.01, 1.0, log=True)
@@ -161,7 +166,7 @@ def test_schedule_and_student_spaces_lie_around_the_run():
     assert set(find_space(of_data).fields) == {"student_learning_rate"}
 
 
-@pytest.mark.parametrize("tuner", ["random", "bayesian", "hyperband"])
+@rows("tuner", ["random", "bayesian", "hyperband"])
 def test_oracle_begins_with_the_run_itself_and_goes_on_elsewhere(tuner, tmp_path):
     config = RunConfig(tuner=tuner, epochs=9)
     space = read_space({"student_loss.ensemble": "1..50 log"}, config, "here")
@@ -185,6 +190,7 @@ def test_trial_is_the_run_with_its_options_and_no_luxury(tmp_path):
     assert (trial.epochs, trial.report, trial.export_formats) == (7, False, ())
 
 
+@pytest.mark.slow
 def test_trial_cannot_vary_the_training_of_given_teachers(tmp_path):
     config = RunConfig(teachers=("a.keras",))
     with pytest.raises(RequestError, match="varies teacher_width, but"):

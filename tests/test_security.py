@@ -13,6 +13,7 @@ import tensorflow_datasets as tfds
 
 from cdfkd_tf.errors import RequestError
 from cdfkd_tf.networks.saved_model_check import check_saved_model
+from tests.rows import rows
 
 ROOT = pathlib.Path(__file__).parent.parent
 FILES = [*sorted((ROOT / "cdfkd_tf").rglob("*.py")), ROOT / "main.py"]
@@ -165,9 +166,7 @@ def hostile_zip(target):
     return buffer.getvalue()
 
 
-@pytest.mark.parametrize(
-    "ending, content", [(".tar.gz", hostile_tar), (".zip", hostile_zip)]
-)
+@rows("ending, content", [(".tar.gz", hostile_tar), (".zip", hostile_zip)])
 def test_extract_cannot_write_outside_its_folder(tmp_path, ending, content):
     """As the data sets' builders unpack what was fetched."""
     target = tmp_path / "target"

@@ -40,6 +40,7 @@ def test_lock_refuses_a_second_process_and_names_the_first(tmp_path, holder):
         pass
 
 
+@pytest.mark.slow
 def test_lock_is_free_once_its_process_is_killed(tmp_path, holder):
     holder.send_signal(signal.SIGKILL)
     holder.wait()
@@ -71,6 +72,7 @@ def test_lock_refuses_a_second_use_in_one_process(tmp_path):
     assert {path.name for path in tmp_path.iterdir()} <= {".lock"}
 
 
+@pytest.mark.slow
 def test_lock_is_free_after_an_error(tmp_path):
     with pytest.raises(ValueError, match="inside"), Workdir(tmp_path).locked():
         raise ValueError("inside")
@@ -78,6 +80,7 @@ def test_lock_is_free_after_an_error(tmp_path):
         pass
 
 
+@pytest.mark.slow
 def test_lock_does_not_mind_files_of_earlier_versions(tmp_path):
     for content in ["", "[]", '{"pid": 1, "host": "elsewhere"}']:
         (tmp_path / ".lock").write_text(content)
@@ -190,6 +193,7 @@ def test_results_are_of_the_present_request(tmp_path, results):
     assert read(later)["student"]["accuracy"] == 0.5
 
 
+@pytest.mark.slow
 def test_results_of_another_format_are_refused(results):
     results.record("seconds", {"distill": 1.0})
     results.file.write_text(json.dumps({**read(results), "format": 1}))
@@ -204,6 +208,7 @@ def test_summary_leaves_out_what_was_not_measured(results):
     assert "student" not in text
 
 
+@pytest.mark.slow
 def test_summary_without_any_measured_value_is_one_line(results):
     results.record("seconds", {"distill": 1.0})
     assert summary(read(results), "runs/x") == "The results so far are in runs/x"

@@ -12,7 +12,6 @@ from scipy import ndimage
 
 _AT_ONCE = 128  # images drawn together
 _CURVE_POINTS = 24
-_LUMINANCE = np.array([0.2989, 0.587, 0.114], "float32")  # ITU-R BT.601
 Drawing = Callable[[int, tuple[int, int, int], np.random.Generator], np.ndarray]
 
 

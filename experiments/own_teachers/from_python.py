@@ -41,6 +41,7 @@ def main(epochs: int = 20, steps_per_epoch: int = 20) -> None:
 
     result = cdfkd_tf.distill(
         teachers,
+        method="cdfkd_mfs",
         student="wrn10_1",
         student_width=0.5,
         generator_width=0.5,

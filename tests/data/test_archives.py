@@ -25,6 +25,7 @@ def lines_of(file):
     return file.read_text().splitlines()
 
 
+@pytest.mark.slow
 def test_cifar100_from_its_binary_tar(tmp_path):
     archives.make_cifar100(tmp_path)
     _, (train, _), pixels, labels = read("cifar100", tmp_path)
@@ -42,6 +43,7 @@ def test_cifar10_from_its_binary_tar(tmp_path):
     np.testing.assert_array_equal(np.bincount(labels), [6] * 10)
 
 
+@pytest.mark.slow
 def test_mnist_from_its_idx_files(tmp_path, monkeypatch):
     archives.make_mnist(tmp_path, monkeypatch)
     _, (train, _), pixels, labels = read("mnist", tmp_path)
@@ -73,6 +75,7 @@ def test_caltech101_has_no_background_and_a_stratified_split(caltech, tmp_path):
     assert sorted(test) == [names[index] for index in chosen]
 
 
+@pytest.mark.slow
 def test_caltech101_images_are_scaled_by_the_shorter_side_and_cropped(caltech):
     (images, _), _ = next(iter(caltech.training(4, 0)[0])), None
     assert images.shape == (4, 128, 128, 3)
@@ -96,6 +99,7 @@ def test_mini_imagenet_pools_the_three_lists(tmp_path):
     assert len(set(labels)) > 90
 
 
+@pytest.mark.slow
 def test_few_shots_can_be_audited(caltech, tmp_path):
     caltech.write_few_shot(tmp_path, 101, seed=0)
     lines = lines_of(tmp_path / "few_shot.txt")
@@ -119,17 +123,20 @@ def test_a_truncated_archive_is_named(tmp_path):
     assert_refused("cifar100", tmp_path, archive.name, "fetch it again")
 
 
+@pytest.mark.slow
 def test_a_truncated_caltech_archive_is_named(tmp_path):
     archive = archives.make_caltech101(tmp_path)
     archive.write_bytes(archive.read_bytes()[:50_000])
     assert_refused("caltech101", tmp_path, archive.name, "fetch it again")
 
 
+@pytest.mark.slow
 def test_a_class_folder_without_images_is_named(tmp_path):
     archives.make_caltech101(tmp_path, empty_class=True)
     assert_refused("caltech101", tmp_path, "class_007", "has no image")
 
 
+@pytest.mark.slow
 def test_a_list_that_names_a_missing_image_is_named(tmp_path):
     root = archives.make_mini_imagenet(tmp_path, per_class=2)
     missing = next((root / "images").glob("n00000070*.jpg"))
@@ -137,6 +144,7 @@ def test_a_list_that_names_a_missing_image_is_named(tmp_path):
     assert_refused("mini_imagenet", tmp_path, "val.csv", missing.name)
 
 
+@pytest.mark.slow
 def test_a_list_without_its_columns_is_named(tmp_path):
     root = archives.make_mini_imagenet(tmp_path, per_class=2)
     (root / "test.csv").write_text("file;class\n")

@@ -14,6 +14,7 @@ from cdfkd_tf.data.image_files import image_form, open_image, read_image, unread
 from cdfkd_tf.data.images import RealImages
 from cdfkd_tf.errors import RequestError
 from tests import toys
+from tests.rows import rows
 
 RAMP = np.linspace(0, 1, 64).reshape(8, 8)
 COLOURS = np.stack([RAMP, RAMP.T, 1 - RAMP], axis=-1)
@@ -26,7 +27,7 @@ def with_alpha(pixels):
     return np.dstack([pixels, 255 * np.round(RAMP, 1)]).astype("uint8")
 
 
-@pytest.mark.parametrize(
+@rows(
     "ending, dtype, largest",
     [
         ("tif", "float32", 1),
@@ -49,14 +50,15 @@ def test_open_image_knows_the_range_of_wide_numbers(tmp_path, ending, dtype, lar
 LOSSLESS = {"WEBP": {"lossless": True}, "JPEG": {"quality": 100, "subsampling": 0}}
 
 
-@pytest.mark.parametrize("kind", ["PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP", "PPM"])
+@rows("kind", ["PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP", "PPM"])
 def test_read_image_goes_by_content_not_by_name(tmp_path, kind):
     file = tmp_path / "a.jpg"
     PICTURE.save(file, kind, **LOSSLESS.get(kind, {}))
     np.testing.assert_allclose(read_image(file, (8, 8, 3)), COLOURS, atol=0.04)
 
 
-@pytest.mark.parametrize(
+@pytest.mark.slow
+@rows(
     "mode, ending", [("P", "png"), ("CMYK", "tif"), ("YCbCr", "jpg"), ("RGBX", "tif")]
 )
 def test_read_image_takes_colours_however_they_are_stored(tmp_path, mode, ending):
@@ -88,6 +90,7 @@ def test_open_image_puts_transparent_parts_on_white(tmp_path):
     assert notes == {"have transparent parts, which become white": 4}
 
 
+@pytest.mark.slow
 def test_open_image_turns_pictures_upright(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6  # to be seen, turn it to the right
@@ -98,7 +101,8 @@ def test_open_image_turns_pictures_upright(tmp_path):
     assert image_form(file) == (8, 4, 3)
 
 
-@pytest.mark.parametrize("ending", ["gif", "tif", "png", "webp"])
+@pytest.mark.slow
+@rows("ending", ["gif", "tif", "png", "webp"])
 def test_open_image_takes_the_first_of_several_and_notes_it(tmp_path, ending):
     notes, file = collections.Counter(), tmp_path / f"a.{ending}"
     others = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
@@ -107,6 +111,7 @@ def test_open_image_takes_the_first_of_several_and_notes_it(tmp_path, ending):
     assert notes == {"hold several pictures: the first one counts": 1}
 
 
+@pytest.mark.slow
 def test_open_image_of_one_bit_is_black_and_white(tmp_path):
     Image.fromarray(RAMP > 0.5).save(tmp_path / "a.png")
     np.testing.assert_array_equal(
@@ -134,6 +139,7 @@ def deep_tiff(pixels):
     )
 
 
+@pytest.mark.slow
 def test_open_image_of_deep_colours_takes_the_upper_half(tmp_path):
     file = tmp_path / "a.tif"
     file.write_bytes(deep_tiff(65535 * COLOURS))
@@ -143,7 +149,8 @@ def test_open_image_of_deep_colours_takes_the_upper_half(tmp_path):
         open_image(file, 3)
 
 
-@pytest.mark.parametrize(
+@pytest.mark.slow
+@rows(
     "pixels, words",
     [
         (RAMP - 1, "values are -1 to 0, expected 0..255"),
@@ -235,6 +242,7 @@ def test_folder_reads_every_kind_and_skips_what_programs_leave(tmp_path):
     assert names == ["0.png", "1.webp", "2.TIF"] and folder.left_out == ["notes.txt"]
 
 
+@pytest.mark.slow
 def test_folder_follows_links_and_nested_folders(tmp_path):
     """`val` does for `test`; a link in a circle ends."""
     root = toys.image_folder(tmp_path / "own", per_class=2)
@@ -270,7 +278,7 @@ def test_folder_has_colours_if_any_of_its_pictures_has(tmp_path):
     assert folder_spec(str(root)).image_shape == (10, 8, 3)
 
 
-@pytest.mark.parametrize(
+@rows(
     "make, words",
     [
         (lambda root: (root / "cat").mkdir(), "found cat"),

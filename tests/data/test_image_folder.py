@@ -12,6 +12,7 @@ from cdfkd_tf.data.images import RealImages, resize
 from cdfkd_tf.data.specs import plain_spec
 from cdfkd_tf.errors import RequestError
 from tests import toys
+from tests.rows import rows
 
 SHAPE = (8, 8, 1)
 
@@ -70,6 +71,7 @@ def test_without_test_images_nothing_is_measured(copy):
     assert RealImages(folder_spec(str(copy), SHAPE), "", "validation").can_measure
 
 
+@pytest.mark.slow
 def test_without_training_images_what_needs_them_is_refused(copy):
     shutil.rmtree(copy / "train")
     images = RealImages(folder_spec(str(copy), SHAPE))
@@ -78,13 +80,7 @@ def test_without_training_images_what_needs_them_is_refused(copy):
         images.training(4, seed=0)
 
 
-def test_a_class_without_images_is_refused(copy):
-    (copy / "train/newt").mkdir()
-    with pytest.raises(RequestError, match=r"train/newt holds no image"):
-        folder_spec(str(copy), SHAPE)
-
-
-@pytest.mark.parametrize("make", [lambda path: None, lambda path: path.mkdir()])
+@rows("make", [lambda path: None, lambda path: path.mkdir()])
 def test_no_folder_or_an_empty_one_is_refused(tmp_path, make):
     make(tmp_path / "absent")
     with pytest.raises(RequestError, match=r"there is no folder|holds no images"):
@@ -101,7 +97,7 @@ def photograph(seed, height, width):
     return pixels.clip(0, 255).astype("uint8")
 
 
-@pytest.mark.parametrize("size", [(301, 203), (97, 131), (30, 40)])
+@rows("size", [(301, 203), (97, 131), (30, 40)])
 def test_images_are_resized_alike_wherever_they_are_read(tmp_path, size):
     """By a folder, by prediction, and by TFDS data sets: bilinear, with antialias."""
     for name in "ab":

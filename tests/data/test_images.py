@@ -14,6 +14,7 @@ from cdfkd_tf.data.builders.digits import enlarge
 from cdfkd_tf.data.images import RealImages
 from cdfkd_tf.data.specs import SPECS, spec_of
 from cdfkd_tf.errors import RequestError
+from tests.rows import rows
 
 
 @pytest.fixture(scope="module")
@@ -34,6 +35,7 @@ def test_digits_are_split_stratified_80_to_20(digits):
     np.testing.assert_allclose(share, 0.2, atol=0.01)
 
 
+@pytest.mark.slow
 def test_enlarging_is_bilinear():
     image = load_digits().images[0]
     half_pixel_centres = tf.image.resize(image[..., None], (16, 16)).numpy()
@@ -41,6 +43,7 @@ def test_enlarging_is_bilinear():
     assert np.abs(difference).max() <= 0.51  # rounding to whole grey values
 
 
+@pytest.mark.slow
 def test_declared_statistics_are_those_of_the_training_images(digits):
     pixels = digits.some_training_pixels(10_000, [0])
     assert len(pixels) == 1437
@@ -60,6 +63,7 @@ def test_training_batches_repeat_with_their_seed(digits):
     assert not np.array_equal(images, first(2)[0])
 
 
+@pytest.mark.slow
 def test_augmentation_differs_from_epoch_to_epoch(digits):
     batches, steps = digits.training(1437, seed=0)
     sums = [np.sort(images.numpy().sum((1, 2, 3))) for images, _ in batches.take(2)]
@@ -78,7 +82,7 @@ def test_validation_takes_its_images_from_training(digits_dir, tmp_path):
     assert (len(train), len(measured), len(train & measured)) == (1150, 287, 0)
 
 
-@pytest.mark.parametrize("count", [10, 25, 143])
+@rows("count", [10, 25, 143])
 def test_few_shots_are_balanced_and_seeded(digits, count):
     images, labels = digits.few_shot(count, seed=3)
     assert images.shape == (count, 16, 16, 1) and images.dtype == np.float32

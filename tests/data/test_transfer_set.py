@@ -6,6 +6,7 @@ from PIL import Image
 
 from cdfkd_tf.data import patches, procedural, transfer_set
 from cdfkd_tf.errors import RequestError
+from tests.rows import rows
 
 
 def _picture(seed=0):
@@ -13,8 +14,8 @@ def _picture(seed=0):
     return Image.fromarray(pixels)
 
 
-@pytest.mark.parametrize("shape", [(8, 8, 1), (9, 14, 3)])
-@pytest.mark.parametrize("kind", procedural.KINDS)
+@rows("shape", [(8, 8, 1), (9, 14, 3)])
+@rows("kind", procedural.KINDS)
 def test_procedural_images_follow_from_the_seed_alone(kind, shape):
     images = procedural.draw(kind, 5, shape, seed=3)
     assert images.shape == (5, *shape) and images.dtype == "uint8"
@@ -24,6 +25,7 @@ def test_procedural_images_follow_from_the_seed_alone(kind, shape):
     assert images.std(axis=0).mean() > 10  # no two alike
 
 
+@pytest.mark.slow
 def test_spectra_have_more_of_low_frequencies_than_of_high_ones():
     images = procedural.draw("spectra", 64, (16, 16, 1), seed=0)[..., 0] / 255
     power = np.abs(np.fft.fft2(images - images.mean((1, 2), keepdims=True))) ** 2
@@ -31,6 +33,7 @@ def test_spectra_have_more_of_low_frequencies_than_of_high_ones():
     assert mean[0, 1] > 4 * mean[0, 4] > 4 * mean[0, 8]
 
 
+@pytest.mark.slow
 def test_strokes_are_mostly_a_bright_line_on_black():
     images = procedural.draw("strokes", 200, (28, 28, 1), seed=0) / 255
     dark = (images < 0.1).mean(axis=(1, 2, 3))
@@ -38,7 +41,7 @@ def test_strokes_are_mostly_a_bright_line_on_black():
     assert np.mean(images.max(axis=(1, 2, 3)) > 0.45) > 0.9
 
 
-@pytest.mark.parametrize("kind", patches.KINDS)
+@rows("kind", patches.KINDS)
 def test_patches_follow_from_pictures_and_seed(kind):
     shape = (10, 10, 1)
     images = patches.cut(kind, [_picture()], 6, shape, seed=1)
@@ -62,6 +65,7 @@ def test_mixture_has_the_shares_asked_for():
     assert images[0, 0, 0, 0] != images[-1, 0, 0, 0] or images[:10].min() == 1  # mixed
 
 
+@pytest.mark.slow
 def test_pictures_are_read_from_all_folders_below_but_hidden_ones(tmp_path):
     for name in ("a.png", "deep/er/b.jpg", ".thumbnails/c.png", "@eaDir/d.png"):
         file = tmp_path / name
@@ -72,7 +76,7 @@ def test_pictures_are_read_from_all_folders_below_but_hidden_ones(tmp_path):
     assert len(transfer_set.read_pictures(str(tmp_path))) == 2
 
 
-@pytest.mark.parametrize("place", ["", "nowhere", "empty"])
+@rows("place", ["", "nowhere", "empty"])
 def test_pictures_that_are_not_there_are_refused_by_name(place, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty").mkdir()

@@ -15,6 +15,7 @@ from cdfkd_tf.distillation.methods import METHODS
 from cdfkd_tf.errors import DistillationWarning, RequestError
 from cdfkd_tf.teachers.ensemble import TeacherEnsemble
 from tests import toys
+from tests.rows import rows
 from tests.toys import moved, values_of
 
 ROW = METHODS["cdfkd_mfs"]
@@ -32,6 +33,7 @@ def test_weights_of_the_request_change_only_what_they_name():
     assert built() == ROW
 
 
+@pytest.mark.slow
 def test_every_term_can_be_weighed_for_the_roles_that_it_moves():
     for role in ("student", "generator"):
         terms = [term for term, row in build.TERMS.items() if role in row.roles]
@@ -62,6 +64,7 @@ def test_weights_that_mean_nothing_are_refused():
             built(**options)
 
 
+@pytest.mark.slow
 def test_a_weight_of_zero_is_allowed_where_there_is_no_generator():
     assert built(method="kd", generator_loss="bn=0") == METHODS["kd"]
     assert built(method="kd", temperature=4).temperature == 4
@@ -119,13 +122,14 @@ def test_bn_term_without_any_bn_is_dropped_with_a_note():
         suited(alone, teachers, student)
 
 
+@pytest.mark.slow
 def test_bn_term_stays_where_one_teacher_has_bn(recwarn):
     teachers = ensemble(without_bn(), toys.classifier())
     row = dataclasses.replace(ROW, student={"header": 1.0})
     assert suited(row, teachers, toys.student(2)) == row
 
 
-@pytest.mark.parametrize("headers, teachers", [(2, 3), (1, 2)])
+@rows("headers, teachers", [(2, 3), (1, 2)])
 def test_header_terms_need_a_header_per_teacher(headers, teachers):
     models = ensemble(*(toys.classifier() for _ in range(teachers)))
     message = f"{headers} headers and there are {teachers} teachers"
@@ -162,7 +166,7 @@ def test_projection_learns_with_the_student_and_closes_the_gap():
         np.testing.assert_allclose(mapped, expected, atol=1e-4)
 
 
-@pytest.mark.parametrize(
+@rows(
     "options, message",
     [
         ({"images": "real,procedural"}, "stand alone"),

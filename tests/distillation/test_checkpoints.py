@@ -13,6 +13,7 @@ from cdfkd_tf.data.noise import latent_dataset
 from cdfkd_tf.distillation.checkpoints import TrainingState
 from cdfkd_tf.errors import DistillationWarning, RunError
 from tests import toys
+from tests.rows import rows
 from tests.toys import LATENT, largest_difference, state_values
 
 STEPS = 3
@@ -77,6 +78,7 @@ def test_restore_within_an_epoch_equals_going_on(tmp_path):
     assert len(differences) == 4 and max(differences.values()) <= 1e-5
 
 
+@pytest.mark.slow
 def test_restore_of_a_student_with_counters_and_random_draws(tmp_path):
     """Weights that are whole numbers: an adapted Normalization's, Dropout's seed."""
     options = {"dropout": 0.5, "adapted": True, "clip_gradients": 1.0}
@@ -151,19 +153,21 @@ def test_checkpoints_keep_the_last_and_remains_are_cleared_away(tmp_path):
     assert names(tmp_path) == files_of(3, 6, 12)
 
 
+@pytest.mark.slow
 def test_checkpoints_are_written_within_long_epochs(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         fit(drawing_model(), tmp_path, 1, SignalAt(2), minutes=1e-9, keep=9)
     assert names(tmp_path) == files_of(1, 2)
 
 
+@pytest.mark.slow
 def test_interruption_by_a_second_signal_does_not_wait(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         fit(drawing_model(), tmp_path, 1, SignalAt(1), SignalAt(1))
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@rows("number", [signal.SIGTERM, signal.SIGINT])
 def test_interruption_ends_a_run_without_checkpoints_too(number, tmp_path, capfd):
     with pytest.raises(KeyboardInterrupt):
         fit(drawing_model(), tmp_path, 4, SignalAt(2, number), every=0)
@@ -172,6 +176,7 @@ def test_interruption_ends_a_run_without_checkpoints_too(number, tmp_path, capfd
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_interruption_in_the_last_step_waits_for_the_end_of_the_epoch(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         fit(drawing_model(), tmp_path, 4, SignalAt(3), every=4)
@@ -184,7 +189,7 @@ def test_restore_without_any_checkpoint_starts_at_zero(tmp_path):
     assert state.steps_done == 0 and state.seconds == 0
 
 
-@pytest.mark.parametrize("ending", ["data-00000-of-00001", "index", "json"])
+@rows("ending", ["data-00000-of-00001", "index", "json"])
 def test_restore_leaves_a_truncated_checkpoint_for_the_one_before(tmp_path, ending):
     expected = fit(drawing_model(), tmp_path, 3)
     file = tmp_path / f"ckpt-9.{ending}"
@@ -206,6 +211,7 @@ def test_restore_of_unreadable_checkpoints_says_what_to_delete(tmp_path):
         state_of(drawing_model(), tmp_path)
 
 
+@pytest.mark.slow
 def test_checkpoint_record_says_where_the_run_stands(tmp_path):
     fit(drawing_model(), tmp_path, 1)
     record = json.loads((tmp_path / "ckpt-3.json").read_text())
@@ -224,6 +230,7 @@ def test_interruption_of_one_process_stops_all_of_a_run(tmp_path):
     assert requests == [0, 0] and names(tmp_path) == files_of(2)
 
 
+@pytest.mark.slow
 def test_checkpoints_are_written_by_one_process_of_a_run(tmp_path):
     fit(drawing_model(), tmp_path, 1, writes=False)
     assert names(tmp_path) == []
@@ -236,6 +243,7 @@ class SignalAtTheEnd(keras.callbacks.Callback):
         os.kill(os.getpid(), signal.SIGTERM)
 
 
+@pytest.mark.slow
 def test_interruption_after_the_last_step_is_not_forgotten(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         fit(drawing_model(), tmp_path, 1, SignalAtTheEnd(), every=2)

@@ -10,6 +10,7 @@ from cdfkd_tf.distillation.optimizers import CoupledSGD, PaperAdam
 from cdfkd_tf.distillation.run import named_failures
 from cdfkd_tf.errors import RunError
 from tests import toys
+from tests.rows import rows
 from tests.toys import CLASSES, LATENT, moved, values_of
 
 NOISE = toys.latents()
@@ -89,6 +90,7 @@ def test_train_step_read_line_by_line_is_what_fit_runs_traced(float64):
         assert float(logged[name]) == pytest.approx(values[0], rel=1e-12)
 
 
+@pytest.mark.slow
 def test_prepare_of_all_steps_at_once_is_prepare_of_each():
     engine = toys.distiller()
     batch = engine.prepare(NOISE)
@@ -124,6 +126,7 @@ def test_test_step_measures_each_header_and_their_mean():
         np.testing.assert_allclose(result[name], share)
 
 
+@pytest.mark.slow
 def test_evaluate_gives_the_same_accuracy_with_other_batches():
     engine = toys.distiller()
     images, labels = toys.images(24), np.arange(24) % CLASSES
@@ -150,6 +153,7 @@ def test_kd_learns_from_real_images():
     assert set(engine.state) == {"student", "student_optimizer"}
 
 
+@pytest.mark.slow
 def test_attention_term_trains_the_student_towards_the_teachers_maps():
     row = toys.method(student={"attention": 1.0})
     engine = toys.distiller(row)
@@ -164,6 +168,7 @@ def test_attention_term_trains_the_student_towards_the_teachers_maps():
     assert any("conv" in path for path in moves)
 
 
+@pytest.mark.slow
 def test_attention_term_of_the_generator_moves_it():
     row = toys.method(generator={"attention": -1.0})
     engine = toys.distiller(row)
@@ -191,7 +196,7 @@ def test_xla_compiles_the_same_updates():
         compiled.fit(tf.data.Dataset.from_tensors(NOISE), verbose=0)
 
 
-@pytest.mark.parametrize(
+@rows(
     "step, message",
     [
         (1, r"student_\w+ became NaN after 1 updates.* --student_learning_rate"),

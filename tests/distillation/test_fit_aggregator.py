@@ -6,6 +6,7 @@ import pytest
 from cdfkd_tf.distillation.fit_aggregator import fit_aggregator
 from cdfkd_tf.networks.aggregators import build_aggregator
 from tests import toys
+from tests.rows import rows
 
 CLASSES = toys.CLASSES
 
@@ -32,7 +33,7 @@ def fitted(student, outputs, labels, kind="weights", epochs=30, rate=0.3, seed=0
     return fit, aggregator.get_weights()
 
 
-@pytest.mark.parametrize("kind", ["weights", "attention"])
+@rows("kind", ["weights", "attention"])
 def test_fit_finds_the_header_to_trust(kind, student):
     outputs, labels = headers([1], 200)
     fit, _ = fitted(student, outputs, labels, kind)
@@ -57,6 +58,7 @@ def test_fit_keeps_the_mean_where_nothing_can_be_gained(student):
         assert "the mean stays" in str(fit) and "92.0%" in str(fit)
 
 
+@pytest.mark.slow
 def test_fit_needs_more_than_its_standard_error(student):
     """One sample gained is exactly one standard error; two are more."""
     for gained, learned in ((1, False), (2, True)):
@@ -80,9 +82,8 @@ def test_fit_is_the_same_each_time_and_leaves_global_seeds_alone(student):
     np.testing.assert_array_equal(state, np.random.get_state()[1])
 
 
-@pytest.mark.parametrize(
-    "labels", [[0, 1, 2, 3], [0, 0], [1] * 10, list(range(4)) * 2 + [3, 3]]
-)
+@pytest.mark.slow
+@rows("labels", [[0, 1, 2, 3], [0, 0], [1] * 10, list(range(4)) * 2 + [3, 3]])
 def test_fit_takes_few_samples_and_missing_classes(labels, student):
     outputs, _ = headers([1], len(labels))
     fit, weights = fitted(student, outputs, np.array(labels), epochs=3)

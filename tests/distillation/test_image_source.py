@@ -48,6 +48,7 @@ def test_observe_gives_the_same_images_of_other_noise_and_moves_nothing():
     assert moved(before, values_of(source.generator)) == set()
 
 
+@pytest.mark.slow
 def test_sampler_takes_any_number_of_images_in_batches():
     generator = toys.generator()
     before = values_of(generator)

@@ -9,6 +9,7 @@ from cdfkd_tf.distillation import losses
 from cdfkd_tf.distillation.losses import TERMS, Objective, Outputs
 from cdfkd_tf.teachers.ensemble import TeacherOutputs
 from tests import toys
+from tests.rows import rows
 
 MASK = np.array([[1, 1, 1, 0, 0], [0, 1, 1, 1, 1], [1, 1, 1, 1, 1]], bool)  # (T, C)
 
@@ -92,12 +93,14 @@ def test_kl_is_finite_where_probabilities_underflow():
     np.testing.assert_allclose(losses.kl(student, teacher), 2000, rtol=1e-6)
 
 
-@pytest.mark.parametrize("loss", [losses.l1, losses.kl])
+@pytest.mark.slow
+@rows("loss", [losses.l1, losses.kl])
 def test_divergences_refuse_logits_of_different_shapes(loss):
     with pytest.raises(ValueError, match=r"\(6, 2, 5\).*\(6, 3, 5\)"):
         loss(np.zeros((6, 2, 5)), np.zeros((6, 3, 5)))
 
 
+@pytest.mark.slow
 def test_divergences_of_bfloat16_logits_are_float32(logits):
     student, teacher = (keras.ops.cast(tensor, "bfloat16") for tensor in logits)
     for loss in (losses.l1, losses.kl):
@@ -116,7 +119,7 @@ def test_ensemble_term_compares_the_mean_header_with_the_mean_teacher(outputs):
     np.testing.assert_allclose(ours, np.abs(gap).mean(), rtol=1e-6)
 
 
-@pytest.mark.parametrize("headers", [3, 1])
+@rows("headers", [3, 1])
 def test_ensemble_term_averages_over_the_teachers_that_know_a_class(headers):
     student, teacher = draw(6, headers, 5, seed=0), draw(6, 3, 5, seed=1)
     known = MASK / MASK.sum(0)
@@ -139,12 +142,13 @@ def test_feature_gap_sums_over_width_and_averages_over_headers():
     np.testing.assert_allclose(losses.feature_gap(*wide), np.mean(gaps), rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_feature_gap_names_the_widths_that_do_not_fit():
     with pytest.raises(ValueError, match=r"width 7; the teachers have widths \[7, 9\]"):
         losses.feature_gap(np.zeros((6, 2, 7)), [np.zeros((6, 7)), np.zeros((6, 9))])
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float64"])  # one kernel; composed
+@rows("dtype", ["float32", "float64"])  # one kernel; composed
 def test_bn_gap_is_the_weighted_distance_of_biased_statistics(dtype, request):
     if dtype == "float64":
         request.getfixturevalue("float64")
@@ -159,6 +163,7 @@ def test_bn_gap_is_the_weighted_distance_of_biased_statistics(dtype, request):
     np.testing.assert_allclose(losses.bn_gap(norms), expected, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_bn_gap_has_a_finite_gradient_where_it_is_zero():
     inputs = tf.Variable(np.zeros((4, 2, 2, 3), "float32"))
     with tf.GradientTape() as tape:
@@ -189,7 +194,8 @@ def test_negative_marginal_entropy_is_that_of_the_mean_prediction(logits):
     np.testing.assert_allclose(ours, expected, rtol=1e-5)
 
 
-@pytest.mark.parametrize("loss", [losses.entropy, losses.negative_marginal_entropy])
+@pytest.mark.slow
+@rows("loss", [losses.entropy, losses.negative_marginal_entropy])
 def test_entropies_are_finite_where_probabilities_underflow(loss):
     logits = tf.Variable([[[1e4, 0.0, -1e4]], [[1e4, 0.0, -1e4]]])
     with tf.GradientTape() as tape:
@@ -218,6 +224,7 @@ def test_attention_map_gap_compares_the_resolutions_that_both_have():
     np.testing.assert_allclose(ours, np.mean(gaps), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_attention_map_gap_is_finite_where_maps_are_zero():
     maps = tf.Variable(np.zeros((2, 4, 4, 3), "float32"))
     with tf.GradientTape() as tape:
@@ -225,6 +232,7 @@ def test_attention_map_gap_is_finite_where_maps_are_zero():
     assert np.isfinite(gap) and np.isfinite(tape.gradient(gap, maps)).all()
 
 
+@pytest.mark.slow
 def test_attention_map_gap_refuses_maps_without_a_common_size():
     with pytest.raises(ValueError, match="--student_loss=attention=0"):
         losses.attention_map_gap([draw(2, 4, 4, 3)], [[draw(2, 8, 8, 3)]])
@@ -242,6 +250,7 @@ def test_objective_sums_its_weighted_terms_and_logs_their_true_values(outputs):
     assert objective.needs == {"header_per_teacher"}
 
 
+@pytest.mark.slow
 def test_objective_ends_at_a_term_that_is_no_number(outputs):
     spoilt = Outputs({"logits": outputs.student["logits"] * np.nan}, outputs.teachers)
     with pytest.raises(tf.errors.InvalidArgumentError, match="student_header"):

@@ -36,6 +36,7 @@ def test_forward_counts_the_tensors_that_gradients_read():
         assert found.read > 4 * 16 * 6 * 6 * 5
 
 
+@pytest.mark.slow
 def test_estimate_grows_with_the_batch_and_shrinks_where_teachers_are_recomputed(
     monkeypatch,
 ):

@@ -7,6 +7,7 @@ from cdfkd_tf.distillation.losses import DIVERGENCES, TERMS
 from cdfkd_tf.distillation.methods import METHODS
 from cdfkd_tf.networks.students import SHARING
 from tests import toys
+from tests.rows import rows
 
 
 def test_methods_name_what_there_is():
@@ -26,7 +27,7 @@ DATA_FREE = sorted(name for name, row in METHODS.items() if row.generator)
 
 
 @pytest.mark.parametrize("num_teachers", [3, pytest.param(1, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("name", DATA_FREE)
+@rows("name", DATA_FREE)
 def test_methods_take_any_number_of_teachers_and_log_their_terms(name, num_teachers):
     engine = toys.distiller(name, num_teachers=num_teachers)
     batch = engine.prepare(toys.latents())

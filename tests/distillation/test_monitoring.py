@@ -24,6 +24,7 @@ from cdfkd_tf.distillation.monitoring import (
 from cdfkd_tf.errors import DistillationWarning
 from cdfkd_tf.workdir import Workdir
 from tests import toys
+from tests.rows import rows
 from tests.toys import moved, values_of
 
 # What stands in for accuracy where there is no label.
@@ -68,6 +69,7 @@ def test_agreement_is_the_share_of_equal_classes(engine, tmp_path):
     assert logs == {"agreement": share, "agreement_earlier": share}
 
 
+@pytest.mark.slow
 def test_agreement_earlier_is_remembered_across_processes(engine, tmp_path):
     file = Workdir(tmp_path).earlier_images
     first = started(watch(engine, tmp_path))  # of 16 epochs every second one is kept
@@ -119,7 +121,8 @@ def test_pictures_and_curves_are_written(engine, tmp_path):
     np.testing.assert_allclose(value, history["generator_bn"][-1], rtol=1e-6)
 
 
-@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.slow
+@rows("channels", [1, 3])
 def test_tile_shows_each_image_once(channels):
     images = np.random.default_rng(0).uniform(size=(10, 8, 8, channels))
     picture = np.asarray(tile(images)).reshape(-1, tile(images).width, channels)
@@ -149,6 +152,7 @@ def test_keep_best_puts_the_best_epoch_back(tmp_path):
     assert len(list(tmp_path.glob("*.weights.h5"))) == 1
 
 
+@pytest.mark.slow
 def test_keep_best_of_a_resumed_run_goes_on_with_the_best(tmp_path):
     student = small_student()
     KeepBest(student, "agreement", tmp_path).on_epoch_end(0, {"agreement": 0.8})
@@ -210,6 +214,7 @@ def test_collapse_warnings_leave_healthy_runs_alone():
     assert warned([healthy()] * 8)[0] == []
 
 
+@pytest.mark.slow
 def test_collapse_warnings_name_a_uniform_teacher_once_after_it_lasted():
     logits = healthy()
     logits[:, 1] = 1e-3 * logits[:, 1]
@@ -240,6 +245,7 @@ def test_collapse_warnings_of_modes_give_a_remedy():
     assert "guess" not in message
 
 
+@pytest.mark.slow
 def test_collapse_warnings_do_not_tell_what_passes():
     epochs = [collapsed(), collapsed(), healthy(), collapsed(), collapsed()]
     assert warned(epochs, patience=3)[0] == []

@@ -173,6 +173,7 @@ def test_worker_clusters_that_cannot_be(monkeypatch, capsys):
         assert error.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_a_chief_in_tf_config_is_the_first_worker(monkeypatch):
     cluster = {"worker": ["b:2", "c:3"], "chief": ["a:1"]}
     task = {"type": "worker", "index": 1}

@@ -12,6 +12,7 @@ from cdfkd_tf.distillation.run import named_failures
 from cdfkd_tf.errors import RunError
 from cdfkd_tf.runtime.precision import dtype_policy
 from tests import toys
+from tests.rows import rows
 from tests.toys import latents, values_of
 
 Scaled = keras.optimizers.LossScaleOptimizer
@@ -26,7 +27,7 @@ def spoil(network, kind, value):
     return weight.path
 
 
-@pytest.mark.parametrize(
+@rows(
     "role, kind, value, word",
     [
         ("student", "moving_mean", np.nan, "NaN"),  # no loss of training sees it
@@ -41,6 +42,7 @@ def test_a_weight_that_is_no_number_ends_its_step_by_name(role, kind, value, wor
         engine.train_step(latents())
 
 
+@pytest.mark.slow
 def test_a_weight_that_is_no_number_is_seen_in_kd_too():
     engine = toys.distiller("kd", num_teachers=1)
     spoil(engine.student, "moving_mean", np.nan)
@@ -48,6 +50,7 @@ def test_a_weight_that_is_no_number_is_seen_in_kd_too():
         engine.train_step((toys.images(4), np.zeros(4)))
 
 
+@pytest.mark.slow
 def test_check_finite_is_not_pruned_from_a_traced_step():
     network = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
 
@@ -62,8 +65,8 @@ def test_check_finite_is_not_pruned_from_a_traced_step():
         step()
 
 
-@pytest.mark.parametrize("scale", [None, 8.0])
-@pytest.mark.parametrize("clip, moved", [(0, 5), (10, 5), (1, 1)])
+@rows("scale", [None, 8.0])
+@rows("clip, moved", [(0, 5), (10, 5), (1, 1)])
 def test_clipping_shortens_what_is_longer(clip, moved, scale):
     variables = [keras.Variable([0.0]), keras.Variable([0.0, 0.0])]
     gradients = [tf.constant([3.0]), tf.constant([0.0, 4.0])]
@@ -117,6 +120,7 @@ def test_a_gradient_that_overflows_is_skipped_and_counted():
     assert logs == {"student_skipped": 2, "generator_skipped": 1}
 
 
+@pytest.mark.slow
 def test_a_loss_that_overflows_in_float16_is_no_skipped_step():
     engine = half_precision()
     noise = latents()
@@ -135,6 +139,7 @@ def test_a_gradient_that_no_scale_helps_ends_the_run():
         engine.train_step(latents())
 
 
+@pytest.mark.slow
 def test_a_checkpoint_holds_the_loss_scale(tmp_path):
     first, second = half_precision(), half_precision()
     state = TrainingState(first.state, tmp_path, steps_per_epoch=1)

@@ -10,6 +10,7 @@ from cdfkd_tf.distillation.optimizers import (
     PaperAdam,
     learning_rate_factor,
 )
+from tests.rows import rows
 
 RNG = np.random.default_rng(0)
 START = RNG.normal(size=7)
@@ -26,7 +27,7 @@ def run(optimizer):
     return np.asarray(variable)
 
 
-@pytest.mark.parametrize("nesterov", [False, True])
+@rows("nesterov", [False, True])
 def test_coupled_sgd_couples_decay_and_keeps_the_rate_out_of_its_buffer(nesterov):
     w, v = START.copy(), np.zeros(7)
     for g, rate in zip(GRADIENTS, RATES):
@@ -47,12 +48,14 @@ def test_paper_adam_adds_epsilon_to_the_corrected_root():
     np.testing.assert_allclose(run(PaperAdam(0.1, epsilon=epsilon)), w, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_optimizers_come_back_from_their_config():
     for optimizer in (CoupledSGD(0.2, l2=0.3, nesterov=True), PaperAdam(0.2)):
         copy = type(optimizer).from_config(optimizer.get_config())
         assert copy.get_config() == optimizer.get_config()
 
 
+@pytest.mark.slow
 def test_coupled_sgd_without_momentum_is_refused():
     with pytest.raises(ValueError, match=r"momentum must be above 0; got 0\.0"):
         CoupledSGD(momentum=0.0)

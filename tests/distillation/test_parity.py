@@ -20,6 +20,7 @@ from cdfkd_tf.networks.students import build_student
 from cdfkd_tf.teachers.ensemble import TeacherEnsemble
 from tests import toys
 from tests.parity.filling import RECORDED, draw, fill, load
+from tests.rows import rows
 
 TEACHERS = {
     "iteration_wrn": ["wrn16_1"] * 3,
@@ -122,15 +123,14 @@ def test_iterations_equal_an_independent_implementation(tag, float64):
     assert np.abs(logits - theirs).max() <= 1e-2 * np.abs(theirs).max()
 
 
-@pytest.mark.parametrize(
-    "tag", ["iteration_wrn", pytest.param("iteration_mixed", marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@rows("tag", ["iteration_wrn", "iteration_mixed"])
 def test_iterations_follow_the_published_float32_losses(tag):
     losses, _ = run_iterations(tag)
     assert_follows(losses, load(tag)["losses"][:, 2:])
 
 
-@pytest.mark.parametrize("tag", sorted(TEACHERS))
+@rows("tag", sorted(TEACHERS))
 def test_independent_implementation_follows_the_published_one(tag):
     assert_follows(load(f"{tag}_float64")["losses"], load(tag)["losses"][:, 2:])
 

@@ -12,7 +12,14 @@ from tests.toys import largest_difference, state_values
 TRACED = ("cdfkd_mfs", "dfq")  # together every term; tracing takes the time
 
 
-@pytest.mark.parametrize("name", [m for m, row in METHODS.items() if row.generator])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=() if name == "cdfkd_mfs" else pytest.mark.slow)
+        for name, row in METHODS.items()
+        if row.generator
+    ],
+)
 def test_recomputed_teachers_move_the_generator_as_ever(name, float64):
     """Every term of every method: the same gradients, teacher by teacher."""
     values = []

@@ -15,6 +15,7 @@ from cdfkd_tf.errors import RequestError
 from cdfkd_tf.teachers.ensemble import TeacherEnsemble
 from cdfkd_tf.workdir import Workdir
 from tests import toys
+from tests.rows import rows
 
 SPEC = plain_spec("none", (16, 16, 1), 4)
 OWN = {"teachers": "a.keras,b.keras", "dataset": "none", "image_shape": "16,16,1"}
@@ -42,12 +43,13 @@ def test_config_takes_what_the_method_brings_where_nothing_is_given():
     assert given.student_width == 1
 
 
+@pytest.mark.slow
 def test_config_refuses_batches_of_one():
     with pytest.raises(RequestError, match="at least 2"):
         RunConfig(batch_size=1)
 
 
-@pytest.mark.parametrize("width", [24, 200])
+@rows("width", [24, 200])
 def test_student_size_is_at_most_a_fifth_of_the_teachers(width):
     toys_width, toys.WIDTH = toys.WIDTH, width
     try:
@@ -95,12 +97,13 @@ def test_fitted_steps_fill_the_minutes_and_are_remembered(tmp_path, monkeypatch)
     assert note == {"epochs": 10, "steps_per_epoch": made.steps_per_epoch}
 
 
+@pytest.mark.slow
 def test_fitted_leaves_a_given_length_alone(tmp_path):
     config = RunConfig(**OWN, epochs=3, steps_per_epoch=4)
     assert schedule.fitted(None, config, Workdir(tmp_path), 0.0) is config
 
 
-@pytest.mark.parametrize("seconds, updates", [(0.01, 8000), (60, 1000)])
+@rows("seconds, updates", [(0.01, 8000), (60, 1000)])
 def test_fitted_without_minutes_makes_a_usual_number_of_updates(
     seconds, updates, tmp_path, monkeypatch
 ):
@@ -118,8 +121,8 @@ def test_bank_size_leaves_most_of_the_minutes_for_learning():
     assert 1000 < bank.automatic_size(large, 0) < 2000  # 256 MB
 
 
-@pytest.mark.parametrize("method", ["cdfkd_mfs", "cdfkd_plus"])
-@pytest.mark.parametrize("own", [{}, OWN])
+@rows("method", ["cdfkd_mfs", "cdfkd_plus"])
+@rows("own", [{}, OWN])
 def test_changed_flags_repeat_a_run_of_any_method(own, method):
     config = RunConfig(**own, method=method, student_learning_rate=0.2)
     assert toys.parse(*config.changed_flags()) == config

@@ -12,6 +12,7 @@ from cdfkd_tf.networks.aggregators import (
     header_weights,
 )
 from cdfkd_tf.networks.students import build_student
+from tests.rows import rows
 
 RNG = np.random.default_rng(0)
 ANSWERS = {
@@ -42,9 +43,7 @@ def softmax(values, axis):
     return exponentials / exponentials.sum(axis, keepdims=True)
 
 
-@pytest.mark.parametrize(
-    "kind, scored", [("attention", "logits"), ("feature_attention", "features")]
-)
+@rows("kind, scored", [("attention", "logits"), ("feature_attention", "features")])
 def test_attention_weighs_headers_by_one_linear_score(kind, scored):
     aggregator = build_aggregator(kind, Student())
     scorer = RNG.normal(size=(ANSWERS[scored].shape[-1], 1)).astype("float32")
@@ -72,6 +71,7 @@ def test_predictor_is_normalisation_student_aggregator_softmax():
     )
 
 
+@pytest.mark.slow
 def test_unknown_aggregator_is_refused():
     with pytest.raises(RequestError, match="Unknown aggregator 'vote'"):
         build_aggregator("vote", Student())
@@ -102,12 +102,14 @@ def test_learned_weights_multiply_out_unknown_classes():
     np.testing.assert_allclose(aggregator(ANSWERS), expected, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("mask", [None, np.ones((3, 4), bool)])
+@pytest.mark.slow
+@rows("mask", [None, np.ones((3, 4), bool)])
 def test_without_unknown_classes_there_is_no_mask_layer(mask):
     aggregator = build_aggregator("mean", Student(), mask)
     assert {layer.name for layer in aggregator.layers} <= {"features", "logits", "mean"}
 
 
+@pytest.mark.slow
 def test_a_mask_that_does_not_fit_is_refused():
     for mask in (MASK[:2], np.eye(3, 4, dtype=bool)):
         with pytest.raises(ValueError, match="some header knows each class"):

@@ -8,6 +8,7 @@ from cdfkd_tf.errors import RequestError, RunError
 from cdfkd_tf.networks.black_box import BlackBoxClassifier
 from cdfkd_tf.networks.loading import load_classifier, load_network
 from tests import toys
+from tests.rows import rows
 
 onnx = pytest.importorskip("onnx")
 IMAGES = np.random.default_rng(0).random((5, *toys.SHAPE)).astype("float32")
@@ -40,9 +41,7 @@ def _onnx(file, shape, element=onnx.TensorProto.FLOAT):
     return file
 
 
-@pytest.mark.parametrize(
-    "shape", [("n", 8, 8, 3), ("n", 3, 8, 8), (2, 3, "h", "w"), (1, 8, 8, 3)]
-)
+@rows("shape", [("n", 8, 8, 3), ("n", 3, 8, 8), (2, 3, "h", "w"), (1, 8, 8, 3)])
 def test_onnx_file_answers_images_of_any_layout_and_batch(shape, tmp_path):
     model = load_classifier(_onnx(tmp_path / "a.onnx", list(shape)))
     images = np.random.default_rng(2).random((5, 8, 8, 3)).astype("float32")
@@ -52,6 +51,7 @@ def test_onnx_file_answers_images_of_any_layout_and_batch(shape, tmp_path):
     np.testing.assert_allclose(whole, _means(images[:3]), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_onnx_file_of_whole_numbers_gets_whole_numbers(tmp_path):
     byte = onnx.TensorProto.UINT8
     model = load_classifier(_onnx(tmp_path / "a.onnx", ["n", 8, 8, 3], byte))
@@ -59,7 +59,7 @@ def test_onnx_file_of_whole_numbers_gets_whole_numbers(tmp_path):
     np.testing.assert_allclose(model(images), _means(images), rtol=1e-4)
 
 
-@pytest.mark.parametrize("quantised", [False, True])
+@rows("quantised", [False, True])
 def test_tflite_file_answers_as_its_network(quantised, tmp_path):
     network = toys.classifier(seed=1)
     converter = tf.lite.TFLiteConverter.from_keras_model(network)
@@ -79,7 +79,8 @@ def test_tflite_file_answers_as_its_network(quantised, tmp_path):
         assert gap < (0.05 * spread if quantised else 1e-4 * spread)
 
 
-@pytest.mark.parametrize("content", [b"\x1c\0\0\0TFL3 and more", b"\x08\x0a:\x10"])
+@pytest.mark.slow
+@rows("content", [b"\x1c\0\0\0TFL3 and more", b"\x08\x0a:\x10"])
 def test_damaged_file_for_devices_is_refused_in_a_sentence(content, tmp_path):
     file = tmp_path / "teacher.bin"
     file.write_bytes(content)
@@ -87,13 +88,14 @@ def test_damaged_file_for_devices_is_refused_in_a_sentence(content, tmp_path):
         load_classifier(file)
 
 
+@pytest.mark.slow
 def test_file_that_only_answers_is_no_student(tmp_path):
     file = _onnx(tmp_path / "a.onnx", ["n", 8, 8, 3])
     with pytest.raises(RequestError, match="it is an ONNX file, which shows none"):
         load_network(file, "student")
 
 
-@pytest.mark.parametrize(
+@rows(
     "answer, message",
     [
         (lambda images: 1 / 0, "failed on 5 images .*division by zero"),
@@ -108,6 +110,7 @@ def test_function_that_fails_is_named(answer, message):
         model._rows(IMAGES)
 
 
+@pytest.mark.slow
 def test_function_is_asked_in_its_own_batches_and_may_answer_maps_of_one_pixel():
     asked = []
 

@@ -16,6 +16,7 @@ from cdfkd_tf.networks.bn_folding import (
 from cdfkd_tf.networks.classifiers import build_classifier
 from cdfkd_tf.networks.rebuilding import copy_in
 from cdfkd_tf.teachers.teacher import Teacher
+from tests.rows import rows
 
 SHAPE = (8, 8, 3)
 IMAGES = np.random.default_rng(1).normal(size=(4, *SHAPE)).astype("float32")
@@ -71,7 +72,7 @@ def test_bn_scale_and_shift_are_what_the_layer_computes():
         )
 
 
-@pytest.mark.parametrize(
+@rows(
     "build, folded",
     [
         (lambda: build_classifier("wrn10_1", SHAPE, 5), 3),
@@ -123,6 +124,7 @@ def test_foldable_is_no_output_and_no_other_axis():
     assert foldable(keras.Model(image, rows)) == []
 
 
+@pytest.mark.slow
 def test_folded_calls_leave_kept_layers_out():
     model = build_classifier("resnet18", SHAPE, 5, width=0.125)
     convolution, norm = foldable(model)[0]
@@ -132,6 +134,7 @@ def test_folded_calls_leave_kept_layers_out():
         assert len(calls) == 38 and not {id(convolution), id(norm)} & set(calls)
 
 
+@pytest.mark.slow
 def test_subclassed_model_is_not_folded_and_not_copied():
     class Own(keras.Model):
         def __init__(self):
@@ -148,6 +151,7 @@ def test_subclassed_model_is_not_folded_and_not_copied():
         copy_in(model, "mixed_bfloat16")
 
 
+@pytest.mark.slow
 def test_copy_in_another_precision_has_the_same_weights_and_names():
     model = with_statistics(nested())
     for _ in range(2):

@@ -21,6 +21,7 @@ from keras import layers, ops
 from cdfkd_tf.errors import DistillationWarning, RequestError
 from cdfkd_tf.networks.loading import check_finite, load_classifier, load_network
 from tests import toys
+from tests.rows import rows
 
 IMAGES = np.random.default_rng(0).uniform(0, 255, (3, 8, 8, 3)).astype("float32")
 
@@ -178,7 +179,8 @@ def test_keras_2_archive_answers_as_then(tmp_path):
     answers_equal(load_classifier(file), model)
 
 
-@pytest.mark.parametrize("as_list", [True, False])
+@pytest.mark.slow
+@rows("as_list", [True, False])
 def test_sequential_of_the_first_keras_2_answers_as_then(as_list, tmp_path):
     """Of one more, wrapped; the image's shape stands in the first layer alone."""
     model = filled(
@@ -214,6 +216,7 @@ def test_sequential_of_the_first_keras_2_answers_as_then(as_list, tmp_path):
     answers_equal(load_classifier(file), model)
 
 
+@pytest.mark.slow
 def test_layers_that_went_with_keras_2_are_what_they_were(tmp_path):
     image_3 = keras.Input((8, 8, 3))
     scaled = layers.Normalization(mean=[1.0] * 3, variance=[4.0] * 3)(image_3)
@@ -304,6 +307,7 @@ def head(**changes):
     return change
 
 
+@pytest.mark.slow
 def test_argument_of_a_newer_keras_is_named_unless_it_is_unused(tmp_path, model):
     file = tmp_path / "a.keras"
     write_archive(file, model, head(config={"sparkle": None}), "3.99.0")
@@ -315,7 +319,7 @@ def test_argument_of_a_newer_keras_is_named_unless_it_is_unused(tmp_path, model)
         load_classifier(file)
 
 
-@pytest.mark.parametrize(
+@rows(
     "change, words",
     [
         (head(class_name="Magic", module="theirs", registered_name="theirs>Magic"),
@@ -336,7 +340,7 @@ def test_layer_at_fault_is_named(change, words, tmp_path, model):
         load_classifier(file)
 
 
-@pytest.mark.parametrize("suffix", [".keras", ".h5"])
+@rows("suffix", [".keras", ".h5"])
 def test_a_lambda_is_never_run(tmp_path, suffix):
     tensor = keras.Input((8, 8, 1))
     model = keras.Model(tensor, layers.Lambda(lambda x: x * 2, name="twice")(tensor))
@@ -410,7 +414,7 @@ KINDS = [
 ]
 
 
-@pytest.mark.parametrize("content, words", KINDS)
+@rows("content, words", KINDS)
 def test_file_that_is_not_read_is_called_what_it_is(content, words, tmp_path):
     file = tmp_path / "teacher.keras"
     content(file) if callable(content) else file.write_bytes(content)
@@ -419,6 +423,7 @@ def test_file_that_is_not_read_is_called_what_it_is(content, words, tmp_path):
             load(file)
 
 
+@pytest.mark.slow
 def test_files_cut_off_anywhere_are_refused_in_one_sentence(files):
     for original in ("whole.keras", "whole.h5"):
         content = (files / original).read_bytes()
@@ -455,6 +460,7 @@ def test_absent_and_closed_files_are_told_apart(files):
             load_classifier(files / "whole.h5")
 
 
+@pytest.mark.slow
 def test_saved_model_that_touches_files_is_refused(tmp_path):
     class Reader(tf.Module):
         @tf.function(input_signature=[tf.TensorSpec((None, 8, 8, 1))])
@@ -471,7 +477,7 @@ def test_saved_model_that_touches_files_is_refused(tmp_path):
     assert not (tmp_path / "pwned").exists()
 
 
-@pytest.mark.parametrize("value", [np.nan, np.inf])
+@rows("value", [np.nan, np.inf])
 def test_weights_that_are_no_numbers_are_refused_by_name(value, tmp_path):
     network = toys.classifier()
     bias = np.array([0, value, 0, 1])

@@ -2,13 +2,13 @@
 
 import keras
 import numpy as np
-import pytest
 from keras import layers
 
 from cdfkd_tf.networks.fingerprint import fingerprint
 from cdfkd_tf.networks.loading import load_classifier
 from cdfkd_tf.teachers.teacher import Teacher
 from tests import toys
+from tests.rows import rows
 
 
 def in_front_of_half(operation):
@@ -18,7 +18,7 @@ def in_front_of_half(operation):
     return model
 
 
-@pytest.mark.parametrize(
+@rows(
     "build",
     [lambda: toys.classifier(seed=1), lambda: in_front_of_half(lambda x: x / 2.0)],
 )
@@ -54,7 +54,7 @@ def test_fingerprint_of_a_model_changes_with_weights_settings_and_connections():
     assert fingerprint(subclassed) != before
 
 
-@pytest.mark.parametrize("name", ["model.keras", "model.h5", "saved"])
+@rows("name", ["model.keras", "model.h5", "saved"])
 def test_fingerprint_of_a_file_is_that_of_its_content(tmp_path, name):
     def save(model, folder):
         folder.mkdir()

@@ -4,11 +4,12 @@ import numpy as np
 import pytest
 
 from cdfkd_tf.networks.generators import build_generator
+from tests.rows import rows
 
 NOISE = np.random.default_rng(0).normal(size=(64, 6)).astype("float32")
 
 
-@pytest.mark.parametrize("name", ["dafl", "dcgan"])
+@rows("name", ["dafl", "dcgan"])
 def test_output_follows_the_declared_normalisation(name):
     shape = (16, 32, 3)
     standard = build_generator(name, shape, 6, standardised=True)(NOISE, training=True)
@@ -21,8 +22,8 @@ def test_output_follows_the_declared_normalisation(name):
     assert "image_bn" not in {layer.name for layer in plain.layers}
 
 
-@pytest.mark.parametrize("name", ["dafl", "dcgan"])
-@pytest.mark.parametrize("shape", [(8, 8, 1), (9, 21, 3), (30, 45, 3)])
+@rows("name", ["dafl", "dcgan"])
+@rows("shape", [(8, 8, 1), (9, 21, 3), (30, 45, 3)])
 def test_any_size_is_made(name, shape):
     for standardised in (True, False):
         network = build_generator(name, shape, 6, standardised=standardised, width=0.05)
@@ -30,6 +31,7 @@ def test_any_size_is_made(name, shape):
         assert images.shape == (2, *shape) and np.isfinite(images).all()
 
 
+@pytest.mark.slow
 def test_sizes_that_need_no_crop_have_none():
     network = build_generator("dafl", (8, 12, 3), 6, standardised=True)
     assert "crop" not in {layer.name for layer in network.layers}

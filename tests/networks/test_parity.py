@@ -8,6 +8,7 @@ from cdfkd_tf.networks.generators import build_generator
 from cdfkd_tf.networks.pytorch_weights import load_pytorch_tensors
 from cdfkd_tf.networks.students import build_student
 from tests.parity.filling import RECORDED, draw, fill, load
+from tests.rows import rows
 
 CIFAR = ((32, 32, 3), 100)
 CLASSIFIERS = ["wrn16_1", "wrn16_2", "wrn40_2", "resnet18", "resnet34"]
@@ -79,7 +80,7 @@ def test_classifier_is_the_single_header_student(name):
     )
 
 
-@pytest.mark.parametrize("name", sorted(GENERATORS))
+@rows("name", sorted(GENERATORS))
 def test_generator_equals_the_recorded_one(name):
     model = network(name)
     assert parameters(model) == RECORDED[name]["parameters"]

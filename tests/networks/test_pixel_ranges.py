@@ -6,12 +6,13 @@ import pytest
 from cdfkd_tf.config import FIELDS, RunConfig, read_value, text_of
 from cdfkd_tf.errors import RequestError
 from cdfkd_tf.networks.pixel_ranges import pixel_values
+from tests.rows import rows
 
 PIXELS = np.random.default_rng(0).random((2, 4, 4, 3))
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 
 
-@pytest.mark.parametrize(
+@rows(
     "text, expected",
     [
         ("0..1", PIXELS),
@@ -29,7 +30,7 @@ def test_pixel_values_are_what_their_name_says(text, expected):
     np.testing.assert_allclose(values.of_pixels(PIXELS), expected, atol=1e-9)
 
 
-@pytest.mark.parametrize("text", ["imagenet", "caffe"])
+@rows("text", ["imagenet", "caffe"])
 def test_pixel_values_of_grey_images_are_the_luminances(text):
     grey = np.repeat(PIXELS[..., :1], 3, axis=-1)
     coloured = pixel_values(text).of_pixels(grey)
@@ -39,7 +40,7 @@ def test_pixel_values_of_grey_images_are_the_luminances(text):
     np.testing.assert_allclose(found[..., 0], expected, rtol=1e-2, atol=1e-2)
 
 
-@pytest.mark.parametrize(
+@rows(
     "text, words",
     [
         ("0..9", "must be one of auto, 0..1"),
@@ -56,7 +57,7 @@ def test_pixel_values_refuses_what_it_cannot_read(text, words):
         pixel_values("imagenet").for_channels(2)
 
 
-@pytest.mark.parametrize(
+@rows(
     "text, items",
     [
         ("0..255", ("0..255",)),

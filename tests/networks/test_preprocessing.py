@@ -10,6 +10,7 @@ from cdfkd_tf.data.specs import spec_of
 from cdfkd_tf.networks.classifiers import build_classifier
 from cdfkd_tf.networks.loading import load_classifier
 from cdfkd_tf.networks.preprocessing import find_values, rescaling_to
+from tests.rows import rows
 
 SHAPE = (8, 8, 3)
 PHOTOS = np.random.default_rng(0).random((64, *SHAPE)) * 0.8 + 0.05
@@ -118,7 +119,7 @@ def behind(front, shape=SHAPE, **kwargs):
     return keras.Model(image, layers.Dense(4)(layers.GlobalAveragePooling2D()(maps)))
 
 
-@pytest.mark.parametrize("kind", FRONTS)
+@rows("kind", FRONTS)
 def test_find_values_reads_layers_and_operations(kind):
     front, expected = FRONTS[kind]
     model = behind(front)
@@ -130,7 +131,7 @@ def test_find_values_reads_layers_and_operations(kind):
     assert before == [("call" in vars(layer)) for layer in model._flatten_layers()]
 
 
-@pytest.mark.parametrize("kind", ALSO_SAVED)
+@rows("kind", ALSO_SAVED)
 def test_find_values_reads_the_graph_of_a_saved_model(kind, tmp_path):
     front, expected = FRONTS[kind]
     behind(front).export(tmp_path / "saved", verbose=False)
@@ -139,7 +140,8 @@ def test_find_values_reads_the_graph_of_a_saved_model(kind, tmp_path):
     assert found is None or found.is_certain
 
 
-@pytest.mark.parametrize("scale, expected", [(1, "0..1"), (255, "0..255")])
+@pytest.mark.slow
+@rows("scale, expected", [(1, "0..1"), (255, "0..255")])
 def test_find_values_reads_a_fused_norm_of_a_saved_model(scale, expected, tmp_path):
     """As files of Keras 2 and TensorFlow 1 hold them."""
     module = tf.Module()
@@ -195,6 +197,7 @@ def test_find_values_names_the_layer():
         assert words in find_values(behind(front), SHAPE).evidence
 
 
+@pytest.mark.slow
 def test_find_values_is_not_certain_where_two_ranges_are_as_likely():
     # As statistics look that have not come far from 0 and 1 in training.
     found = find_values(behind(trained_norm(0.22, 0.34)), SHAPE)
@@ -202,7 +205,7 @@ def test_find_values_is_not_certain_where_two_ranges_are_as_likely():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
+@rows(
     "name, expected",
     [
         ("EfficientNetB0", "0..255"),

@@ -14,6 +14,7 @@ def tensors():
     return fill("wrn16_1", RECORDED["wrn16_1"]["tensors"])
 
 
+@pytest.mark.slow
 def test_batch_counters_are_ignored(tensors):
     tensors["bn1.num_batches_tracked"] = np.array(3)
     model = build_classifier("wrn16_1", (32, 32, 3), 100)
@@ -28,6 +29,7 @@ def test_a_missing_tensor_is_named(tensors):
         load_pytorch_tensors(build_classifier("wrn16_1", (32, 32, 3), 100), tensors)
 
 
+@pytest.mark.slow
 def test_a_stray_tensor_is_named(tensors):
     tensors["block9.layer.0.conv1.weight"] = np.zeros((1, 1, 3, 3))
     with pytest.raises(RequestError, match=r"block9\.layer\.0\.conv1\.weight fits no"):

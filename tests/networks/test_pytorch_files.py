@@ -18,6 +18,7 @@ import pytest
 
 from cdfkd_tf.errors import RequestError
 from cdfkd_tf.networks.pytorch_files import read_state_dict
+from tests.rows import rows
 from tests.test_fuzzing import damaged
 
 KINDS = {"f4": "Float", "f8": "Double", "f2": "Half", "i8": "Long", "u2": "BFloat16"}
@@ -119,7 +120,7 @@ def write_legacy(file, content):
     return file
 
 
-WRITERS = pytest.mark.parametrize("write", [write_zip, write_legacy])
+WRITERS = rows("write", [write_zip, write_legacy])
 RNG = np.random.default_rng(0)
 TABLE = {
     "conv1.weight": RNG.normal(size=(2, 3, 1, 1)).astype("float32"),
@@ -153,12 +154,13 @@ WRAPPED = [
 ]
 
 
-@pytest.mark.parametrize("content", WRAPPED)
+@rows("content", WRAPPED)
 @WRITERS
 def test_wrappers_prefixes_and_parameters_are_taken_off(write, content, tmp_path):
     assert_table(read_state_dict(write(tmp_path / "a.ckpt", content)))
 
 
+@pytest.mark.slow
 @WRITERS
 def test_half_precisions_become_float32(write, tmp_path):
     half = np.array([0.5, -3.0, 65504.0], "float16")
@@ -188,6 +190,7 @@ def test_safetensors_and_npz_are_read_and_told_by_content(tmp_path):
     assert_table(read_state_dict(file))
 
 
+@pytest.mark.slow
 @WRITERS
 def test_whole_pickled_model_is_refused_with_the_way_out(write, tmp_path):
     for content in (Module(), {"model": Module(), "epoch": 1}):
@@ -197,7 +200,7 @@ def test_whole_pickled_model_is_refused_with_the_way_out(write, tmp_path):
             read_state_dict(write(tmp_path / "a.pt", content))
 
 
-@pytest.mark.parametrize(
+@rows(
     "content, words",
     [
         ([1, 2], "it holds a list, no table of weights"),
@@ -232,6 +235,7 @@ def test_damaged_and_other_files_are_refused_in_one_sentence(tmp_path):
         read_state_dict(tmp_path / "absent.pt")
 
 
+@pytest.mark.slow
 def test_files_with_flipped_bits_are_refused_or_read_as_numbers(fuzz_seeds, tmp_path):
     content = write_legacy(tmp_path / "a.pt", stored()).read_bytes()
     outcomes = set()

@@ -14,6 +14,7 @@ from cdfkd_tf.networks.classifiers import build_classifier
 from cdfkd_tf.networks.layers import conv, scale_width
 from cdfkd_tf.networks.students import build_student, feature_maps_model
 from cdfkd_tf.runtime.keras_internals import leaf_layers
+from tests.rows import rows
 
 FAMILIES = ("lenet", "resnet18", "wrn10_1")  # the others are deeper or wider
 
@@ -25,7 +26,7 @@ FAMILIES = ("lenet", "resnet18", "wrn10_1")  # the others are deeper or wider
         for name in BACKBONES
     ],
 )
-@pytest.mark.parametrize("sharing", ["single", "split", "multi_level"])
+@rows("sharing", ["single", "split", "multi_level"])
 def test_every_backbone_carries_every_kind_of_header(backbone, sharing):
     headers = 1 if sharing == "single" else 2
     student = build_student(
@@ -55,6 +56,7 @@ def test_split_copies_only_the_last_block():
     )
 
 
+@pytest.mark.slow
 def test_half_width_student_of_the_quickstart_is_a_tenth_of_its_teachers():
     student = build_student("wrn10_1", (16, 16, 1), 10, 3, width=0.5)
     teacher = build_classifier("wrn16_1", (16, 16, 1), 10)
@@ -65,6 +67,7 @@ def test_half_width_student_of_the_quickstart_is_a_tenth_of_its_teachers():
     assert sizes[0] == 52_182 and 8 * sizes[0] <= 3 * sizes[1]
 
 
+@pytest.mark.slow
 def test_widths_are_multiples_of_8():
     for channels, width, expected in [
         (64, 1, 64),
@@ -77,6 +80,7 @@ def test_widths_are_multiples_of_8():
         assert scale_width(channels, width) == expected
 
 
+@pytest.mark.slow
 def test_large_images_get_the_large_stem():
     def stem(side):
         model = build_student(
@@ -107,7 +111,7 @@ def test_wrong_requests_are_explained():
         build_student("wrn10_1", (8, 8, 1), 4, 2, sharing="single")
 
 
-@pytest.mark.parametrize("sharing, levels", [("multi_level", 3), ("split", 2)])
+@rows("sharing, levels", [("multi_level", 3), ("split", 2)])
 def test_feature_maps_are_the_students_own_finest_first(sharing, levels, tmp_path):
     student = build_student("wrn10_1", (8, 12, 1), 4, 2, sharing=sharing, width=0.5)
     model = feature_maps_model(student)
@@ -125,7 +129,8 @@ def test_feature_maps_are_the_students_own_finest_first(sharing, levels, tmp_pat
     assert set(loaded.output) == {"logits", "features"}
 
 
-@pytest.mark.parametrize("backbone", BACKBONES)
+@pytest.mark.slow
+@rows("backbone", BACKBONES)
 def test_no_backbone_strides_a_pointwise_convolution(backbone):
     """Its filter gradient ends the process on CPUs, from 56 pixels on."""
     for side, width in ((16, 1), (40, 0.25), (128, 0.25)):
@@ -136,7 +141,7 @@ def test_no_backbone_strides_a_pointwise_convolution(backbone):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("side", [56, 64])
+@rows("side", [56, 64])
 def test_narrow_students_of_large_images_train(side):
     """In a process of its own, which such a gradient would end."""
     program = f"""
@@ -154,6 +159,7 @@ assert np.isfinite(after).all() and not np.array_equal(before, after)
     subprocess.run([sys.executable, "-c", program], check=True)
 
 
+@pytest.mark.slow
 def test_strided_pointwise_convolution_reads_every_second_pixel():
     image = keras.Input((5, 6, 2))
     model = keras.Model(image, conv(image, 3, kernel=1, stride=2, name="c"))

@@ -13,6 +13,7 @@ from cdfkd_tf.networks.backbones import find_backbone
 from cdfkd_tf.networks.loading import load_network
 from cdfkd_tf.networks.students import build_student
 from cdfkd_tf.runtime.keras_internals import leaf_layers
+from tests.rows import rows
 
 SPEC = plain_spec("none", (32, 32, 3), 5)
 IMAGES = np.random.default_rng(0).normal(size=(2, 32, 32, 3)).astype("float32")
@@ -61,7 +62,7 @@ def test_taps_by_name(file):
     assert [level.shape[-1] for level in maps] == [24, 12]
 
 
-@pytest.mark.parametrize("headers", [1, 3])
+@rows("headers", [1, 3])
 def test_a_student_on_a_file_saves_loads_and_answers(file, headers, tmp_path):
     sharing = "single" if headers == 1 else "multi_level"
     backbone = find_backbone(file, SPEC)
@@ -79,6 +80,7 @@ def test_a_student_on_a_file_saves_loads_and_answers(file, headers, tmp_path):
     assert max(momenta) == 0.9
 
 
+@pytest.mark.slow
 def test_applications_are_tapped_at_each_resolution():
     for name, channels in [
         ("MobileNetV2", [16, 24, 32, 96, 160]),
@@ -90,6 +92,7 @@ def test_applications_are_tapped_at_each_resolution():
         assert [level.shape[1] for level in maps] == [16, 8, 4, 2, 1]
 
 
+@pytest.mark.slow
 def test_unpadded_networks_are_tapped_at_odd_sizes_too():
     spec = plain_spec("none", (33, 45, 3), 5)
     backbone = find_backbone("MobileNet", spec)
@@ -108,6 +111,7 @@ def test_an_application_that_scales_its_input_gets_bytes():
     np.testing.assert_allclose(first(IMAGES), pixels, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_wrong_students_are_refused():
     for name, kwargs, message in [
         ("resnet99", {}, "Unknown network 'resnet99'. Known: .*resnet18.*MobileNetV2"),
@@ -120,6 +124,7 @@ def test_wrong_students_are_refused():
             maps_of(name, **kwargs)
 
 
+@pytest.mark.slow
 def test_inference_graph_of_a_student_on_a_file_is_the_same_function(file):
     student = build_student(find_backbone(file, SPEC), (32, 32, 3), 5, 2)
     student(IMAGES, training=True)  # statistics that are not 0 and 1
@@ -130,12 +135,14 @@ def test_inference_graph_of_a_student_on_a_file_is_the_same_function(file):
     np.testing.assert_allclose(graph, predictor(pixels), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_width_that_cannot_be_had_is_refused(file):
     for name in (file, "EfficientNetB0"):
         with pytest.raises(RequestError, match=r"--student_width=0\.5 cannot scale"):
             find_backbone(name, SPEC)(keras.Input((32, 32, 3)), 0.5)
 
 
+@pytest.mark.slow
 def test_split_needs_a_last_block(file):
     backbone = find_backbone(file, SPEC)
     with pytest.raises(RequestError, match="Use 'multi_level'"):
@@ -163,6 +170,7 @@ def odd_network():
     return keras.Model(image, layers.Dense(5)(pooled))
 
 
+@pytest.mark.slow
 def test_student_files_of_open_size_and_models_inside_are_built_at_the_images(tmp_path):
     network = odd_network()
     rng = np.random.default_rng(1)
@@ -191,6 +199,7 @@ def test_student_files_of_open_size_and_models_inside_are_built_at_the_images(tm
     assert {v.dtype for v in student.trainable_variables} == {"float32"}
 
 
+@pytest.mark.slow
 def test_maps_are_those_behind_the_last_gap(tmp_path):
     image = keras.Input((32, 32, 3))
     tensor = layers.Conv2D(4, 3, 2, padding="same", name="fine")(image)

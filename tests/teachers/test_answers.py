@@ -12,6 +12,7 @@ from cdfkd_tf.networks.loading import load_classifier
 from cdfkd_tf.runtime.precision import dtype_policy
 from cdfkd_tf.teachers.input_adapter import InputAdapter
 from cdfkd_tf.teachers.teacher import Teacher
+from tests.rows import rows
 from tests.teachers.test_teacher import state_of
 
 SHAPE, CLASSES = (8, 8, 3), 4
@@ -83,7 +84,7 @@ SOFTMAXES = {
 }
 
 
-@pytest.mark.parametrize("kind", SOFTMAXES)
+@rows("kind", SOFTMAXES)
 def test_logits_of_probabilities_are_those_before_the_softmax(kind):
     model, sure = SOFTMAXES[kind](), KERNEL * 300
     model(PIXELS)
@@ -102,6 +103,7 @@ def test_logits_of_probabilities_are_those_before_the_softmax(kind):
         assert state_of(model) == before
 
 
+@pytest.mark.slow
 def test_logits_of_probabilities_survive_half_precision():
     """[-33, -3, 36]: in float16 the softmax is 0, 0, 1."""
     kernel = np.array([[-33, -3, 36, 0]] * 6, "float32") / 6
@@ -113,6 +115,7 @@ def test_logits_of_probabilities_survive_half_precision():
     assert gap < 0.01 * np.abs(expected).max()
 
 
+@pytest.mark.slow
 def test_log_probabilities_are_logits():
     for end in (ops.log_softmax, keras.activations.log_softmax):
         model = network(lambda x, end=end: end(dense()(x)))
@@ -139,19 +142,22 @@ SIGMOIDS = {
 }
 
 
-@pytest.mark.parametrize("kind", [*SIGMOIDS, "SavedModel"])
+@rows("kind", [*SIGMOIDS, "SavedModel"])
 def test_separate_sigmoids_are_refused_unless_taken_for_logits(kind, tmp_path):
     if kind == "SavedModel":
         SIGMOIDS["Dense"]().export(tmp_path / "saved", verbose=False)
         model = load_classifier(tmp_path / "saved")
     else:
         model = SIGMOIDS[kind]()
+    before = kind != "SavedModel" and state_of(model)
     with pytest.raises(RequestError, match=r"separate sigmoids.*--teacher_output=log"):
         teacher_of(model)
+    assert before == (kind != "SavedModel" and state_of(model))
     teacher = teacher_of(model, output="logits")
     np.testing.assert_allclose(teacher(NORMALISED).logits, model(PIXELS), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_logits_that_happen_to_lie_between_0_and_1_are_logits():
     model = network(dense(), np.abs(KERNEL) * 1e-5)
     assert teacher_of(model).output == "logits"
@@ -166,7 +172,8 @@ def test_one_number_per_image_is_refused_with_how_to_make_two():
             teacher_of(network(end, KERNEL[:, :1]))
 
 
-@pytest.mark.parametrize("several", [dict, lambda x: list(x.values())])
+@pytest.mark.slow
+@rows("several", [dict, lambda x: list(x.values())])
 def test_teacher_of_several_outputs_answers_with_the_classes(several):
     def end(features):
         boxes = layers.Dense(CLASSES, use_bias=False, name="classes")(features)
@@ -194,6 +201,7 @@ def test_teacher_of_logits_and_their_softmax_answers_with_the_logits():
     np.testing.assert_allclose(teacher(NORMALISED).logits, expected, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_teacher_may_answer_maps_of_one_pixel():
     model = network(lambda x: layers.Reshape((1, 1, CLASSES))(dense("softmax")(x)))
     teacher = teacher_of(model)
@@ -202,6 +210,7 @@ def test_teacher_may_answer_maps_of_one_pixel():
     np.testing.assert_allclose(teacher(NORMALISED).logits, expected, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_teacher_that_answers_no_row_is_refused():
     with pytest.raises(RequestError, match=r"one row of at least two.*\(6, 3, 2\)"):
         teacher_of(network(layers.Reshape((3, 2))))
@@ -218,7 +227,7 @@ def test_teacher_that_answers_nan_is_refused_and_given_back():
     assert state_of(model) == before
 
 
-@pytest.mark.parametrize("rate, told", [(0.9, None), (0.05, "something random")])
+@rows("rate, told", [(0.9, None), (0.05, "something random")])
 def test_teacher_of_random_answers_is_told_or_refused(rate, told, tmp_path):
     model = network(dense())
 
@@ -261,6 +270,7 @@ def check(model, expected, bound=1e-4):
     return teacher
 
 
+@pytest.mark.slow
 def test_teacher_of_the_float16_policy_answers_in_float32():
     plain = network(dense())
     with dtype_policy("float16"):
@@ -270,10 +280,9 @@ def test_teacher_of_the_float16_policy_answers_in_float32():
     assert teacher(NORMALISED).logits.dtype == "float32"
 
 
-@pytest.mark.parametrize(
-    "cast", [layers.Rescaling(1), lambda x: ops.cast(x, "float32")]
-)
-@pytest.mark.parametrize("make", ["functional", "Sequential", "SavedModel"])
+@pytest.mark.slow
+@rows("cast", [layers.Rescaling(1), lambda x: ops.cast(x, "float32")])
+@rows("make", ["functional", "Sequential", "SavedModel"])
 def test_teacher_of_whole_numbers_lets_gradients_through(make, cast, tmp_path):
     keras.utils.set_random_seed(0)
     image = keras.Input(SHAPE, dtype="uint8")
@@ -295,13 +304,15 @@ def test_teacher_of_whole_numbers_lets_gradients_through(make, cast, tmp_path):
     np.testing.assert_allclose(logits, expected, rtol=1e-3, atol=1e-2)
 
 
-@pytest.mark.parametrize("size", [1, 4])
+@pytest.mark.slow
+@rows("size", [1, 4])
 def test_teacher_of_a_fixed_batch_gets_images_in_pieces(size, tmp_path):
     model = network(dense())
     fixed = saved(model, tmp_path / "fixed", model=model, shape=(size, *SHAPE))
     check(fixed, model(PIXELS))
 
 
+@pytest.mark.slow
 def test_teacher_of_unknown_rank_is_called_with_the_data_sets_images(tmp_path):
     model = network(dense())
 
@@ -311,6 +322,7 @@ def test_teacher_of_unknown_rank_is_called_with_the_data_sets_images(tmp_path):
     check(saved(serve, tmp_path / "open", model=model, shape=None), model(PIXELS))
 
 
+@pytest.mark.slow
 def test_teacher_of_encoded_images_is_refused_unless_it_takes_pixels_too(tmp_path):
     model = network(dense())
 
@@ -342,6 +354,7 @@ def test_teacher_of_channels_first_gets_its_images_so():
     check(model, network(dense())(PIXELS))
 
 
+@pytest.mark.slow
 def test_teacher_of_pixels_in_a_row_gets_them_so():
     inner = network(dense())
     rows = keras.Input((int(np.prod(SHAPE)),))
@@ -349,6 +362,7 @@ def test_teacher_of_pixels_in_a_row_gets_them_so():
     check(model, inner(PIXELS))
 
 
+@pytest.mark.slow
 def test_teacher_that_cannot_be_called_is_refused():
     image = keras.Input(SHAPE, batch_size=2)
     rows = ops.reshape(layers.Conv2D(3, 3)(image), (2, -1))

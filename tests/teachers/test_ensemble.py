@@ -11,6 +11,7 @@ from cdfkd_tf.teachers.class_map import ClassMap
 from cdfkd_tf.teachers.ensemble import TeacherEnsemble
 from tests import toys
 from tests.networks.test_bn_folding import with_statistics
+from tests.rows import rows
 from tests.teachers.test_teacher import state_of
 
 IMAGES = np.random.default_rng(0).normal(size=(4, 8, 8, 1)).astype("float32")
@@ -59,6 +60,7 @@ def test_ensemble_of_no_teacher_is_refused():
         TeacherEnsemble([])
 
 
+@pytest.mark.slow
 def test_ensemble_refuses_a_class_map_of_other_teachers():
     with pytest.raises(RequestError, match=r"know \[2, 4\] of the class map"):
         TeacherEnsemble(
@@ -90,7 +92,7 @@ def test_ensemble_mean_is_the_plain_mean_where_all_know_all():
     )
 
 
-@pytest.mark.parametrize("policy", [None, "mixed_bfloat16"])
+@rows("policy", [None, "mixed_bfloat16"])
 def test_ensemble_optimised_for_inference_gives_the_same_outputs(policy):
     models = [classifier(name, seed=s) for s, name in enumerate(("wrn10_1", "wrn16_1"))]
     ensemble = TeacherEnsemble(models)
@@ -109,6 +111,7 @@ def test_ensemble_optimised_for_inference_gives_the_same_outputs(policy):
             assert exact.bn[0][0][0].dtype == "bfloat16"
 
 
+@pytest.mark.slow
 def test_ensemble_sees_new_weights_when_optimised_again():
     model = classifier()
     ensemble = TeacherEnsemble([model])
@@ -120,6 +123,7 @@ def test_ensemble_sees_new_weights_when_optimised_again():
     )
 
 
+@pytest.mark.slow
 def test_ensemble_of_the_same_models_a_second_time_wraps_nothing_twice():
     models = [classifier(), toys.nested()]
     before = [state_of(model) for model in models]
@@ -136,6 +140,7 @@ def test_ensemble_of_the_same_models_a_second_time_wraps_nothing_twice():
     assert [state_of(model) for model in models] != before  # the first still has them
 
 
+@pytest.mark.slow
 def test_ensemble_releases_models_that_share_layers():
     shared = keras.Sequential([layers.Conv2D(3, 3), layers.BatchNormalization()])
     models = []

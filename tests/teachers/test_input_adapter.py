@@ -10,12 +10,13 @@ from cdfkd_tf.data.images import resize
 from cdfkd_tf.data.specs import plain_spec, spec_of
 from cdfkd_tf.teachers.input_adapter import InputAdapter, channels_first
 from tests import toys
+from tests.rows import rows
 
 PIXELS = np.random.default_rng(0).random((2, 8, 8, 3)).astype("float32")
 SPEC = plain_spec("none", (8, 8, 3), 4)
 
 
-@pytest.mark.parametrize(
+@rows(
     "values, expected",
     [
         ("0..1", PIXELS),
@@ -46,7 +47,7 @@ def test_input_adapter_makes_grey_colour_and_colour_grey():
     np.testing.assert_allclose(seen, expected, rtol=1e-5)
 
 
-@pytest.mark.parametrize("size", [(16, 12), (5, 3), (8, 2)])
+@rows("size", [(16, 12), (5, 3), (8, 2)])
 def test_input_adapter_resizes_as_real_images_are_resized(size):
     adapter = InputAdapter(SPEC, "-1..1", (*size, 3))
     images = tf.constant(SPEC.normalise(PIXELS))
@@ -67,6 +68,7 @@ def test_input_adapter_moves_channels_first():
     assert channels_first((1, 28, 28)) and channels_first((3, None, None))
 
 
+@pytest.mark.slow
 def test_input_adapter_keeps_what_is_even():
     flat = InputAdapter(SPEC, "normalised", (16, 12, 3))(np.ones_like(PIXELS))
     np.testing.assert_allclose(flat, 1, rtol=1e-6)

@@ -13,6 +13,7 @@ from cdfkd_tf.networks.pixel_ranges import pixel_values
 from cdfkd_tf.teachers.input_adapter import InputAdapter
 from cdfkd_tf.teachers.reading import LabelledImages, formula_images
 from cdfkd_tf.teachers.teacher import Teacher
+from tests.rows import rows
 from tests.teachers.test_teacher import state_of
 
 SHAPE = (8, 8, 3)
@@ -63,7 +64,7 @@ def accuracy(teacher, images):
     )
 
 
-@pytest.mark.parametrize("values", [*KINDS, "mean=0.5;std=1"])
+@rows("values", [*KINDS, "mean=0.5;std=1"])
 def test_reading_of_a_bare_network_is_measured_on_labelled_images(values):
     model, images = colour_teacher(values), labelled()
     teacher = read(model, images)
@@ -75,6 +76,7 @@ def test_reading_of_a_bare_network_is_measured_on_labelled_images(values):
     assert f"{values} (measured on" in str(teacher)
 
 
+@pytest.mark.slow
 def test_reading_of_a_data_sets_own_normalisation_is_measured():
     spec = dataclasses.replace(spec_of("cifar10"), image_shape=SHAPE)
     text = f"mean={','.join(map(str, spec.mean))};std={','.join(map(str, spec.std))}"
@@ -85,7 +87,7 @@ def test_reading_of_a_data_sets_own_normalisation_is_measured():
     assert reading.values == "normalised"
 
 
-@pytest.mark.parametrize("front", [layers.Rescaling(1 / 255), lambda x: x / 127.5 - 1])
+@rows("front", [layers.Rescaling(1 / 255), lambda x: x / 127.5 - 1])
 def test_reading_of_preprocessing_is_confirmed_by_the_first_images(front):
     behind = "0..1" if isinstance(front, layers.Layer) else "-1..1"
     for images in (None, labelled()):
@@ -105,6 +107,7 @@ def test_reading_is_what_makes_a_teacher_right_whatever_stands_in_front():
     assert "although its own layers look like 0..255" in reading.evidence
 
 
+@pytest.mark.slow
 def test_reading_without_a_clear_difference_is_called_a_guess():
     images = labelled(12)  # enough to see that it is right, not with what alone
     reading = read(colour_teacher("0..1"), images).reading
@@ -140,7 +143,7 @@ def with_memory(values, statistics_of):
     return model
 
 
-@pytest.mark.parametrize("values", KINDS)
+@rows("values", KINDS)
 def test_reading_without_images_is_guessed_from_stored_statistics(values):
     photos = formula_images(64, SHAPE, seed=7)
     photos = np.clip(0.5 + 1.3 * (photos - 0.45), 0, 1)  # of more contrast, lighter
@@ -149,9 +152,8 @@ def test_reading_without_images_is_guessed_from_stored_statistics(values):
     assert reading.guessed and "BatchNormalization" in reading.evidence
 
 
-@pytest.mark.parametrize(
-    "layer, values", [("conv2_block1_3_conv", "caffe"), ("conv_dw_1", "-1..1")]
-)
+@pytest.mark.slow
+@rows("layer, values", [("conv2_block1_3_conv", "caffe"), ("conv_dw_1", "-1..1")])
 def test_reading_of_a_published_network_is_guessed_by_its_layers(layer, values):
     image = keras.Input(SHAPE)
     maps = layers.Conv2D(3, 3, name=layer)(image)
@@ -180,6 +182,7 @@ def test_reading_of_nothing_is_called_a_guess(tmp_path):
     assert read(model, spec=default).reading.values == "normalised"
 
 
+@pytest.mark.slow
 def test_reading_leaves_the_model_as_it_was():
     model = colour_teacher("imagenet")
     before, weights = state_of(model), model.get_weights()

@@ -19,6 +19,7 @@ from cdfkd_tf.teachers.input_adapter import InputAdapter
 from cdfkd_tf.teachers.teacher import Teacher
 from tests import toys
 from tests.networks.test_bn_folding import with_statistics
+from tests.rows import rows
 
 SPEC = plain_spec("none", (8, 8, 1), 4)
 PIXELS = np.random.default_rng(0).random((5, 8, 8, 1)).astype("float32")
@@ -53,7 +54,7 @@ def state_of(model):
 # What it is made of.
 
 
-@pytest.mark.parametrize(
+@rows(
     "build, num_bn, width",
     [
         (toys.classifier, 1, 6),
@@ -96,6 +97,7 @@ def test_teacher_with_a_cast_to_whole_numbers_provides_no_gradient():
     assert "gradient" not in teacher_of(model).provides
 
 
+@pytest.mark.slow
 def test_teacher_takes_a_model_that_is_not_built():
     model = keras.Sequential(
         [
@@ -110,6 +112,7 @@ def test_teacher_takes_a_model_that_is_not_built():
     np.testing.assert_allclose(teacher(NORMALISED).logits, model(PIXELS), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_teacher_hooks_layers_that_are_called_by_keyword():
     class Sum(layers.Layer):
         def call(self, *, left, right):
@@ -128,7 +131,7 @@ def test_teacher_hooks_layers_that_are_called_by_keyword():
     np.testing.assert_allclose(logits, model(PIXELS), atol=1e-5)
 
 
-@pytest.mark.parametrize("build", [toys.nested, toys.Subclassed, lambda: wrn()])
+@rows("build", [toys.nested, toys.Subclassed, lambda: wrn()])
 def test_teacher_has_nothing_to_train_and_its_statistics_stay(build):
     model = build()
     model(PIXELS)
@@ -155,6 +158,7 @@ def test_teacher_turns_probabilities_into_centred_logits():
     np.testing.assert_allclose(softmax, p, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_teacher_of_certain_probabilities_stays_finite_and_so_do_gradients():
     model = toys.probabilities_of_bytes()
     model.layers[-1].kernel.assign(model.layers[-1].kernel * 1e4)
@@ -166,16 +170,6 @@ def test_teacher_of_certain_probabilities_stays_finite_and_so_do_gradients():
     assert np.asarray(model(PIXELS * 255)).min() == 0
     assert np.isfinite(logits).all()
     assert np.isfinite(tape.gradient(logits, images)).all()
-
-
-def test_teacher_of_separate_sigmoids_is_refused_and_its_model_given_back():
-    image = keras.Input((8, 8, 1))
-    answer = layers.Dense(4, activation="sigmoid")(layers.Flatten()(image))
-    model = keras.Model(image, answer)
-    before = state_of(model)
-    with pytest.raises(RequestError, match="separate sigmoids, one per class"):
-        teacher_of(model)
-    assert state_of(model) == before
 
 
 @pytest.mark.slow
@@ -202,7 +196,8 @@ def test_teacher_reads_features_of_a_named_layer():
         teacher_of(toys.classifier(), feature_layer="absent")
 
 
-@pytest.mark.parametrize("place", [0, 1])
+@pytest.mark.slow
+@rows("place", [0, 1])
 def test_teacher_does_not_fold_the_layer_that_features_are_read_of(place):
     model = with_statistics(build_classifier("resnet18", (8, 8, 1), 4, width=0.125))
     layer = foldable(model)[3][place]
@@ -220,12 +215,14 @@ def test_teacher_records_bn_inputs_in_forward_order_at_any_depth():
     assert outputs.features.shape == (5, 5)
 
 
+@pytest.mark.slow
 def test_teacher_records_every_bn_of_our_own_networks():
     model = build_classifier("wrn16_1", (8, 8, 1), 4)
     bns = [x for x in model.layers if isinstance(x, layers.BatchNormalization)]
     assert len(Teacher(model)(NORMALISED, BN).bn) == len(bns) == 13
 
 
+@pytest.mark.slow
 def test_teacher_counts_a_shared_bn_once_per_place_where_it_is_called():
     shared = layers.BatchNormalization()
     image = keras.Input((8, 8, 1))
@@ -241,7 +238,7 @@ def test_teacher_counts_a_shared_bn_once_per_place_where_it_is_called():
         np.testing.assert_allclose(inputs, half.layers[0](PIXELS), atol=1e-6)
 
 
-@pytest.mark.parametrize("axis", [1, -1, 3])
+@rows("axis", [1, -1, 3])
 def test_teacher_gives_bn_inputs_with_the_layers_own_axis_last(axis):
     """Rows and channels are equally many: a wrong axis would not be refused."""
     image = keras.Input((8, 8, 1))
@@ -281,6 +278,7 @@ def test_teacher_gives_the_last_map_of_each_resolution_finest_first():
     assert outputs.bn == []
 
 
+@pytest.mark.slow
 def test_teacher_leaves_the_output_as_it_was_where_it_records():
     model = wrn()
     before = model(NORMALISED, training=False)
@@ -294,7 +292,8 @@ def test_teacher_leaves_the_output_as_it_was_where_it_records():
 # Fewer operations.
 
 
-@pytest.mark.parametrize("needs", [frozenset(), BN])
+@pytest.mark.slow
+@rows("needs", [frozenset(), BN])
 def test_teacher_without_fused_kernels_computes_as_keras_does(needs):
     teacher = Teacher(wrn())
     fused = teacher(NORMALISED, needs)
@@ -313,6 +312,7 @@ def test_teacher_without_fused_kernels_computes_as_keras_does(needs):
     assert len(fused.bn) == len(plain.bn)
 
 
+@pytest.mark.slow
 def test_teacher_may_be_traced_at_its_first_call():
     teacher = Teacher(wrn())
     traced = tf.function(lambda x: teacher(x).logits)(tf.constant(NORMALISED))
@@ -321,7 +321,8 @@ def test_teacher_may_be_traced_at_its_first_call():
     )
 
 
-@pytest.mark.parametrize("build", [toys.Subclassed, None])
+@pytest.mark.slow
+@rows("build", [toys.Subclassed, None])
 def test_teacher_that_stays_in_float32_says_why(build, tmp_path):
     if build:
         model = build()
@@ -336,6 +337,7 @@ def test_teacher_that_stays_in_float32_says_why(build, tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_teacher_whose_layers_cannot_be_built_again_says_why():
     class Stubborn(layers.Layer):
         def call(self, images):
@@ -357,7 +359,7 @@ def test_teacher_whose_layers_cannot_be_built_again_says_why():
 # The model is lent, not taken.
 
 
-@pytest.mark.parametrize("build", [toys.nested, toys.Subclassed, wrn])
+@rows("build", [toys.nested, toys.Subclassed, wrn])
 def test_teacher_releases_its_model_as_it_was(build):
     model = build()
     model(PIXELS)
