@@ -317,7 +317,7 @@ def test_trial_too_short_to_keep_images_is_judged_by_its_last_generator(config):
 
 
 @pytest.mark.slow
-@rows("tuner", ["bayesian", "hyperband"])
+@pytest.mark.parametrize("tuner", ["bayesian", "hyperband"])
 def test_every_tuner_searches(tuner, config):
     perform = Untrained()
     config = config.with_values({"tuner": tuner})
