@@ -140,7 +140,7 @@ PARSED = [
     Bad("unknown aggregator", "--aggregator=vote", "one of mean"),
     Bad("unknown arithmetic", "--dtype_policy=float16", "mixed_float16; got 'float16'"),
     Bad("unknown pixel values", "--teacher_input=0..9", "--teacher_input must be one"),
-    Bad("an argument without --", "distill",
+    Bad("an argument without --", "--seed=1 distill",
         "Unexpected argument 'distill'. Options start with --"),
     Bad("no such flagfile", "--flagfile=absent.flags", "absent.flags"),
     Bad("unknown flag in a flagfile", "--flagfile={bad_flags}", "'colour'"),

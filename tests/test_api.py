@@ -103,6 +103,7 @@ def test_distill_leaves_models_and_random_state_as_they_were(seen):
     assert seen.draws == pytest.approx(expected)
 
 
+@pytest.mark.slow
 def test_distill_again_with_the_same_models_gives_the_same(seen, result):
     workdir, student = result.workdir, result.student.get_weights()
     network = keras.saving.load_model(seen.files.student)  # as the file by its name
@@ -153,6 +154,7 @@ def test_result_tells_what_was_found_out_about_teachers(result):
     ]
 
 
+@pytest.mark.slow
 def test_evaluate_takes_labels_of_other_shapes(result):
     expected = result.evaluate(X, Y)
     assert result.evaluate(X, Y[:, None]) == expected  # as Keras's CIFAR has them
@@ -273,42 +275,6 @@ def test_distill_refuses_a_folder_in_use(toy_files, tmp_path):
         pytest.raises(RequestError, match="is in use by process"),
     ):
         cdfkd_tf.distill([toys.classifier()], workdir=tmp_path, **options_of(toy_files))
-
-
-def diverged():
-    model = toys.classifier()
-    model.layers[-1].bias.assign([np.nan] * toys.CLASSES)
-    return model
-
-
-def test_distill_refuses_wrong_calls(toy_files):
-    for teachers, options, message in [
-        ([], {}, "one teacher is needed"),
-        (["absent.keras"], {}, r"no teacher file absent\.keras"),
-        ([toys.classifier], {"epoch": 1}, "no option 'epoch'; did you mean 'epochs'"),
-        ([toys.classifier], {"student_rounds": 1}, "it is called --student_steps"),
-        ([toys.classifier], {"epochs": 0}, "--epochs must be at least 1"),
-        ([toys.Subclassed], {}, "Give --image_shape"),
-        ([toys.classifier, diverged], {}, "teacher_1: weight .* 4 NaN or infinite"),
-    ]:
-        if not isinstance(teachers, str):
-            teachers = [build() if callable(build) else build for build in teachers]
-        with pytest.raises(ValueError, match=message):
-            cdfkd_tf.distill(teachers, **options_of(toy_files, **options))
-
-
-def test_distillation_refuses_wrong_arrays(result):
-    for call, message in [
-        (lambda result: result.evaluate(X[:, :4], Y), r"\(8, 8, 1\); got \(8, 4, 8"),
-        (lambda result: result.evaluate(X * 255, Y), r"images in \[0, 1\]"),
-        (lambda result: result.evaluate(X, Y[:3]), "40 images and 3 labels"),
-        (lambda result: result.evaluate(X, Y + 3), "from 0 to 3; got the value"),
-        (lambda result: result.evaluate(X[:0], Y[:0]), "no images"),
-        (lambda result: result.fit_aggregator(X), "at least 2 images with labels"),
-        (lambda result: result.export("x", ["tflite"]), "got 'tflite'"),
-    ]:
-        with pytest.raises(RequestError, match=message):
-            call(result)
 
 
 def test_distill_without_options_learns_from_drawn_images(tmp_path, monkeypatch):

@@ -149,6 +149,7 @@ def own(toy_files, tmp_path):
     return [*flags, "--epochs=1"]
 
 
+@pytest.mark.slow
 def test_a_teacher_that_was_replaced_is_named(own, tmp_path, capsys):
     """Also in a finished run; saved again, it is the same; --noresume takes it."""
     model = toys.classifier(seed=5)

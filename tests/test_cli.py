@@ -63,6 +63,7 @@ def test_help_has_one_line_for_every_flag_in_its_group():
         assert field.metadata["group"] in lines
 
 
+@pytest.mark.slow
 def test_help_prints_and_leaves(capsys):
     with pytest.raises(SystemExit) as leaving:
         parse("--help")
@@ -118,6 +119,7 @@ sys.exit(cli.main(["main.py", "--seed=1"], flags.FlagValues()))
 """
 
 
+@pytest.mark.slow
 def test_an_interruption_that_python_drops_comes_again():
     command = [sys.executable, "-c", INTERRUPTED]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)

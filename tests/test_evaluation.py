@@ -19,6 +19,7 @@ from cdfkd_tf.evaluation import (
 from cdfkd_tf.networks.aggregators import build_aggregator, build_predictor
 from cdfkd_tf.teachers.class_map import ClassMap
 from cdfkd_tf.teachers.ensemble import TeacherEnsemble
+from tests.rows import rows
 
 SHAPE, CLASSES, COUNT = (2, 3, 1), 4, 10
 SPEC = DatasetSpec("toy", CLASSES, SHAPE, mean=(0.3,), std=(0.5,))
@@ -66,7 +67,7 @@ def softmax(logits):
 LOGITS = ((IMAGES - 0.3) / 0.5).reshape(COUNT, -1) @ KERNELS  # (5, n, C)
 
 
-@pytest.mark.parametrize("size", [COUNT, 4])
+@rows("size", [COUNT, 4])
 def test_predict_all_equals_numpy_in_batches_of_any_size(size):
     outputs, labels = predict_all(*networks(), SPEC, batches(size))
     expected = {
@@ -86,6 +87,7 @@ def test_predict_all_without_labels_gives_none():
     assert predict_all(*networks(), SPEC, batches(4, labels=None))[1] is None
 
 
+@pytest.mark.slow
 def test_predict_all_takes_labels_as_a_column():
     ensemble, student, predictor = networks()
 
@@ -110,7 +112,8 @@ def test_predict_all_refuses_images_with_values_that_are_no_numbers():
         predict_all(*networks(), SPEC, given)
 
 
-@pytest.mark.parametrize("missing", [0, 1])
+@pytest.mark.slow
+@rows("missing", [0, 1])
 def test_predict_all_refuses_labels_of_some_batches_alone(missing):
     given = list(batches(5))
     given[missing] = (given[missing][0], None)
@@ -130,6 +133,7 @@ def test_as_labels_gives_whole_numbers_in_one_row():
         assert found.dtype == "int64" and found.tolist() == [0, 3, 1]
 
 
+@pytest.mark.slow
 def test_as_labels_refuses_what_is_no_label():
     for labels, found in [
         ([0, 1], r"shape \(2,\)"),
@@ -229,6 +233,7 @@ def test_observe_counts_classes_and_averages_header_weights():
     assert found["invented_classes"] == [list(classes[:3]).count(c) for c in range(4)]
 
 
+@pytest.mark.slow
 def test_observe_without_labels_compares_with_the_ensemble():
     given = list(batches(4, labels=None))
     predictor = (parts := networks())[2]
@@ -241,6 +246,7 @@ def test_observe_without_labels_compares_with_the_ensemble():
     assert found["invented_classes"] is None
 
 
+@pytest.mark.slow
 def test_metrics_leave_out_classes_that_a_teacher_does_not_know():
     columns = [(2, 0), (1, 2, 3)]
     kernels = [kernel[:, : len(c)] for kernel, c in zip(KERNELS, columns)]

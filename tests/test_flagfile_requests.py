@@ -5,12 +5,13 @@ import codecs
 import pytest
 
 from cdfkd_tf.errors import RequestError
+from tests.rows import rows
 from tests.toys import parse
 
 TEXT = "# größte Läufe\r\n// another\r\n\r\n  --epochs=7  \r\n--workdir=runs/Größe\r\n"
 
 
-@pytest.mark.parametrize(
+@rows(
     "content",
     [
         TEXT.encode(),
@@ -46,7 +47,7 @@ def test_flagfiles_within_flagfiles_are_read_in_their_place(tmp_path, monkeypatc
     assert values == (1, 5, 4, 9)
 
 
-@pytest.mark.parametrize(
+@rows(
     "make, words",
     [
         (lambda file: None, "No such file"),

@@ -21,6 +21,7 @@ from cdfkd_tf.errors import RequestError, RunError
 from cdfkd_tf.networks.loading import SavedModelClassifier, load_classifier
 from tests import toys
 
+pytestmark = pytest.mark.slow
 SECONDS = 20  # for one case
 
 

@@ -37,4 +37,5 @@ def test_notebook_calls_what_exists():
     assert all(hasattr(cdfkd_tf.Distillation, name) for name in methods - {"generator"})
     (distill,) = [c for c in calls if getattr(c.func, "attr", "") == "distill"]
     options = {keyword.arg for keyword in distill.keywords}
+    assert "method" in options  # the outputs show its generator
     assert options - {"verbose"} <= set(cdfkd_tf.RunConfig.__dataclass_fields__)

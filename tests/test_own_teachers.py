@@ -21,7 +21,7 @@ def test_one_command_distils_own_teachers(tmp_path):
         "--dataset=folder",
         f"--image_folder={tmp_path / 'images'}",
         "--image_shape=12,12,1",  # teachers see it enlarged
-        "--epochs=6",
+        "--epochs=8",
         "--student_steps=3",
         "--export_formats=",
         "--noreport",

@@ -4,6 +4,7 @@ import io
 import math
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -14,6 +15,7 @@ from cdfkd_tf.errors import RequestError
 from cdfkd_tf.tuning.space import read_space
 from tests.toys import parse
 
+pytestmark = pytest.mark.slow
 # How many examples, and whether always the same: see conftest.py.
 NUMBERS = [name for name, field in FIELDS.items() if value_type(field) in (int, float)]
 SHAPE = (8, 8, 3)

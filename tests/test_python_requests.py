@@ -13,6 +13,7 @@ import tensorflow as tf
 import cdfkd_tf
 from cdfkd_tf.errors import RequestError
 from tests import toys
+from tests.rows import rows
 from tests.test_api import IMAGES, Epochs, X, Y, options_of
 
 
@@ -84,7 +85,14 @@ def test_distill_takes_one_teacher_as_a_model_or_a_file(
     np.testing.assert_array_equal(of_file.predictor(IMAGES), result.predictor(IMAGES))
 
 
-@pytest.mark.parametrize(
+def diverged():
+    """Two teachers, the second of which is no use."""
+    found = [toys.classifier() for _ in "ab"]
+    found[1].layers[-1].bias.assign([np.nan] * toys.CLASSES)
+    return found
+
+
+@rows(
     "teachers, options, message",
     [
         (None, {}, "from images to classes; got a NoneType"),
@@ -94,6 +102,10 @@ def test_distill_takes_one_teacher_as_a_model_or_a_file(
         ([], {}, "At least one teacher is needed"),
         ("", {}, "At least one teacher is needed"),
         (["absent.keras"], {}, "no teacher file absent.keras"),
+        ([toys.Subclassed()], {}, "Give --image_shape"),
+        (diverged(), {}, "teacher_1: weight .* 4 NaN or infinite"),
+        ("model", {"student_rounds": 1}, "it is called --student_steps"),
+        ("model", {"epochs": 0}, "--epochs must be at least 1"),
         ("model", {"epoch": 3}, "no option 'epoch'; did you mean 'epochs'"),
         ("model", {"epochs": "many"}, "--epochs must be a whole number; got 'many'"),
         ("model", {"seed": None}, "--seed must be a whole number; got NoneType"),
@@ -135,6 +147,7 @@ def test_distill_refuses_in_one_sentence(
     assert list(tmp_path.iterdir()) == []  # of the run's folder, too
 
 
+@pytest.mark.slow
 def test_distill_without_a_workdir_leaves_nothing(
     models, toy_files, tmp_path, monkeypatch
 ):
@@ -150,6 +163,7 @@ def test_distill_without_a_workdir_leaves_nothing(
     assert list(tmp_path.glob("cdfkd_tf*")) == []
 
 
+@pytest.mark.slow
 def test_evaluate_of_a_finished_run_gives_models_back(made, models):
     """Nothing was left to do: the teachers are built only to be measured."""
     options = {
@@ -189,13 +203,14 @@ def test_evaluate_takes_images_and_labels_of_other_forms(made):
 NAN = np.where(np.arange(40)[:, None, None] == 3, np.nan, X)
 
 
-@pytest.mark.parametrize(
+@rows(
     "x, y, message",
     [
         (None, None, "an array of numbers"),
         ([], [], "no images"),
         (X[:0], None, "no images"),
         (X[0], None, r"\(8, 8, 1\)"),
+        (X[:, :4], Y, r"\(8, 8, 1\); got \(8, 4, 8"),
         (3, None, r"\(8, 8, 1\); got \(\)"),
         (["a.png"], None, "an array of numbers"),
         ([X[0], X[1, :4]], None, "an array of numbers"),
@@ -237,10 +252,12 @@ def test_other_calls_refuse_in_one_sentence(made):
     ]:
         with pytest.raises(RequestError, match=message):
             made.fit_aggregator(X, Y, **options)
+    with pytest.raises(ValueError, match="at least 2 images with labels"):
+        made.fit_aggregator(X)
     with pytest.raises(RequestError, match="a file is in the place of a folder"):
         made.export(__file__, "tflite_float32")
     with pytest.raises(RequestError, match=r"space is weights, .* got a int"):
         cdfkd_tf.search("x.keras", 3)
     for formats in ("tflite", 3, ["tflite_int8", None]):
-        with pytest.raises(RequestError):
+        with pytest.raises(RequestError, match="got"):
             made.export("x", formats)

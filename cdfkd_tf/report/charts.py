@@ -58,7 +58,7 @@ def curves(
 
 
 def bars(values: Sequence[float], names: Sequence[str], caption: str) -> Chart:
-    """One bar per name; a dashed line at their mean."""
+    """One bar per name, `values` not negative; a dashed line at their mean."""
     figure, axes = _figure()
     axes.bar(range(len(values)), values, color=_ACCENT, width=0.75)
     mean = sum(values) / len(values)

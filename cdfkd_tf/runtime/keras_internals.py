@@ -150,12 +150,14 @@ def all_layers(model: keras.Model) -> list[keras.layers.Layer]:
     return list(model._flatten_layers()) if is_layer else [model]
 
 
-def variable_index(optimizer: keras.optimizers.Optimizer, variable) -> int:
+def variable_index(
+    optimizer: keras.optimizers.Optimizer, variable: keras.Variable
+) -> int:
     """The place of a variable among those that an optimiser was built for."""
     return optimizer._get_variable_index(variable)
 
 
-def adam_slots(optimizer: keras.optimizers.Adam, variable) -> tuple:
+def adam_slots(optimizer: keras.optimizers.Adam, variable: keras.Variable) -> tuple:
     """Adam's running means of a variable's gradient and of its square."""
     index = optimizer._get_variable_index(variable)
     return optimizer._momentums[index], optimizer._velocities[index]

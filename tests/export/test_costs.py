@@ -1,6 +1,7 @@
 """What teachers would cost on a device."""
 
 import keras
+import pytest
 from keras import layers
 
 from cdfkd_tf.export.costs import teacher_costs
@@ -21,6 +22,7 @@ def test_equal_teachers_of_another_image_size_are_measured_apart():
     assert again == small and small["bytes"] > 0
 
 
+@pytest.mark.slow
 def test_a_teacher_that_cannot_be_converted_has_no_cost(capsys):
     class Odd(layers.Layer):
         def call(self, inputs):

@@ -14,6 +14,7 @@ from cdfkd_tf.export.packing import pack
 from cdfkd_tf.export.runner import Runner
 from cdfkd_tf.export.tflite import TfliteRunner
 from tests.export.small import IMAGES, NAMES, export_small, predictor_with
+from tests.rows import rows
 
 ALL = list(FORMATS)
 
@@ -64,7 +65,7 @@ def test_export_writes_every_format_and_measures_it(exported):
         assert format_of(directory / FORMATS[entry["format"]].file).load
 
 
-@pytest.mark.parametrize("name", ALL)
+@rows("name", ALL)
 def test_runner_takes_any_batch_size(load, name):
     run = load(name)
     together = run(IMAGES[:5])
@@ -73,7 +74,7 @@ def test_runner_takes_any_batch_size(load, name):
     assert together.shape == (5, 4) and run.image_shape == (8, 8, 1)
 
 
-@pytest.mark.parametrize("name", ALL)
+@rows("name", ALL)
 def test_runner_reads_what_the_file_says_about_itself(load, name):
     description = load(name).description
     assert description["classes"] == NAMES
@@ -121,6 +122,7 @@ def test_int8_computes_in_integers_throughout(load):
     assert "CONV_2D" in load("tflite_dynamic").float_operators
 
 
+@pytest.mark.slow
 def test_int8_of_a_residual_network_has_no_float_either(tmp_path):
     """Its maps are padded and concatenated, where the converter may give up."""
     predictor = predictor_with("mean", "resnet18", headers=2, width=0.1)
@@ -129,6 +131,7 @@ def test_int8_of_a_residual_network_has_no_float_either(tmp_path):
     assert run.float_operators == []
 
 
+@pytest.mark.slow
 def test_tflite_operations_are_its_own_and_few(load):
     counted = collections.Counter(load("tflite_float32").operators)
     assert not any(name.startswith("Flex") or "Custom" in name for name in counted)
@@ -165,6 +168,7 @@ class KerasRunner(Runner):
         return self._model.predict_on_batch(images)
 
 
+@pytest.mark.slow
 def test_a_row_is_all_that_a_new_format_takes(predictor, tmp_path, monkeypatch):
     row = type(FORMATS["onnx"])(
         "keras",

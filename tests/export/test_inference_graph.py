@@ -13,9 +13,10 @@ from cdfkd_tf.export.run import check_formats
 from cdfkd_tf.export.tflite import TfliteRunner, convert
 from cdfkd_tf.networks.introspection import multiply_adds
 from tests.export.small import IMAGES, own_predictor, predictor_with
+from tests.rows import rows
 
 
-@pytest.mark.parametrize(
+@rows(
     "kind, backbone, headers, sharing, mask",
     [
         ("mean", "wrn10_1", 3, "multi_level", None),
@@ -38,7 +39,7 @@ def test_inference_graph_is_the_same_function(kind, backbone, headers, sharing, 
     assert graph.count_params() <= predictor.count_params()
 
 
-@pytest.mark.parametrize(
+@rows(
     "part, dtype",
     [
         (layers.GroupNormalization(2), "float32"),
@@ -63,13 +64,15 @@ def test_inference_graph_of_an_open_backbone_has_sizes_and_integer_kernels(part,
     assert check_formats(predictor, ("onnx",)) is None
 
 
-@pytest.mark.parametrize("axis", [1, -1])
+@pytest.mark.slow
+@rows("axis", [1, -1])
 def test_inference_graph_keeps_the_axis_of_a_batchnormalization(axis):
     predictor = own_predictor(layers.BatchNormalization(axis=axis), shape=(8, 8, 1))
     expected = predictor.predict(IMAGES, verbose=0)
     np.testing.assert_allclose(inference_graph(predictor)(IMAGES), expected, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_inference_graph_shares_what_the_predictor_shares():
     shared = keras.Sequential([layers.Conv2D(4, 3, padding="same"), layers.ReLU()])
     predictor = own_predictor(lambda x: shared(shared(x)))
@@ -79,6 +82,7 @@ def test_inference_graph_shares_what_the_predictor_shares():
     assert graph.count_params() == predictor.count_params() - 4 * 8
 
 
+@pytest.mark.slow
 def test_inference_graph_of_a_predictor_from_disk_is_the_same(tmp_path):
     predictor = predictor_with("attention", headers=2)
     predictor.save(tmp_path / "predictor.keras")
@@ -99,6 +103,7 @@ def test_finetuning_brings_rounded_predictions_closer():
     assert any(moved)
 
 
+@pytest.mark.slow
 def test_finetuning_takes_layers_and_operations_of_any_network():
     def part(x):  # hard swish, as MobileNets have it: a product with a number
         x = x * layers.ReLU(6.0)(x + 3.0) * (1.0 / 6.0)

@@ -21,6 +21,7 @@ from cdfkd_tf.export.run import describe
 from cdfkd_tf.export.tflite import TfliteRunner
 from tests.data.test_image_folder import photograph
 from tests.export.small import NAMES, export_small, own_predictor, predictor_with
+from tests.rows import rows
 
 
 @pytest.fixture(scope="module")
@@ -66,6 +67,7 @@ def test_a_folder_is_classified_with_the_smallest_file(run_folder, capsys):
         assert float(row["probability"]) == pytest.approx(probabilities[best], abs=1e-4)
 
 
+@pytest.mark.slow
 def test_header_weights_are_shown_on_demand(run_folder, tmp_path):
     output = tmp_path / "here.csv"
     code = predict(
@@ -113,6 +115,7 @@ def test_bad_images_are_one_error_line_and_the_rest_is_written(
     assert "1 of 5 files have transparent parts, which become white" in printed.out
 
 
+@pytest.mark.slow
 def test_long_tables_are_cut_on_the_terminal_alone(run_folder, tmp_path, capsys):
     for number in range(43):
         Image.new("L", (8, 8), number).save(tmp_path / f"{number:02}.png")
@@ -129,7 +132,7 @@ def test_long_tables_are_cut_on_the_terminal_alone(run_folder, tmp_path, capsys)
     )
 
 
-@pytest.mark.parametrize("shorter_side", [0, 10])
+@rows("shorter_side", [0, 10])
 def test_a_photograph_gets_the_same_probabilities_on_every_way(tmp_path, shorter_side):
     """Measured, predicted from each file, and classified as on a device."""
     file = tmp_path / "test/a/photo.jpg"
@@ -181,6 +184,7 @@ def test_wrong_requests_say_what_to_do(run_folder, tmp_path, capsys):
         assert error.startswith("error: ") and words in error and error.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_a_picture_is_cropped_in_the_centre_where_the_data_set_was(tmp_path):
     pixels = np.zeros((20, 40, 3), "uint8")
     pixels[:, 10:30] = 255  # the centre square of the whole
@@ -191,7 +195,7 @@ def test_a_picture_is_cropped_in_the_centre_where_the_data_set_was(tmp_path):
     assert read_image(file, (8, 8, 3)).min() == 0
 
 
-@pytest.mark.parametrize("name", ["student_int8.tflite", "student.onnx"])
+@rows("name", ["student_int8.tflite", "student.onnx"])
 def test_files_for_devices_are_run_without_tensorflow(run_folder, tmp_path, name):
     code = (
         "import sys\n"

@@ -20,6 +20,7 @@ from cdfkd_tf.export.runner import in_parts
 from cdfkd_tf.export.tflite import TfliteRunner
 from cdfkd_tf.export.verify import verify
 from tests.export.small import IMAGES, export_small, own_predictor, predictor_with
+from tests.rows import rows
 
 SLOW = pytest.mark.slow
 FLOAT32 = FORMATS["tflite_float32"]
@@ -42,7 +43,7 @@ def content_of(folder):
     return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
-@pytest.mark.parametrize("shape", [(20,), (20, 1)])
+@rows("shape", [(20,), (20, 1)])
 def test_export_measures_accuracy_on_labels(predictor, tmp_path, shape):
     labels = predictor.predict(IMAGES, verbose=0).argmax(-1)
     labels[:5] = (labels[:5] + 1) % 4
@@ -71,7 +72,7 @@ def test_second_export_replaces_its_files_and_touches_no_other(predictor, tmp_pa
     np.testing.assert_allclose(run(IMAGES), other(IMAGES), atol=1e-5)
 
 
-@pytest.mark.parametrize("place", ["saved_model", FLOAT32.file])
+@rows("place", ["saved_model", FLOAT32.file])
 def test_export_refuses_to_replace_a_folder_of_somebody_else(
     predictor, tmp_path, place
 ):
@@ -118,7 +119,7 @@ def test_export_keeps_few_batches_in_memory(predictor, tmp_path):
     assert max(most) <= 3
 
 
-@pytest.mark.parametrize(
+@rows(
     "formats, options, words",
     [
         (("tflite",), {}, "Unknown export format 'tflite'. Known: saved_model, onnx"),
@@ -131,6 +132,7 @@ def test_wrong_export_is_refused(predictor, tmp_path, formats, options, words):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_parts_of_large_images_are_small():
     assert [len(part) for part in in_parts(np.zeros((70, 224, 224, 1)))] == [20] * 3 + [
         10
@@ -147,8 +149,8 @@ class Unknown(layers.Layer):
         return tf.math.erfinv(tf.clip_by_value(inputs, -0.5, 0.5))
 
 
-@pytest.mark.parametrize("part", [Unknown(name="odd"), keras.ops.erfinv])
-@pytest.mark.parametrize("names", ["tflite_float16, tflite_int8", "onnx"])
+@rows("part", [Unknown(name="odd"), keras.ops.erfinv])
+@rows("names", ["tflite_float16, tflite_int8", "onnx"])
 def test_check_formats_names_formats_layer_and_operation(names, part):
     formats = ("saved_model", *names.split(", "))
     with pytest.raises(RequestError) as refused:
@@ -159,6 +161,7 @@ def test_check_formats_names_formats_layer_and_operation(names, part):
     assert "TFLite has no operation Erfinv." in text or "for Erfinv" in text
 
 
+@pytest.mark.slow
 def test_check_formats_refuses_a_layer_that_cannot_be_built_again():
     class Settings(layers.Layer):
         def __init__(self, factor):
@@ -172,6 +175,7 @@ def test_check_formats_refuses_a_layer_that_cannot_be_built_again():
         check_formats(own_predictor(Settings(2)), ("tflite_float32",))
 
 
+@pytest.mark.slow
 def test_int8_computes_with_floats_only_what_has_no_integers(tmp_path):
     predictor = own_predictor(layers.Activation("elu"))
     with pytest.warns(
@@ -185,6 +189,7 @@ def test_int8_computes_with_floats_only_what_has_no_integers(tmp_path):
     assert entry["float_operators"] == ["ELU"] and entry["max_abs_difference"] < 0.05
 
 
+@pytest.mark.slow
 def test_export_of_a_network_in_sixteen_bits_is_compared_with_as_much_slack(tmp_path):
     predictor = own_predictor(layers.BatchNormalization(), dtype="mixed_bfloat16")
     (entry,) = export_small(predictor, tmp_path, ("tflite_float32",))

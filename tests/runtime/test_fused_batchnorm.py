@@ -6,6 +6,7 @@ import pytest
 import tensorflow as tf
 
 from cdfkd_tf.runtime import fused_batchnorm
+from tests.rows import rows
 
 SHAPE = (4, 5, 6, 8)
 
@@ -48,8 +49,8 @@ def kernels_in(layer, training):
     return kinds.count("FusedBatchNormV3")
 
 
-@pytest.mark.parametrize("kwargs", [{}, {"scale": False, "center": False}])
-@pytest.mark.parametrize("frozen", [False, True])
+@rows("kwargs", [{}, {"scale": False, "center": False}])
+@rows("frozen", [False, True])
 def test_fused_layer_is_the_layer(kwargs, frozen, used):
     plain, fused = norm(**kwargs), norm(**kwargs)
     for _ in range(2):  # a second time changes nothing
@@ -62,6 +63,7 @@ def test_fused_layer_is_the_layer(kwargs, frozen, used):
     assert kernels_in(fused, True) == expected and kernels_in(plain, True) == 0
 
 
+@pytest.mark.slow
 def test_fused_layer_of_other_kinds_computes_as_keras_does():
     for kwargs in [{"dtype": "float64"}, {"synchronized": True}, {"axis": 1}]:
         layer = keras.layers.BatchNormalization(**kwargs)
@@ -69,6 +71,7 @@ def test_fused_layer_of_other_kinds_computes_as_keras_does():
         assert kernels_in(layer, True) == 0
 
 
+@pytest.mark.slow
 def test_fused_layer_with_a_call_of_its_own_keeps_it():
     class Doubled(keras.layers.BatchNormalization):
         def call(self, inputs, training=None, mask=None):
@@ -94,8 +97,8 @@ def test_frozen_batch_norm_is_a_scale_and_a_shift():
         assert of_scale is None
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
-@pytest.mark.parametrize("batch", [4, None])  # known in the graph, or not
+@rows("dtype", ["float32", "float64"])
+@rows("batch", [4, None])  # known in the graph, or not
 def test_batch_moments_are_numpys_and_have_their_gradient(dtype, batch):
     tensors = images(dtype), tf.reshape(images(dtype)[..., :3], (-1, 3))
     forms = [tf.TensorSpec((batch and len(x), *x.shape[1:]), dtype) for x in tensors]

@@ -10,6 +10,7 @@ from keras.src.backend.common import global_state
 
 from cdfkd_tf.export.tflite import TfliteRunner, convert
 from cdfkd_tf.runtime import keras_internals as internals
+from tests.rows import rows
 
 ROWS = np.ones((2, 3), "float32")
 
@@ -53,6 +54,7 @@ def test_leaf_layers_are_those_without_layers_in_order():
     assert list(internals.leaf_layers(object())) == []
 
 
+@pytest.mark.slow
 def test_leaf_layers_shared_by_two_models_come_once():
     shared = layers.Dense(3)
     halves = [keras.Sequential([shared]) for _ in range(2)]
@@ -99,6 +101,7 @@ def test_graph_tells_inputs_producers_and_readers():
 # Replaced calls.
 
 
+@pytest.mark.slow
 def test_override_call_wraps_once_per_key_and_is_undone():
     layer, double = layers.Dense(2), Doubled()
     expected = np.asarray(layer(ROWS))
@@ -114,6 +117,7 @@ def test_override_call_wraps_once_per_key_and_is_undone():
     np.testing.assert_allclose(layer(ROWS), 2 * expected)
 
 
+@pytest.mark.slow
 def test_override_calls_of_several_keys_are_undone_one_by_one():
     layer = layers.Dense(2)
     expected = np.asarray(layer(ROWS))
@@ -158,7 +162,7 @@ def flags(model):
     return found + [variable.trainable for variable in model.variables]
 
 
-@pytest.mark.parametrize("frozen", [None, "a", "b"])
+@rows("frozen", [None, "a", "b"])
 def test_freeze_is_undone_as_often_as_done(frozen):
     model = nested()
     for layer in internals.leaf_layers(model):
@@ -175,6 +179,7 @@ def test_freeze_is_undone_as_often_as_done(frozen):
     assert internals.unfreeze(model) == [] and flags(model) == before
 
 
+@pytest.mark.slow
 def test_unfreeze_leaves_layers_frozen_that_another_model_still_holds():
     shared = layers.Dense(3)
     one, other = (keras.Sequential([keras.Input((3,)), shared]) for _ in range(2))
@@ -187,7 +192,7 @@ def test_unfreeze_leaves_layers_frozen_that_another_model_still_holds():
 # Optimisers, seeds, converters.
 
 
-@pytest.mark.parametrize("kind", [keras.optimizers.SGD, keras.optimizers.Adam])
+@rows("kind", [keras.optimizers.SGD, keras.optimizers.Adam])
 def test_variable_index_is_the_place_in_the_optimizer(kind):
     variables = [keras.Variable(np.zeros(size), name=f"v{size}") for size in (2, 3)]
     optimizer = kind()

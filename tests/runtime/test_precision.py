@@ -14,13 +14,14 @@ from cdfkd_tf.runtime.precision import (
     make_deterministic,
     memory_advice,
 )
+from tests.rows import rows
 
 OOM = tf.errors.ResourceExhaustedError(
     None, None, "OOM when allocating tensor with shape[256,64,32,32] on /device:GPU:0"
 )
 
 
-@pytest.mark.parametrize("error", [OOM, MemoryError()])
+@rows("error", [OOM, MemoryError()])
 def test_memory_advice_names_what_needs_less(error):
     message = r"does not suffice.* needs less of it: --batch_size=8, --other\."
     with (
@@ -30,12 +31,14 @@ def test_memory_advice_names_what_needs_less(error):
         raise error
 
 
+@pytest.mark.slow
 def test_memory_advice_names_what_was_too_large():
     message = r"for a tensor of \[256,64,32,32\] on GPU:0"
     with pytest.raises(RunError, match=message), memory_advice("x"):
         raise OOM
 
 
+@pytest.mark.slow
 def test_memory_advice_does_not_take_a_full_disk_for_memory():
     full = tf.errors.ResourceExhaustedError(None, None, "a.index; No space left")
     with pytest.raises(tf.errors.ResourceExhaustedError), memory_advice("x"):

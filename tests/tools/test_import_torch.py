@@ -31,6 +31,7 @@ def assert_recorded(file):
     np.testing.assert_allclose(logits, recorded, rtol=0, atol=limit)
 
 
+@pytest.mark.slow
 def test_npz_gives_the_recorded_logits(tensors, tmp_path):
     np.savez(tmp_path / "a.npz", **tensors)
     assert convert(tmp_path / "a.npz", tmp_path / "a.keras") == 0
@@ -61,6 +62,7 @@ def assert_refused(capsys, words):
     assert words in error, error
 
 
+@pytest.mark.slow
 def test_unreadable_checkpoints_are_refused(tmp_path, capsys):
     for file, content, words in [
         ("a.npz", None, "There is no checkpoint"),
@@ -74,12 +76,14 @@ def test_unreadable_checkpoints_are_refused(tmp_path, capsys):
         assert not (tmp_path / "a.keras").exists()
 
 
+@pytest.mark.slow
 def test_pickled_code_in_an_npz_is_not_run(tmp_path, capsys):
     np.savez(tmp_path / "a.npz", fc=np.array([object()], dtype=object))
     assert convert(tmp_path / "a.npz", tmp_path / "a.keras") == 2
     assert_refused(capsys, "Cannot read")
 
 
+@pytest.mark.slow
 def test_wrong_options_are_refused(tensors, tmp_path, capsys):
     np.savez(tmp_path / "a.npz", **tensors)
     for changes, words in [
