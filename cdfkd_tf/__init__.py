@@ -17,6 +17,7 @@ _PUBLIC = {
     "Distillation": "cdfkd_tf.api",
     "RunConfig": "cdfkd_tf.config",
     "search": "cdfkd_tf.api",
+    "teacher_model": "cdfkd_tf.api",
 }
 __all__ = [*_PUBLIC, "__version__"]
 

@@ -29,6 +29,7 @@ from cdfkd_tf.networks.loading import (
 from cdfkd_tf.pipeline.run import perform
 from cdfkd_tf.pipeline.steps import Run, description_of, save_network
 from cdfkd_tf.runtime.precision import global_state_restored
+from cdfkd_tf.teachers.ensemble import TeacherEnsemble
 from cdfkd_tf.workdir import Workdir, read_history
 
 Images = np.ndarray | tf.data.Dataset
@@ -250,6 +251,53 @@ def distill(
             result = Distillation(run or Run(config, models, verbose=verbose))
         keep_with(result)
     return result
+
+
+class TeacherModel(keras.Model):
+    """Several teachers as one frozen Keras model, see `teacher_model`.
+
+    Call arguments:
+        images: in [0, 1], `(B, height, width, channels)`. Returns logits `(B, C)`.
+    """
+
+    def __init__(self, teachers: TeacherEnsemble, normalise: Callable):
+        super().__init__(name="teachers", trainable=False)
+        self._teachers, self._normalise, self.built = teachers, normalise, True
+
+    def call(self, images):
+        """See the class."""
+        logits = self._teachers(self._normalise(images)).logits
+        return self._teachers.mean_logits(logits)
+
+
+def teacher_model(
+    teachers: Teacher | Iterable[Teacher],
+    *,
+    image_shape: tuple[int, int, int] | None = None,
+    **options: Any,
+) -> TeacherModel:
+    """Makes one Keras model of several classifiers, for other training loops.
+
+    Their pixel values, outputs and sizes are found out as in `distill`; it may be the
+    teacher of a `keras.distillation.Distiller`. Models in memory stay frozen with it.
+
+    Args:
+        teachers: as in `distill`.
+        image_shape: likewise.
+        **options: those about teachers, as `teacher_input="0..255"`.
+
+    Returns:
+        Images in [0, 1] to the mean of the teachers' logits.
+
+    Raises:
+        RequestError: (a `ValueError`) what does not fit together, in one sentence.
+    """
+    names, models = _read_teachers(teachers)
+    with _folder(None) as (folder, keep_with):
+        run = Run(_request(names, image_shape, folder, options), models)
+        model = TeacherModel(run.teachers, run.spec.normalise)
+        keep_with(model)
+    return model
 
 
 def search(

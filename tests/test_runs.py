@@ -60,6 +60,7 @@ def test_pipeline_leaves_the_promised_files(finished):
         "export/saved_model/saved_model.pb",
         "export/student_float32.tflite",
         "export/student_int8.tflite",
+        "export/README.md",
         "samples/epoch_0002.png",
         "splits/test.txt",
         "splits/few_shot.txt",
@@ -74,6 +75,21 @@ def test_pipeline_leaves_the_promised_files(finished):
     header = (finished / "history.csv").read_text().splitlines()[0].split(",")
     terms = ("student_header", "student_feature", "student_ensemble", "generator_bn")
     assert {"val_accuracy", "agreement", *terms} <= set(header)
+
+
+def test_model_card_has_front_matter_and_the_measured_values(finished):
+    results = results_of(finished)
+    card = (finished / "export/README.md").read_text()
+    _, front, body = card.split("---\n", 2)
+    assert "license: other" in front and "image-classification" in front
+    for entry in (*results["teachers"], results["teacher_ensemble"]):
+        assert f"| {entry['accuracy']:.2%} | {entry['parameters']:,} |" in body
+    assert f"{results['aggregator']['accuracy']:.2%}" in body
+    assert "8 labelled real images" in body and "a generator made up" in body
+    assert "data-free" not in front
+    assert results["teachers"][0]["fingerprint"] in body
+    for entry in results["exports"]:
+        assert f"| {entry['format']} | {entry['bytes']:,} |" in body
 
 
 def test_results_have_the_promised_form(finished):

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from cdfkd_tf.errors import RequestError
-from cdfkd_tf.export import onnx, saved_model, tflite
+from cdfkd_tf.export import c_array, onnx, saved_model, tflite
 from cdfkd_tf.export.runner import Runner
 
 
@@ -72,7 +72,21 @@ def _tflite(arithmetic: str, tolerance: float, how: dict, **more: Any) -> Format
     )
 
 
+_INT8: dict[str, Any] = {
+    "input_type": "uint8",
+    "input_range": (0, 255),
+    "calibrated": True,
+    "remedy": "--int8_finetune_steps=200 may help, or tflite_dynamic.",
+}
 _ROWS = (
+    Format(
+        "c_array",
+        "c_array",
+        c_array.write_c_array,
+        c_array.CArrayRunner,
+        tolerance=1.0,
+        **_INT8,
+    ),
     Format(
         "saved_model",
         "saved_model",
@@ -92,25 +106,20 @@ _ROWS = (
     _tflite("float32", 1e-4, {"quantised": False}),
     _tflite("float16", 0.05, {"half": True}),
     _tflite("dynamic", 1.0, {}),
-    _tflite(
-        "int8",
-        1.0,
-        {},
-        input_type="uint8",
-        input_range=(0, 255),
-        calibrated=True,
-        remedy="--int8_finetune_steps=200 may help, or tflite_dynamic.",
-    ),
+    _tflite("int8", 1.0, {}, **_INT8),
 )
-# From the largest file to the smallest: `predict` prefers the last one that is there.
+# `predict` prefers the last one that is there: C source comes first, then from the
+# largest file to the smallest.
 FORMATS = {row.name: row for row in _ROWS}
 
 
 def format_of(path: pathlib.Path) -> Format:
-    """The format that an exported file, or a folder, is loaded as, by its ending.
+    """The format that an exported file, or a folder, is loaded as.
 
-    An unknown ending is taken for the smallest format's.
+    By its name, else by its ending; an unknown one is taken for the smallest format's.
     """
+    if (path / "student_int8.c").is_file():
+        return FORMATS["c_array"]
     ending = "" if path.is_dir() else path.suffix
     known = [r for r in FORMATS.values() if pathlib.Path(r.file).suffix == ending]
     return (known or list(FORMATS.values()))[-1]

@@ -6,20 +6,30 @@ tensors are left out, and equal vectors are written once; FlatBuffers allows bot
 every reader of TFLite files reads these. An int8 quickstart student loses a third.
 """
 
+from collections.abc import Mapping, Sequence
+
 import flatbuffers
+import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
 _ALIGNMENT = 16  # as TFLite's schema demands of weights
-_IDENTIFIER = b"TFL3"
+_IDENTIFIER, _METADATA = b"TFL3", "TFLITE_METADATA"
 
 
-def pack(content: bytes) -> bytes:
+def pack(
+    content: bytes, shapes: Mapping[int, Sequence[int]], metadata: bytes = b""
+) -> bytes:
     """The same network in fewer bytes.
 
     Args:
         content: of a TFLite file.
+        shapes: of tensors, by index, for a batch of one. Converters write 1 for every
+            length that depends on the batch; microcontrollers take it as it stands.
+        metadata: to put in, from `standard_metadata`; empty: none.
     """
     model = schema.ModelT.InitFromPackedBuf(content)
+    for index, shape in shapes.items():
+        model.subgraphs[0].tensors[index].shape = np.array(shape, np.int32)
     model.description = None
     for graph in model.subgraphs:
         kept = {*graph.inputs, *graph.outputs}
@@ -30,6 +40,10 @@ def pack(content: bytes) -> bytes:
     model.metadata = [
         entry for entry in model.metadata or () if entry.name == b"min_runtime_version"
     ]
+    if metadata:
+        place = len(model.buffers)
+        model.metadata.append(schema.MetadataT(name=_METADATA, buffer=place))
+        model.buffers.append(schema.BufferT(data=np.frombuffer(metadata, np.uint8)))
     used = {tensor.buffer for graph in model.subgraphs for tensor in graph.tensors}
     used |= {entry.buffer for entry in model.metadata}
     for index, buffer in enumerate(model.buffers):

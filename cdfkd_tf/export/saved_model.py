@@ -49,8 +49,8 @@ def write_saved_model(
 
 
 def description_of(folder: pathlib.Path) -> dict[str, Any]:
-    """What a SavedModel says about itself; empty if nothing."""
-    return read_json(folder / _DESCRIPTION)
+    """What a folder that was exported says about itself; empty if nothing."""
+    return read_json(folder / _DESCRIPTION) or read_json(folder / _DESCRIPTION.name)
 
 
 class SavedModelRunner(Runner):

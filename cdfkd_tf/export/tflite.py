@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from cdfkd_tf.export.runner import Runner
+from cdfkd_tf.export.tflite_metadata import LABELS, standard_metadata
 from cdfkd_tf.runtime.silence_stderr import quiet_stderr
 
 _DESCRIPTION = "metadata.json"
@@ -27,19 +28,21 @@ def write_tflite(
     Args:
         model: see `convert`.
         calibration: likewise.
-        description: is appended as a ZIP archive, as TFLite's associated files are
-            carried: `metadata.json` and `labels.txt`, for
-            `zipfile.ZipFile("student_int8.tflite")` or `unzip`.
+        description: goes in as standard metadata, and is appended as a ZIP archive,
+            as TFLite's associated files are carried: `metadata.json` and `labels.txt`,
+            for `zipfile.ZipFile("student_int8.tflite")` or `unzip`.
         path: the file to write.
         **how: see `convert`.
     """
-    path.write_bytes(convert(model, calibration, **how))
+    metadata = standard_metadata(description)
+    path.write_bytes(convert(model, calibration, metadata=metadata, **how))
     text = json.dumps(description, indent=1, ensure_ascii=False) + "\n"
     labels = "".join(f"{name}\n" for name in description["classes"])
     with zipfile.ZipFile(path, "a") as archive:
-        for name, content in ((_DESCRIPTION, text), ("labels.txt", labels)):
-            # ZipInfo's own date: the same run writes the same bytes.
-            archive.writestr(zipfile.ZipInfo(name), content, zipfile.ZIP_DEFLATED)
+        for name, content in ((_DESCRIPTION, text), (LABELS, labels)):
+            # ZipInfo's own date: the same run writes the same bytes. Not compressed:
+            # MediaPipe reads no other archives.
+            archive.writestr(zipfile.ZipInfo(name), content, zipfile.ZIP_STORED)
 
 
 def convert(
@@ -48,6 +51,7 @@ def convert(
     *,
     quantised: bool = True,
     half: bool = False,
+    metadata: bytes = b"",
 ) -> bytes:
     """The content of a TFLite file.
 
@@ -57,6 +61,7 @@ def convert(
             ranges: the file computes with integers throughout and takes uint8.
         quantised: whether weights are stored in fewer than 32 bits.
         half: in 16 bits instead of eight.
+        metadata: from `standard_metadata`; empty: none.
     """
     import tensorflow as tf
 
@@ -90,7 +95,7 @@ def convert(
         # between the two, but knows fewer operations.
         with contextlib.suppress(RuntimeError):
             content = converted(earlier=True)
-    return pack(content)
+    return pack(content, _shapes(content), metadata)
 
 
 class TfliteRunner(Runner):
@@ -105,8 +110,8 @@ class TfliteRunner(Runner):
 
     def __init__(self, source: pathlib.Path | bytes):
         is_file = not isinstance(source, bytes)
-        content = source.read_bytes() if is_file else source
-        self.interpreter = _interpreter(content)
+        self.content = source.read_bytes() if is_file else source
+        self.interpreter = _interpreter(self.content)
         (self._input,) = self.interpreter.get_input_details()
         (self._output,) = self.interpreter.get_output_details()
         self.image_shape = tuple(int(n) for n in self._input["shape"][1:])
@@ -128,6 +133,12 @@ class TfliteRunner(Runner):
         output = self.interpreter.get_tensor(self._output["index"])
         scale, zero = self._output["quantization"]
         return (output.astype("float32") - zero) * scale if scale else output
+
+    @property
+    def output_quantisation(self) -> tuple[float, int]:
+        """Scale and zero point of the probabilities; scale 0: they are floats."""
+        scale, zero = self._output["quantization"]
+        return float(scale), int(zero)
 
     def repeated(self, images: np.ndarray) -> Callable[[], Any]:
         """See `Runner`; the images are set once, before."""
@@ -154,24 +165,36 @@ class TfliteRunner(Runner):
 
 
 def _interpreter(content: bytes) -> Any:
+    try:
+        return _allocated(content)
+    except RuntimeError:  # the fast kernels refuse some scales, of untrained networks
+        return _allocated(content, plain=True)
+
+
+def _allocated(content: bytes, *, plain: bool = False) -> Any:
+    """An interpreter, `plain` without the fast kernels."""
     from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
-    try:
-        with quiet_stderr():
-            interpreter = Interpreter(model_content=content, num_threads=1)
-            interpreter.allocate_tensors()
-    except (
-        RuntimeError
-    ):  # the fast kernels refuse some scales, as of untrained networks
-        plain = OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES
-        with quiet_stderr():
-            interpreter = Interpreter(
-                model_content=content,
-                num_threads=1,
-                experimental_op_resolver_type=plain,
-            )
-            interpreter.allocate_tensors()
+    kinds = OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES, OpResolverType.AUTO
+    with quiet_stderr():
+        interpreter = Interpreter(
+            model_content=content,
+            num_threads=1,
+            experimental_op_resolver_type=kinds[not plain],
+        )
+        interpreter.allocate_tensors()
     return interpreter
+
+
+def _shapes(content: bytes) -> dict[int, Any]:
+    """Shape of each tensor that the batch may shape, for a batch of one."""
+    interpreter = _allocated(content, plain=True)
+    interpreter.invoke()  # some are known only then
+    return {
+        tensor["index"]: tensor["shape"]
+        for tensor in interpreter.get_tensor_details()
+        if -1 in tensor["shape_signature"]
+    }
 
 
 def _attached(path: pathlib.Path) -> dict[str, Any]:

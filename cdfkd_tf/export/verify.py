@@ -10,6 +10,7 @@ import numpy as np
 
 from cdfkd_tf.errors import DistillationWarning, RequestError, RunError
 from cdfkd_tf.export.format import Format
+from cdfkd_tf.export.micro import FIGURES, micro_figures
 from cdfkd_tf.export.runner import Runner, in_parts
 
 LOW_AGREEMENT = 0.99  # below it, the user is warned
@@ -45,7 +46,8 @@ def verify(
         `agreement` (share of images with Keras's class), `max_abs_difference` of a
         probability, `latency_ms` (median for one image), `threads` it was measured
         with, `operators` (how many) and `float_operators` (names of those that
-        compute with floats), both None where the file lists none.
+        compute with floats), both None where the file lists none; what
+        `micro_figures` gives, None where the format is not for it.
 
     Raises:
         RequestError: no images.
@@ -116,7 +118,21 @@ class _File:
             "threads": run.threads,
             "operators": None if run.operators is None else len(run.operators),
             "float_operators": run.float_operators,
+            **self._micro(image),
         }
+
+    def _micro(self, image: np.ndarray) -> dict[str, Any]:
+        """A file of integers in a microcontroller's interpreter, where it is there."""
+        if not self.row.calibrated:
+            return dict.fromkeys(FIGURES)
+        figures = micro_figures(self.run.content, image, self.run(image))
+        if figures["micro_unsupported"]:
+            _warn(
+                f"{self.row.name} does not run in tflite-micro: "
+                f"{', '.join(figures['micro_unsupported'])}. Phones run it; for a "
+                "microcontroller choose another --student or --aggregator."
+            )
+        return figures
 
     @contextlib.contextmanager
     def _refused_as_broken(self) -> Iterator[None]:

@@ -29,6 +29,7 @@ from cdfkd_tf.distillation.train_teachers import train_classifier
 from cdfkd_tf.errors import RequestError
 from cdfkd_tf.export import run as export_run
 from cdfkd_tf.export.costs import teacher_costs
+from cdfkd_tf.export.model_card import write_model_card
 from cdfkd_tf.networks.aggregators import build_aggregator, build_predictor
 from cdfkd_tf.networks.classifiers import build_classifier
 from cdfkd_tf.networks.loading import load_classifier, load_network
@@ -38,7 +39,7 @@ from cdfkd_tf.runtime.precision import dtype_policy, make_deterministic, memory_
 from cdfkd_tf.teachers.build import build_teachers, find_spec, teacher_files
 from cdfkd_tf.teachers.ensemble import TeacherEnsemble
 from cdfkd_tf.teachers.reading import LabelledImages
-from cdfkd_tf.workdir import Results, Workdir, write_json
+from cdfkd_tf.workdir import Results, Workdir, read_results, write_json
 
 # Offsets that keep the draws of one run apart.
 _TEACHER_SEEDS = 1000  # per teacher
@@ -448,17 +449,21 @@ def _evaluate(run: Run) -> None:
 def _export(run: Run) -> None:
     """Writes the predictor in every format asked for, and checks each file."""
     config, predictor = run.config, run.network("predictor", "fit_aggregator")
+    description = description_of(run)
     entries = export_run.export(
         predictor,
         config.export_formats,
         run.workdir.export,
         batches=run.evaluation_batches,
         calibration_pool=run.calibration_pool,
-        description=description_of(run),
+        description=description,
         int8_finetune_steps=config.int8_finetune_steps,
         seed=config.seed,
     )
     run.results.record("exports", entries)
+    if entries:
+        results = read_results(run.workdir.results)
+        write_model_card(run.workdir.export, description, results)
     costs = []
     if entries:
         try:

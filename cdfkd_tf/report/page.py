@@ -123,7 +123,7 @@ def write_report(workdir: Workdir) -> pathlib.Path:
             "Files for devices",
             "Each was loaded again and compared with the Keras model on the same "
             "images. Latency: median of one image, one thread, warm (the SavedModel "
-            "as TensorFlow runs it).",
+            "as TensorFlow runs it)." + _micro_note(results["exports"]),
             table=tables.exports(results) if results["exports"] else None,
         ),
         _again(read_json(workdir.config), results),
@@ -165,6 +165,15 @@ def _lead(results: Mapping[str, Any]) -> Iterator[str]:
             f"{aggregator['labelled_samples']} labelled real images, all else from "
             "generated ones."
         )
+
+
+def _micro_note(exports: Sequence[Mapping[str, Any]]) -> str:
+    """What a microcontroller's interpreter says; nothing where it was not asked."""
+    lacks = {name for e in exports for name in e.get("micro_unsupported") or ()}
+    if lacks:
+        return f" tflite-micro does not run it: {', '.join(sorted(lacks))}."
+    arena = any(e.get("arena_bytes") for e in exports)
+    return " Arena: memory for tensors in tflite-micro, measured." * arena
 
 
 def _costs_note(results: Mapping[str, Any]) -> str:

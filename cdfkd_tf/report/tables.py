@@ -19,6 +19,7 @@ _EXPORTS = {
     "largest difference": ("max_abs_difference", ".2g"),
     "ms per image": ("latency_ms", TIME),
     "operators": ("operators", COUNT),
+    "arena bytes": ("arena_bytes", COUNT),
 }
 
 
@@ -74,7 +75,9 @@ def readings(results: Mapping[str, Any]) -> Table | None:
 def exports(results: Mapping[str, Any]) -> Table:
     """Every exported file and how it was checked; `results` of results.json."""
     entries = [(entry["format"], entry) for entry in results["exports"]]
-    return _table("Exported files", "format", _EXPORTS, entries)
+    micro = any(entry.get("arena_bytes") for _, entry in entries)
+    columns = {n: c for n, c in _EXPORTS.items() if micro or c[0] != "arena_bytes"}
+    return _table("Exported files", "format", columns, entries)
 
 
 def total(entries: Sequence[Mapping[str, Any]], key: str) -> float | None:

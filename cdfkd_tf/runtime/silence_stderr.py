@@ -5,20 +5,23 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, BinaryIO
 
 
 @contextlib.contextmanager
-def quiet_stderr() -> Iterator[None]:
+def quiet_stderr(log: BinaryIO | None = None) -> Iterator[None]:
     """Hides what C++ code writes to standard error within the block.
 
     Log level variables silence only part of it. A Python exception still shows: it
     is raised after standard error is back.
+
+    Args:
+        log: an open file that gets it; None: lost.
     """
     sys.stderr.flush()
-    saved, null = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    os.dup2(null, 2)
-    os.close(null)
+    saved = os.dup(2)
+    with open(os.devnull, "wb") as null:
+        os.dup2((log or null).fileno(), 2)
     try:
         yield
     finally:

@@ -1,18 +1,26 @@
 """Every export format: its file, what it computes and what it says about itself."""
 
 import collections
+import ctypes
+import re
+import shutil
 import subprocess
 import sys
+import zipfile
 
 import keras
 import numpy as np
 import pytest
+from ai_edge_litert import schema_py_generated as schema
 
+from cdfkd_tf.data.specs import plain_spec
 from cdfkd_tf.errors import RequestError
 from cdfkd_tf.export.format import FORMATS, format_of
+from cdfkd_tf.export.micro import FIGURES, estimated_arena, micro_figures
 from cdfkd_tf.export.packing import pack
+from cdfkd_tf.export.run import describe
 from cdfkd_tf.export.runner import Runner
-from cdfkd_tf.export.tflite import TfliteRunner
+from cdfkd_tf.export.tflite import TfliteRunner, convert
 from tests.export.small import IMAGES, NAMES, export_small, predictor_with
 from tests.rows import rows
 
@@ -57,7 +65,7 @@ def test_export_writes_every_format_and_measures_it(exported):
     assert by_name["tflite_int8"]["bytes"] < 0.5 * by_name["tflite_float32"]["bytes"]
     keys = {"file", "bytes", "accuracy", "agreement", "max_abs_difference", "threads"}
     keys |= {"format", "latency_ms", "operators", "parameters", "multiply_adds"}
-    keys |= {"float_operators"}
+    keys |= {"float_operators", *FIGURES}
     for entry in entries:
         assert set(entry) == keys
         assert entry["accuracy"] is None  # no label was given
@@ -79,7 +87,7 @@ def test_runner_reads_what_the_file_says_about_itself(load, name):
     description = load(name).description
     assert description["classes"] == NAMES
     assert description["format"] == name and description["method"] == "cdfkd_mfs"
-    takes_bytes = name == "tflite_int8"
+    takes_bytes = name in ("tflite_int8", "c_array")
     assert description["input"]["range"] == ([0, 255] if takes_bytes else [0, 1])
     assert description["input"]["type"] == ("uint8" if takes_bytes else "float32")
     assert description["version"] and "licence" in description
@@ -144,10 +152,115 @@ def test_tflite_operations_are_its_own_and_few(load):
 
 def test_pack_changes_no_output(exported, load):
     content = (exported[0] / FORMATS["tflite_int8"].file).read_bytes()
-    again = pack(content)  # packed before: nothing more to gain but what is attached
+    again = pack(
+        content, {}
+    )  # packed before: nothing more to gain but what is attached
     assert len(again) <= len(content)
     packed = TfliteRunner(again)
     np.testing.assert_array_equal(packed(IMAGES), load("tflite_int8")(IMAGES))
+
+
+def test_shapes_of_a_file_are_those_of_a_batch_of_one(exported, load):
+    """A microcontroller takes them as they stand, whatever the batch was."""
+    model = schema.ModelT.InitFromPackedBuf(load("tflite_int8").content)
+    graph = model.subgraphs[0]
+    codes = [code.builtinCode for code in model.operatorCodes]
+    reshapes = [
+        operation
+        for operation in graph.operators
+        if codes[operation.opcodeIndex] == schema.BuiltinOperator.RESHAPE
+    ]
+    for operation in reshapes:
+        before, after = (
+            graph.tensors[operation.inputs[0]],
+            graph.tensors[operation.outputs[0]],
+        )
+        assert np.prod(before.shape) == np.prod(after.shape)
+    assert reshapes and -1 in graph.tensors[graph.inputs[0]].shapeSignature
+
+
+def test_c_array_is_the_int8_file_with_its_labels_for_a_compiler(
+    exported, load, tmp_path
+):
+    folder = exported[0] / "c_array"
+    run, image = load("c_array"), IMAGES[:1]
+    np.testing.assert_array_equal(run(image), load("tflite_int8")(image))
+    header = (folder / "student_int8.h").read_text()
+    arena = int(re.search(r"ARENA_BYTES (\d+)", header)[1])
+    assert arena % 16 == 0 and arena > 5_000 and "CONV_2D" in header
+    if not (compiler := shutil.which("cc")):
+        pytest.skip("no C compiler")
+    library = tmp_path / "student.so"
+    source = folder / "student_int8.c"
+    subprocess.run([compiler, "-shared", "-fPIC", source, "-o", library], check=True)
+    built = ctypes.CDLL(str(library))
+    length = ctypes.c_uint.in_dll(built, "student_int8_tflite_len").value
+    numbers = (ctypes.c_ubyte * length).in_dll(built, "student_int8_tflite")
+    labels = (ctypes.c_char_p * len(NAMES)).in_dll(built, "student_int8_labels")
+    assert bytes(numbers) == run.content and ctypes.addressof(numbers) % 16 == 0
+    assert [label.decode() for label in labels] == NAMES
+
+
+def test_file_has_the_metadata_that_other_readers_know(exported):
+    """As a FlatBuffer: the schema's identifier, the deviation 255 of pixels."""
+    content = (exported[0] / "student_int8.tflite").read_bytes()
+    model = schema.ModelT.InitFromPackedBuf(content)
+    (entry,) = [m for m in model.metadata if m.name == b"TFLITE_METADATA"]
+    metadata = bytes(model.buffers[entry.buffer].data)
+    assert metadata[4:8] == b"M001" and np.float32(255).tobytes() in metadata
+    with zipfile.ZipFile(exported[0] / "student_int8.tflite") as archive:
+        stored = archive.getinfo("labels.txt")
+        assert archive.read(stored).decode().split() == NAMES
+        assert stored.compress_type == zipfile.ZIP_STORED
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arithmetic", ["int8", "float32"])
+def test_other_readers_classify_by_the_metadata_alone(arithmetic, tmp_path):
+    """MediaPipe: names, pixel values, the same probabilities."""
+    mediapipe = pytest.importorskip("mediapipe")
+    from mediapipe.tasks.python import BaseOptions, vision
+
+    row = FORMATS[f"tflite_{arithmetic}"]
+    keras.utils.set_random_seed(0)
+    image = keras.Input((8, 8, 3))
+    tensor = keras.layers.Conv2D(4, 3, activation="relu")(image)
+    tensor = keras.layers.Dense(4)(keras.layers.GlobalAveragePooling2D()(tensor))
+    predictor = keras.Model(image, keras.layers.Softmax()(tensor))
+    images = np.random.default_rng(0).integers(0, 256, (20, 8, 8, 3)).astype("uint8")
+    arguments = {"batches": [(images / np.float32(255), None)]}
+    arguments["calibration_pool"] = lambda count, seed: images / np.float32(255)
+    arguments["description"] = describe(
+        plain_spec("toy", (8, 8, 3), 4), NAMES, method="cdfkd_mfs", student="a"
+    )
+    export_small(predictor, tmp_path, (row.name,), **arguments)
+    expected = dict(
+        zip(NAMES, row.load(tmp_path / row.file)(images[:1] / np.float32(255))[0])
+    )
+    options = vision.ImageClassifierOptions(BaseOptions(str(tmp_path / row.file)))
+    with vision.ImageClassifier.create_from_options(options) as classifier:
+        picture = mediapipe.Image(mediapipe.ImageFormat.SRGB, images[0])
+        (answers,) = classifier.classify(picture).classifications
+    assert {a.category_name: a.score for a in answers.categories} == pytest.approx(
+        expected, abs=1 / 200
+    )
+
+
+@pytest.mark.slow
+def test_int8_runs_in_the_interpreter_of_microcontrollers(load):
+    """Where it is installed: as LiteRT does, and in the memory that is written down."""
+    pytest.importorskip("tflite_micro")
+    run, images = load("tflite_int8"), IMAGES[:4]
+    figures = micro_figures(run.content, images, run(images))
+    assert figures["micro_unsupported"] == [] and figures["micro_max_difference"] < 0.2
+    assert figures["arena_bytes"] < estimated_arena(run.content)
+    assert estimated_arena(run.content) < 1.4 * figures["arena_bytes"]
+    image = keras.Input((8, 8, 1))
+    tensor = keras.layers.Conv2D(2, 3, activation="gelu")(image)
+    tensor = keras.layers.Dense(2)(keras.layers.GlobalAveragePooling2D()(tensor))
+    content = convert(keras.Model(image, tensor), IMAGES)
+    lacks = micro_figures(content, IMAGES[:1], np.zeros((1, 2)))
+    assert lacks["micro_unsupported"] == ["GELU"] and lacks["arena_bytes"] is None
 
 
 def test_format_without_its_packages_is_refused_before_anything_is_written(
