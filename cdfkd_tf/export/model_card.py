@@ -45,13 +45,14 @@ def _sections(about: Mapping[str, Any], results: Mapping[str, Any]) -> Iterator[
     image, classes = about["input"], about["classes"]
     student, aggregator = results["student"], results["aggregator"]
     size = f"{image['height']} x {image['width']}, {image['channel_order']}"
-    name = pathlib.Path(about["student"]).name
-    yield f"# {_plain(name)}, distilled from {_count(results)}\n"
+    backbone = _plain(pathlib.Path(about["student"]).name)
+    yield f"# A student of {_count(results)}\n"
     yield (
         f"One image ({size}) to probabilities of {len(classes)} classes: "
         f"{_plain(', '.join(map(str, classes[:20])))}"
         f"{', ...' if len(classes) > 20 else ''}. Made with {about['made_by']} "
-        f"{about['version']}, method {about['method']}, seed {results['seed']}.\n"
+        f"{about['version']}, method {about['method']}, backbone {backbone}, seed "
+        f"{results['seed']}.\n"
     )
     used = aggregator["labelled_samples"]
     images = results.get("learned_from", "generated images")

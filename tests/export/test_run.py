@@ -122,7 +122,11 @@ def test_export_keeps_few_batches_in_memory(predictor, tmp_path):
 @rows(
     "formats, options, words",
     [
-        (("tflite",), {}, "Unknown export format 'tflite'. Known: c_array, saved_model"),
+        (
+            ("tflite",),
+            {},
+            "Unknown export format 'tflite'. Known: c_array, saved_model",
+        ),
         (("tflite_float32",), {"batches": []}, "no images to compare"),
     ],
 )
