@@ -10,7 +10,7 @@ import pytest
 from cdfkd_tf import cli
 from cdfkd_tf.config import FIELDS
 from tests import toys
-from tests.toys import parse, run_main
+from tests.toys import run_main
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -37,6 +37,7 @@ def test_main_refuses_flags_before_tensorflow_loads():
     assert loaded.stdout.strip() == "False"
 
 
+@pytest.mark.slow
 def test_main_of_a_wrong_run_is_one_line_and_exit_code_2(tmp_path):
     done = run_process(
         f"--workdir={tmp_path}",
@@ -61,14 +62,6 @@ def test_help_has_one_line_for_every_flag_in_its_group():
     for name, field in FIELDS.items():
         assert sum(line.startswith(f"  --{name}: ") for line in lines) == 1
         assert field.metadata["group"] in lines
-
-
-@pytest.mark.slow
-def test_help_prints_and_leaves(capsys):
-    with pytest.raises(SystemExit) as leaving:
-        parse("--help")
-    assert leaving.value.code == 0
-    assert "--student_width" in capsys.readouterr().out
 
 
 @keras.saving.register_keras_serializable("tests")

@@ -120,12 +120,6 @@ def test_check_saved_model_refuses_calls_of_what_only_saving_needs(tmp_path):
     assert not list(tmp_path.glob("elsewhere*"))
 
 
-def test_check_saved_model_lets_a_plain_one_in(tmp_path):
-    network = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
-    network.export(tmp_path / "saved", verbose=False)
-    check_saved_model(tmp_path / "saved")
-
-
 def test_load_classifier_refuses_a_saved_model_inside_a_keras_file(tmp_path):
     from cdfkd_tf.networks.loading import load_classifier
 
