@@ -97,7 +97,7 @@ def kind_of_rows(rows: np.ndarray, is_linear: bool, teacher: str) -> str:
         teacher: what messages call it.
 
     Raises:
-        RequestError: separate sigmoids.
+        RequestError: separate sigmoids; shares of another whole than 1.
     """
     inside = rows.min() >= 0 and rows.max() <= 1
     if inside and np.allclose(rows.sum(-1), 1, atol=1e-2):
@@ -110,6 +110,13 @@ def kind_of_rows(rows: np.ndarray, is_linear: bool, teacher: str) -> str:
             "are in [0, 1] and rows do not sum to 1; expected logits, or probabilities "
             "of classes that exclude each other. If they are to be taken for logits "
             "say --teacher_output=logits."
+        )
+    total, differ = rows.sum(-1), np.ptp(rows, axis=0).max() > 1e-3 * rows.max()
+    if rows.min() >= 0 and differ and np.allclose(total, total[0], rtol=1e-2):
+        raise RequestError(
+            f"Teacher {teacher} answers rows that all sum to {total[0]:.4g}, as "
+            "percentages or votes do; expected logits, or probabilities that sum to 1. "
+            "Divide them before saving, or say --teacher_output=logits."
         )
     return LOGITS
 

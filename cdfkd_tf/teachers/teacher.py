@@ -259,26 +259,34 @@ class Teacher:
         rows = self._rows(outputs.logits)[self._output_name].numpy()
         answers.check_finite_rows(rows, self.name)
         self.num_classes = rows.shape[1]
+        # Of all scales: whatever values it expects, it has seen such.
+        scale = 1 if getattr(self.model, "told_values", None) else 255
         if self._ends_bare:
             self.output = answers.PROBABILITIES
-        elif self.output == "auto":
-            # Of all scales: whatever values it expects, it has seen such.
-            scale = 1 if getattr(self.model, "told_values", None) else 255
-            large = self._rows(ask(images * scale)[0].logits)[self._output_name].numpy()
-            large = large[np.isfinite(large).all(-1)]
-            self.output = answers.kind_of_rows(
-                np.concatenate([rows, large]), ends_linear(self.model), self.name
-            )
-        elif self.output == answers.PROBABILITIES and rows.min() < -1e-3:
-            raise RequestError(
-                f"Teacher {self.name} answers {rows.min():.3g}, which is no "
-                "probability. Leave --teacher_output=probabilities out."
-            )
-        if self.output == answers.PROBABILITIES and before_softmax is not None:
-            before = np.asarray(before_softmax).reshape(len(rows), -1)
-            self._reads_before_softmax = before.shape == rows.shape and np.allclose(
-                answers.softmax(before.astype("float64")), rows, atol=1e-2
-            )
+        elif self.output != answers.LOGITS:
+            larger, larger_before = ask(images * scale)
+            larger = self._rows(larger.logits)[self._output_name].numpy()
+            finite = np.isfinite(larger).all(-1)
+            rows = np.concatenate([rows, larger[finite]])
+            if self.output == "auto":
+                linear = ends_linear(self.model)
+                self.output = answers.kind_of_rows(rows, linear, self.name)
+            if self.output == answers.PROBABILITIES and rows.min() < -1e-3:
+                raise RequestError(
+                    f"Teacher {self.name} answers {rows.min():.3g}, which is no "
+                    "probability. Leave --teacher_output=probabilities out."
+                )
+            if self.output == answers.PROBABILITIES and before_softmax is not None:
+                before, larger = (
+                    np.asarray(ops.cast(each, "float64")).reshape(len(images), -1)
+                    for each in (before_softmax, larger_before)
+                )
+                before = np.concatenate([before, larger[finite]])
+                # Relative: a thousand classes have a thousandth each, and a mean of
+                # two softmaxes may be near the last one on faint images alone.
+                self._reads_before_softmax = before.shape == rows.shape and np.allclose(
+                    answers.softmax(before), rows, rtol=0.1, atol=1e-5
+                )
         self.provides = frozenset(name for name, value in found.items() if value)
         self.feature_width = found["features"] or None
         self.num_batch_norms = found["bn_statistics"]

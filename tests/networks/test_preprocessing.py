@@ -97,6 +97,7 @@ FRONTS = {
     "as DenseNet": (keras.applications.densenet.preprocess_input, "0..255"),
     "as Xception": (keras.applications.xception.preprocess_input, "0..255"),
     "padding": (layers.ZeroPadding2D(3), None),
+    "joined": (lambda x: layers.Concatenate()([x / 255.0] * 2), "0..255"),
     "channels moved": (lambda x: layers.Permute((3, 1, 2))(x / 255.0), "0..255"),
     "trained norm": (trained_norm(0.45, 0.06), "0..1"),
     "trained norm of bytes": (trained_norm(115, 3600), "0..255"),

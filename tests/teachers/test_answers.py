@@ -124,6 +124,26 @@ def test_log_probabilities_are_logits():
         np.testing.assert_allclose(teacher(NORMALISED).logits, model(PIXELS), atol=1e-5)
 
 
+def test_logits_of_a_mean_of_softmaxes_are_its_logarithm():
+    """Also where faint images, of the wrong values, tell no difference."""
+    image = keras.Input(SHAPE)
+    maps = layers.GlobalMaxPooling2D()(layers.Conv2D(6, 3)(image / 255.0))
+    ends = [layers.Dense(CLASSES, "softmax")(maps) for _ in range(2)]
+    model = keras.Model(image, layers.Average()(ends))
+    for layer, kernel in zip(model.layers[-3:-1], (KERNEL, -KERNEL)):
+        layer.set_weights([kernel, np.zeros(CLASSES)])
+    teacher = teacher_of(model)
+    teacher.adapter = InputAdapter(SPEC, "0..255", SHAPE)
+    np.testing.assert_allclose(
+        teacher(NORMALISED).logits, centred(np.log(model(PIXELS * 255))), atol=1e-4
+    )
+
+
+def test_percentages_are_refused():
+    with pytest.raises(RequestError, match="all sum to 100, as percentages"):
+        teacher_of(network(lambda x: 100 * dense("softmax")(x)))
+
+
 # Separate sigmoids.
 
 
