@@ -10,6 +10,8 @@ from cdfkd_tf.errors import DistillationWarning, RequestError
 from cdfkd_tf.teachers.ensemble import TeacherEnsemble
 from tests import toys
 
+pytestmark = pytest.mark.faults
+
 
 def estimated(monkeypatch, **options):
     monkeypatch.setattr(memory, "_WORTH_TRACING", 0)

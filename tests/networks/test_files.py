@@ -23,6 +23,8 @@ from cdfkd_tf.networks.loading import check_finite, load_classifier, load_networ
 from tests import toys
 from tests.rows import rows
 
+pytestmark = pytest.mark.faults
+
 IMAGES = np.random.default_rng(0).uniform(0, 255, (3, 8, 8, 3)).astype("float32")
 
 

@@ -12,6 +12,8 @@ from cdfkd_tf.networks.loading import load_classifier
 from cdfkd_tf.networks.preprocessing import find_values, rescaling_to
 from tests.rows import rows
 
+pytestmark = pytest.mark.faults
+
 SHAPE = (8, 8, 3)
 PHOTOS = np.random.default_rng(0).random((64, *SHAPE)) * 0.8 + 0.05
 MEAN = np.array([0.485, 0.456, 0.406], "float32")

@@ -21,6 +21,8 @@ from cdfkd_tf.networks.pytorch_files import read_state_dict
 from tests.rows import rows
 from tests.test_fuzzing import damaged
 
+pytestmark = pytest.mark.faults
+
 KINDS = {"f4": "Float", "f8": "Double", "f2": "Half", "i8": "Long", "u2": "BFloat16"}
 
 

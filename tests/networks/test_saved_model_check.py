@@ -8,6 +8,8 @@ from keras import layers
 from cdfkd_tf.errors import RequestError
 from cdfkd_tf.networks.saved_model_check import check_saved_model
 
+pytestmark = pytest.mark.faults
+
 
 def read_file(path):
     return tf.strings.length(tf.io.read_file(path))

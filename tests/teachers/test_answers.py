@@ -15,6 +15,8 @@ from cdfkd_tf.teachers.teacher import Teacher
 from tests.rows import rows
 from tests.teachers.test_teacher import state_of
 
+pytestmark = pytest.mark.faults
+
 SHAPE, CLASSES = (8, 8, 3), 4
 SPEC = plain_spec("none", SHAPE, CLASSES)
 PIXELS = np.random.default_rng(0).random((5, *SHAPE)).astype("float32")

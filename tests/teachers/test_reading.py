@@ -16,6 +16,8 @@ from cdfkd_tf.teachers.teacher import Teacher
 from tests.rows import rows
 from tests.teachers.test_teacher import state_of
 
+pytestmark = pytest.mark.faults
+
 SHAPE = (8, 8, 3)
 SPEC = plain_spec("none", SHAPE, 8)
 KINDS = ("0..1", "0..255", "-1..1", "imagenet", "caffe")
