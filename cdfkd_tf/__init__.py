@@ -16,6 +16,7 @@ _PUBLIC = {
     "distill": "cdfkd_tf.api",
     "Distillation": "cdfkd_tf.api",
     "RunConfig": "cdfkd_tf.config",
+    "from_torch": "cdfkd_tf.imported.torch_programs",
     "search": "cdfkd_tf.api",
     "teacher_model": "cdfkd_tf.api",
 }

@@ -19,6 +19,7 @@ from cdfkd_tf.config import FIELDS, RunConfig, check_names, read_value
 from cdfkd_tf.distillation.fit_aggregator import AggregatorFit, fit_aggregator
 from cdfkd_tf.errors import RequestError, file_system_error
 from cdfkd_tf.export import run as export_run
+from cdfkd_tf.imported.torch_programs import from_torch, is_module
 from cdfkd_tf.networks.aggregators import build_aggregator, build_predictor
 from cdfkd_tf.networks.black_box import Answer, BlackBoxClassifier
 from cdfkd_tf.networks.loading import (
@@ -215,7 +216,8 @@ def distill(
     """Distils several classifiers into one small network, without their data.
 
     Args:
-        teachers: Keras models, or their files; models come back as they were.
+        teachers: Keras models, files, functions from images to classes, or modules of
+            PyTorch, `(module, example batch)`; models come back as they were.
         image_shape: `(height, width, channels)` of the student's images; None: of the
             first teacher's. Teachers of other sizes see them resized.
         workdir: the run's folder, from where an interrupted call goes on; None: a
@@ -405,8 +407,15 @@ def _read_teachers(teachers: Any) -> tuple[list[str], list[Any] | None]:
     else:
         given = [teachers]
     for index, teacher in enumerate(given):
+        if isinstance(teacher, tuple) and len(teacher) == 2 and is_module(teacher[0]):
+            teacher = given[index] = from_torch(*teacher, name=f"teacher_{index}")
         if isinstance(teacher, keras.Model):
             check_finite(teacher, f"teacher_{index}")
+        elif is_module(teacher):
+            raise RequestError(
+                f"teacher_{index} is a module of PyTorch: give it with a batch of "
+                "images that it takes, (module, example)."
+            )
         elif callable(teacher) and not isinstance(teacher, _MODELS):
             told = ("0..1", "as functions are called")
             given[index] = BlackBoxClassifier(

@@ -11,7 +11,7 @@ FLOORS = (
     ("errors",),
     ("recipes", "runtime"),
     ("config",),
-    ("workdir", "data"),
+    ("workdir", "data", "imported"),
     ("networks", "report"),
     ("teachers",),
     ("distillation", "evaluation", "export"),

@@ -14,6 +14,7 @@ import tensorflow as tf
 from keras import KerasTensor
 
 from cdfkd_tf.errors import RequestError, RunError, reason
+from cdfkd_tf.imported.onnx_files import num_images
 
 Answer = Callable[[np.ndarray], Any]
 
@@ -176,10 +177,7 @@ def _box(
             f"Teacher {path} takes {tuple(sides)}; expected one batch of images (B, "
             "height, width, channels) or (B, channels, height, width)."
         )
-    batch, *shape = sides
-    first = len(shape) == 3 and shape[0] in (1, 3) and shape[2] not in (1, 3)
-    if first:
-        shape = [*shape[1:], shape[0]]
+    batch, first, shape = num_images(sides)
 
     def ask(images):
         outputs = answer(images.transpose(0, 3, 1, 2) if first else images)

@@ -15,6 +15,7 @@ from cdfkd_tf.errors import RequestError
 
 KERAS, HDF5, SAVED_MODEL = "a Keras archive", "a Keras HDF5 file", "a SavedModel"
 ONNX, TFLITE = "an ONNX file", "a TFLite file"
+PROGRAM = "a PyTorch program"  # of torch.export.save
 _HEAD = 1024  # bytes that tell what a file is
 _ENDINGS = (".keras", ".h5", ".hdf5")
 _WEIGHTS_ONLY = (
@@ -23,8 +24,8 @@ _WEIGHTS_ONLY = (
 )
 _TORCH = (
     "weights of PyTorch. python -m cdfkd_tf.tools.import_torch --help says how those "
-    "of ResNets and wide ResNets become a .keras file; build other networks in Keras "
-    "and fill them there"
+    "of ResNets and wide ResNets become a .keras file; export other networks, with "
+    "torch.onnx.export(model, (image,), 'model.onnx', optimize=False)"
 )
 _SAVE_AGAIN = "Fetch or save it again"
 
@@ -51,7 +52,7 @@ def recognise(path: pathlib.Path, role: str) -> tuple[str, pathlib.Path]:
         kind = _of_file(path)
     except PermissionError:
         kind = "closed: you may not read it"
-    if kind in (KERAS, HDF5, ONNX, TFLITE):
+    if kind in (KERAS, HDF5, ONNX, TFLITE, PROGRAM):
         return kind, path
     raise RequestError(f"Cannot read {role} {path}: it is {kind}.")
 
@@ -157,10 +158,12 @@ def _of_zip(path: pathlib.Path) -> str:
     last = {name.rpartition("/")[2] for name in names}
     if "config.json" in names and any("model.weights" in name for name in names):
         return KERAS
+    if any(name.endswith("models/model.json") for name in names):
+        return PROGRAM
     if "constants.pkl" in last and "data.pkl" in last:
         return (
-            "a TorchScript program of PyTorch. Save model.state_dict() there instead, "
-            "for python -m cdfkd_tf.tools.import_torch"
+            "a TorchScript program of PyTorch. Export the model itself, with "
+            "torch.onnx.export(model, (image,), 'model.onnx', optimize=False)"
         )
     if "data.pkl" in last:
         return _TORCH

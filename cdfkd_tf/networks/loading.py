@@ -15,8 +15,17 @@ import keras
 import numpy as np
 
 from cdfkd_tf.errors import DistillationWarning, RequestError, reason
+from cdfkd_tf.imported.onnx_files import open_onnx
+from cdfkd_tf.imported.torch_programs import open_program
 from cdfkd_tf.networks.black_box import BlackBoxClassifier, read_onnx, read_tflite
-from cdfkd_tf.networks.file_kinds import HDF5, ONNX, SAVED_MODEL, TFLITE, recognise
+from cdfkd_tf.networks.file_kinds import (
+    HDF5,
+    ONNX,
+    PROGRAM,
+    SAVED_MODEL,
+    TFLITE,
+    recognise,
+)
 from cdfkd_tf.networks.keras_configs import explanation, modernised, with_old_functions
 from cdfkd_tf.networks.saved_model_check import check_saved_model
 from cdfkd_tf.networks.saved_models import SavedModelClassifier
@@ -25,7 +34,11 @@ from cdfkd_tf.networks.saved_models import SavedModelClassifier
 def load_classifier(
     file: str | pathlib.Path,
 ) -> keras.Model | SavedModelClassifier | BlackBoxClassifier:
-    """A classifier from a file of Keras 2 or 3, ONNX, TFLite, or a SavedModel folder.
+    """A classifier from a file of Keras, PyTorch, ONNX, TFLite, or a SavedModel folder.
+
+    Networks of ONNX files and PyTorch programs become Keras models. An ONNX file with
+    an operator that is not known, or that then answers otherwise, only answers; a
+    `DistillationWarning` says so.
 
     Args:
         file: told by its content, not by its name; `~` is the home folder.
@@ -106,8 +119,56 @@ def _read_saved_model(folder: pathlib.Path) -> SavedModelClassifier:
     return SavedModelClassifier(folder)
 
 
-# What shows no layers; all else is read by Keras.
-_READERS = {SAVED_MODEL: _read_saved_model, ONNX: read_onnx, TFLITE: read_tflite}
+def _read_onnx(path: pathlib.Path) -> keras.Model | BlackBoxClassifier:
+    box = read_onnx(path)
+    try:
+        model = open_onnx(path, path.stem)
+        _check_alike(model, box)
+    except Exception as error:  # anybody's network
+        warnings.warn(
+            f"{path} only answers, so that students learn from it without a generator "
+            f"that learns, too: {reason(error, 300)}",
+            DistillationWarning,
+            stacklevel=2,
+        )
+        return box
+    kinds = {type(layer).__name__ for layer in model.layers}
+    if "Conv2D" in kinds and not any("Normalization" in kind for kind in kinds):
+        warnings.warn(
+            f"{path} holds no BatchNormalization, which generators learn most from. If "
+            "its network has some, they were folded away: export it again with "
+            "torch.onnx.export(..., optimize=False), or, with dynamo=False, "
+            "training=TrainingMode.PRESERVE and do_constant_folding=False.",
+            DistillationWarning,
+            stacklevel=2,
+        )
+    return model
+
+
+def _check_alike(model: keras.Model, box: BlackBoxClassifier) -> None:
+    """Asks a network and its file about the same noise."""
+    sides = [side or _SIDE for side in box.input_shape[1:]]
+    images = np.random.default_rng(0).random((2, *sides), "float32")
+    if "int" in model.inputs[0].dtype:
+        images = np.floor(images * 255)
+    ours, theirs = (np.asarray(each(images)) for each in (model, box))
+    ours = ours.reshape(theirs.shape) if ours.size == theirs.size else ours
+    largest = np.abs(theirs).max()
+    gap = np.abs(ours - theirs).max() if ours.shape == theirs.shape else np.inf
+    if not gap <= _ROUNDING * largest:
+        raise ValueError(f"its layers answer otherwise, by {gap:.2g} of {largest:.2g}")
+
+
+_SIDE = 96  # of noise for networks that take images of any size
+_ROUNDING = 1e-3  # of the largest answer; half precision in files has no more
+
+# What is not read by Keras itself.
+_READERS = {
+    SAVED_MODEL: _read_saved_model,
+    ONNX: _read_onnx,
+    PROGRAM: open_program,
+    TFLITE: read_tflite,
+}
 
 
 def _read_keras(path: pathlib.Path, kind: str) -> keras.Model:

@@ -12,7 +12,7 @@ from cdfkd_tf.errors import RequestError, one_line
 # Name on the command line -> module of this folder, what it does.
 COMMANDS = {
     "make-example": ("make_example", "Three small teachers and a folder of images."),
-    "import": ("import_torch", "Weights of PyTorch into a teacher's file."),
+    "import": ("import_torch", "ONNX and PyTorch files into a teacher's."),
     "classify": ("classify", "Classes of pictures, by an exported file."),
     "prepare-data": ("prepare_data", "Fetches and prepares a data set."),
 }

@@ -1,0 +1,1 @@
+"""Networks of other frameworks as Keras models: ONNX files, PyTorch programs."""
