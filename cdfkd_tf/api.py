@@ -78,6 +78,15 @@ class Distillation:
                 for teacher in self._run.teachers.teachers
             ]
 
+    @property
+    def quality(self) -> dict[str, Any]:
+        """What the images were, agreement on others, and whether the student is poor.
+
+        As `quality` in results.json, see `distillation.quality.look`; empty with
+        `method="kd"`.
+        """
+        return self._run.results.read().get("quality", {})
+
     def evaluate(self, x: Images, y: np.ndarray | None = None) -> dict[str, Any]:
         """Measures teachers, student and predictor on images with or without labels.
 
@@ -100,6 +109,33 @@ class Distillation:
                 teachers, self.student, self.predictor, spec, batches
             )
             return evaluation.compute_metrics(outputs, labels, teachers, self.student)
+
+    def take_statistics(self, x: Images) -> None:
+        """Gives the student BatchNormalization statistics of unlabelled images.
+
+        Its own are those of the images that it learned from. Student and predictor
+        change, and what is exported from now on; an aggregator that was learned on the
+        student as it was stays.
+
+        Args:
+            x: at least 2 images of the task, as in `evaluate`.
+
+        Raises:
+            RequestError: fewer images, or of another form.
+        """
+        shape, size = self._run.spec.image_shape, self.config.batch_size
+        images = [images for images, _ in _batches(x, None, shape, size)]
+        if sum(map(len, images)) < 2:
+            raise RequestError("take_statistics needs at least 2 images.")
+        with self._nothing_left_behind():
+            images = np.concatenate(images)
+            self._run.take_statistics(self.student, images)
+            inner = [
+                one for one in self.predictor.layers if isinstance(one, keras.Model)
+            ]
+            for network in inner:  # its student, unless that is the same object
+                if network.name == self.student.name:
+                    network.set_weights(self.student.get_weights())
 
     def fit_aggregator(
         self,

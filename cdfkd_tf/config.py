@@ -275,9 +275,16 @@ class RunConfig:
     bank_size: int | None = _method(
         None,
         "Images kept with the teachers' answers, of generated ones the newest; empty: "
-        "256 MB, at most 30,000, or 5,000 for each of --minutes; with generated images "
+        "256 MB, at most 40,000, or 8,000 for each of --minutes; with generated images "
         "alone: none.",
         at_least=2,
+    )
+    bn_images: str = _method(
+        "",
+        "Folder of unlabelled pictures of the task (2 or more), of which the student's "
+        "BatchNormalizations take their statistics at the end.",
+        path=True,
+        searched=False,
     )
     temperature: float | None = _method(
         None,

@@ -221,8 +221,8 @@ _MEASURED = (
 )
 # Step -> the values that are stale once it runs again.
 _STALE = {
-    "train_teachers": _MEASURED,
-    "distill": _MEASURED,
+    "train_teachers": (*_MEASURED, "quality"),
+    "distill": (*_MEASURED, "quality"),
     "fit_aggregator": ("aggregator", "exports", "teacher_costs"),
     "evaluate": ("teachers", "teacher_ensemble", "student"),
     "export": ("exports", "teacher_costs"),
@@ -250,7 +250,7 @@ class Results:
 
     def record(self, key: str, value: dict | list) -> None:
         """Puts a value under `key`; a table is merged with what is there."""
-        results = self._read()
+        results = self.read()
         if isinstance(value, dict):
             value = {**results[key], **value}
         results[key] = value
@@ -260,9 +260,10 @@ class Results:
         """Sets to null what `step` will make anew, or makes stale."""
         blank = self._blank()
         stale = {key: blank[key] for key in _STALE[step]}
-        write_json(self.file, {**self._read(), **stale})
+        write_json(self.file, {**self.read(), **stale})
 
-    def _read(self) -> dict[str, Any]:
+    def read(self) -> dict[str, Any]:
+        """All values as they stand."""
         known = read_results(self.file)
         kept = {key: known[key] for key in _blank() if key in known}
         return {"format": FORMAT, **self._about, **self._blank(), **kept}
@@ -284,10 +285,12 @@ def _blank() -> dict[str, Any]:
         "aggregator": {**asked, "accuracy": None, "mean_accuracy": None},
         "exports": [],
         "teacher_costs": [],
+        "quality": {},
         "seconds": dict.fromkeys(steps),
     }
 
 
+_LATER = ("teacher_costs", "quality")  # not in all results of this format
 # What readers count on in each entry of a list.
 _ENTRIES = {
     "teachers": {"parameters", "accuracy"},
@@ -313,7 +316,7 @@ def read_results(file: pathlib.Path) -> dict[str, Any]:
         if name not in known:
             raise broken_record(file, f"{name!r} is missing")
     for name, blank in _blank().items():
-        value = known.get(name, [] if name == "teacher_costs" else None)
+        value = known.get(name, blank if name in _LATER else None)
         if type(value) is not type(blank):
             raise broken_record(file, f"{name!r} is missing or of another form")
         entries = value if isinstance(value, list) else [value]
@@ -360,6 +363,8 @@ def summary(results: dict[str, Any], workdir: str) -> str:
         return f"The results so far are in {workdir}"
     title = f"{results['dataset']}, {results['method']}, seed {results['seed']}"
     head = f"{title:25}{'size':>16}{'accuracy':>10}"
+    if (results.get("quality") or {}).get("poor"):
+        lines.append("The student is poor; see the warning above, or report.html.")
     return "\n".join(["", head, *lines, f"All of it is in {workdir}"])
 
 

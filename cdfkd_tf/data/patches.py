@@ -1,4 +1,4 @@
-"""Images made of pieces of any pictures: patches, their mixtures and level lines.
+"""Images made of any pictures: whole, in pieces, their mixtures and level lines.
 
 The pictures need nothing to do with the task; what is made of them is varied so
 strongly that a few of them are enough (Asano and Saeed, ICLR 2023). Without TensorFlow.
@@ -11,7 +11,7 @@ from PIL import Image
 
 from cdfkd_tf.data.procedural import blobs, stretched, to_bytes, traced
 
-KINDS = ("patches", "patch_lines")
+KINDS = ("patches", "patch_lines", "whole")
 _AT_ONCE = 128  # images made together
 _SMALLEST_SIDE = 20  # pixels of a patch in its picture
 _LARGEST_PICTURE = 512  # pixels of a picture's shorter side that are worth keeping
@@ -43,6 +43,8 @@ def cut(
         rng = np.random.default_rng([seed, 100 + KINDS.index(kind), start])
         if kind == "patches":
             images = _compositions(pictures, _AT_ONCE, shape, rng)
+        elif kind == "whole":
+            images = _whole(pictures, _AT_ONCE, shape, rng)
         else:
             grey = _patches(pictures, _AT_ONCE, shape, rng).mean(axis=-1)
             images = traced(grey, shape, rng)
@@ -55,6 +57,22 @@ def _shrunk(picture: Image.Image) -> Image.Image:
     if factor <= 1:
         return picture
     return picture.resize([max(1, round(side / factor)) for side in picture.size])
+
+
+def _whole(pictures, count, shape, rng) -> np.ndarray:
+    """Pictures as they are, some mirrored, up to a tenth of their sides cut away."""
+    found = np.empty((count, *shape), "float32")
+    for index in range(count):
+        picture = pictures[rng.integers(len(pictures))]
+        size = np.array(picture.size)
+        start, end = rng.uniform(0, 0.1, 2) * size, size - rng.uniform(0, 0.1, 2) * size
+        piece = picture.resize(
+            (shape[1], shape[0]), Image.Resampling.BILINEAR, box=(*start, *end)
+        )
+        found[index] = np.asarray(piece, "float32").reshape(shape) / 255
+    mirrored = rng.random(count) < 0.5
+    found[mirrored] = found[mirrored, :, ::-1]
+    return found
 
 
 def _patches(pictures, count, shape, rng) -> np.ndarray:

@@ -4,6 +4,7 @@ What teachers answer to such images carries much of what they know, see
 `distillation.bank`. Without TensorFlow.
 """
 
+import contextlib
 import functools
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
@@ -12,10 +13,16 @@ import numpy as np
 from PIL import Image
 
 from cdfkd_tf.data import patches, procedural
-from cdfkd_tf.data.image_files import IMAGE_SUFFIXES, find_images, open_image
+from cdfkd_tf.data.image_files import (
+    IMAGE_SUFFIXES,
+    find_images,
+    open_image,
+    read_image,
+)
 from cdfkd_tf.errors import RequestError
 
 BUILTIN = "builtin"
+_ENOUGH = 100  # pictures that are worth seeing whole, and not in pieces alone
 _MOST_PICTURES = 2000  # read from a folder; patches of more look alike
 # Photographs of scikit-image that are in the public domain or free to use.
 _PHOTOGRAPHS = (
@@ -37,7 +44,7 @@ def kinds_of(sources: Sequence[str], transfer_images: str) -> dict[str, Kind]:
     """The kinds of images that some sources offer.
 
     Args:
-        sources: out of `procedural`, `pictures`, `noise`.
+        sources: out of `procedural`, `pictures`, `patches`, `noise`.
         transfer_images: folder of pictures, or `builtin`, for `pictures`.
 
     Raises:
@@ -47,13 +54,19 @@ def kinds_of(sources: Sequence[str], transfer_images: str) -> dict[str, Kind]:
     if "procedural" in sources:
         for name in procedural.KINDS:
             kinds[name] = functools.partial(procedural.draw, name)
-    if "pictures" in sources:
+    if needs_pictures(sources):
         pictures = read_pictures(transfer_images)
-        for name in patches.KINDS:
+        names = patches.KINDS if "pictures" in sources else ["patches"]
+        for name in names if len(pictures) >= _ENOUGH else names[:2]:
             kinds[name] = functools.partial(patches.cut, name, pictures)
     if "noise" in sources:
         kinds["noise"] = white_noise
     return kinds
+
+
+def needs_pictures(sources: Sequence[str]) -> bool:
+    """Whether some sources cut their images from pictures."""
+    return bool({"pictures", "patches"} & set(sources))
 
 
 def read_pictures(place: str) -> list[Image.Image]:
@@ -88,6 +101,29 @@ def read_pictures(place: str) -> list[Image.Image]:
             f"image files ({', '.join(IMAGE_SUFFIXES)})."
         )
     return pictures
+
+
+def read_unlabelled(place: str, shape: tuple[int, int, int]) -> np.ndarray:
+    """Pictures of the task, resized, `(n, height, width, channels)` in [0, 1].
+
+    Args:
+        place: a folder, searched with all below it; at most `_MOST_PICTURES` count.
+        shape: `(height, width, channels)`.
+
+    Raises:
+        RequestError: no such folder, or fewer than two readable pictures in it.
+    """
+    folder, found = pathlib.Path(place), []
+    files = find_images(folder)[0] if folder.is_dir() else []
+    for file in files[:: max(1, len(files) // _MOST_PICTURES)]:
+        with contextlib.suppress(ValueError):  # others will do
+            found.append(read_image(file, shape))
+    if len(found) < 2:
+        raise RequestError(
+            "Statistics are taken from at least 2 pictures of the task; "
+            f"--bn_images={place} has {len(found)} that can be read."
+        )
+    return np.stack(found)
 
 
 def _photographs() -> list[pathlib.Path]:

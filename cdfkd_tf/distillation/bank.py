@@ -8,6 +8,7 @@ classes that the teachers see: of plain draws half may fall into one class.
 import json
 import math
 import pathlib
+import time
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -19,12 +20,13 @@ from keras import KerasTensor, ops
 
 from cdfkd_tf.data.specs import DatasetSpec
 from cdfkd_tf.data.transfer_set import Kind, mixture
-from cdfkd_tf.distillation.image_source import Batch, ImageSource
+from cdfkd_tf.distillation.image_source import OBSERVED, Batch, ImageSource
 from cdfkd_tf.runtime.files import replacing
 from cdfkd_tf.teachers.ensemble import TeacherEnsemble, TeacherOutputs
 
 _MOST_DRAWN = 16.0  # times as often as the average image, for those of rare classes
 _TINY = 1e-6
+_TOLD_EVERY = 10  # seconds
 _SAMPLED = 256  # images of a kind, to see how near the teachers' own they are
 
 
@@ -35,6 +37,8 @@ class Bank:
         images: `(N, height, width, channels)`, uint8.
         logits: `(N, T, C)`, float32.
         features: T arrays `(N, W_i)`, float32; empty if not asked for.
+        shares: kind -> share, of one that was filled.
+        class_counts: `(C,)`, how many images the teachers' mean puts into each class.
     """
 
     def __init__(
@@ -47,14 +51,14 @@ class Bank:
 
 
 def automatic_size(spec: DatasetSpec, minutes: float) -> int:
-    """How many images a bank keeps if nothing is said: 256 MB, at most 30,000.
+    """How many images a bank keeps if nothing is said: 256 MB, at most 40,000.
 
     Args:
         spec: of the images.
         minutes: for the whole run; 0: any. Few minutes are for learning, not drawing.
     """
-    most = min(30_000, 2**28 // math.prod(spec.image_shape))
-    return min(most, max(1000, int(5000 * minutes))) if minutes else most
+    most = min(40_000, 2**28 // math.prod(spec.image_shape))
+    return min(most, max(1000, int(8000 * minutes))) if minutes else most
 
 
 def fill(
@@ -67,6 +71,8 @@ def fill(
     batch_size: int,
     seed: int,
     features: bool = False,
+    needs: frozenset[str] = frozenset(),
+    seconds: float | None = None,
 ) -> Bank:
     """Draws a mixture of the kinds that suits the teachers, and asks them.
 
@@ -79,19 +85,49 @@ def fill(
         batch_size: images that teachers are asked at once.
         seed: of all the images.
         features: whether the teachers' features are wanted, too.
+        needs: see `ask`.
+        seconds: that this may take; None: any. There are fewer images then, as many
+            as were found at first where a call goes on.
     """
-    shape, shares = spec.image_shape, dict.fromkeys(kinds, 1.0)
+    shape = spec.image_shape
+    answer = _asked(teachers, spec, features, needs)
+    answer(np.zeros((batch_size, *shape), "uint8"))  # the first one traces
+    begun = time.monotonic()
+    samples = {name: draw(_SAMPLED, shape, seed) for name, draw in kinds.items()}
+    covered = coverages(teachers, samples, answer, batch_size)
+    each = (time.monotonic() - begun) / (_SAMPLED * len(kinds))
+    gaps = {}
     if len(kinds) > 1:
-        samples = {name: draw(_SAMPLED, shape, seed) for name, draw in kinds.items()}
-        shares = shares_of(
-            coverages(teachers, samples, spec, batch_size),
-            statistics_gaps(teachers, samples, spec, batch_size),
-        )
+        gaps = statistics_gaps(teachers, samples, spec, batch_size)
+    shares = {kind: round(s, 6) for kind, s in shares_of(covered, gaps).items()}
+    if seconds:
+        kept = folder / "mixture.json"
+        known = json.loads(kept.read_text()) if kept.exists() else {}
+        count = max(_SAMPLED, min(count, int(seconds / each)))
+        if known.get("shares") == shares:  # the same kinds, seed and teachers
+            count = known["count"]
+        folder.mkdir(parents=True, exist_ok=True)
+        with replacing(kept) as temporary:
+            temporary.write_text(json.dumps({"shares": shares, "count": count}))
     mixed = ", ".join(f"{share:.0%} {kind}" for kind, share in shares.items())
-    print(f"Images to learn from: {count}, {mixed}.")
+    waiting = f"; asking takes about {count * each:.0f} s" if count * each > 20 else ""
+    print(f"Images to learn from: {count}, {mixed}{waiting}.", flush=True)
     images = mixture(kinds, shares, count, shape, seed)
-    bank = ask(teachers, images, spec, folder, batch_size=batch_size, features=features)
+    bank = ask(
+        *(teachers, images, spec, folder),
+        batch_size=batch_size,
+        features=features,
+        needs=needs,
+    )
     bank.shares = shares
+    classes = np.argmax(teachers.mean_logits(bank.logits), axis=-1)
+    bank.class_counts = np.bincount(classes, minlength=bank.logits.shape[-1])
+    print(
+        f"The teachers see {np.count_nonzero(bank.class_counts)} of "
+        f"{len(bank.class_counts)} classes in them, the rarest in "
+        f"{min(bank.class_counts)} images.",
+        flush=True,
+    )
     return bank
 
 
@@ -103,6 +139,7 @@ def ask(
     *,
     batch_size: int = 128,
     features: bool = False,
+    needs: frozenset[str] = frozenset(),
     note: Callable[[str], None] = print,
 ) -> Bank:
     """Asks all teachers for their answers, and keeps these as they come.
@@ -117,9 +154,10 @@ def ask(
         folder: where answers are kept.
         batch_size: images asked at once.
         features: whether the teachers' features are wanted, too.
+        needs: what of the teachers' forward pass is not as usual, see `Teacher`.
         note: is told what was found and how far it is.
     """
-    answer = _asked(teachers, spec, features)
+    answer, told = _asked(teachers, spec, features, needs), time.monotonic()
     first = answer(images[:batch_size])
     folder.mkdir(parents=True, exist_ok=True)
     arrays, record = [], folder / "answered.json"
@@ -138,17 +176,20 @@ def ask(
             array[start : start + len(part)] = values[: len(part)]
         if start // batch_size % 16 == 15:
             _keep(arrays, record, start + len(part), images)
+        if time.monotonic() - told > _TOLD_EVERY:
+            told = time.monotonic()
+            note(f"{start + len(part)} of {len(images)} images are answered.")
     _keep(arrays, record, len(images), images)
     logits, *rest = (np.array(array) for array in arrays)
     return Bank(images, logits, rest)
 
 
-def _asked(teachers, spec, features) -> Callable[[np.ndarray], list[np.ndarray]]:
+def _asked(teachers, spec, features, needs) -> Callable[[np.ndarray], list[np.ndarray]]:
     """A function from uint8 images to logits and, if wanted, features."""
 
     def answer(images: np.ndarray) -> list[np.ndarray]:
         normalised = np.asarray(spec.normalise(images / 255), "float32")
-        outputs = teachers.answers(normalised)
+        outputs = teachers.answers(normalised, needs)
         kept = outputs.features if features else []
         return [np.asarray(values, "float32") for values in (outputs.logits, *kept)]
 
@@ -270,8 +311,13 @@ class BankedImages(ImageSource):
 
     def observe(self) -> Iterator[np.ndarray]:
         """The held-out images, normalised, in parts of a batch."""
-        for start in range(0, len(self._held_out), self._batch_size):
-            part = self._held_out[start : start + self._batch_size]
+        return self.held_out(OBSERVED)
+
+    def held_out(self, most: int | None = None) -> Iterator[np.ndarray]:
+        """Images of the bank's kinds that no step sees, as `observe`; None: all."""
+        images = self._held_out[:most]
+        for start in range(0, len(images), self._batch_size):
+            part = images[start : start + self._batch_size]
             yield np.asarray(self._spec.normalise(part / 255), "float32")
 
 
@@ -333,7 +379,7 @@ def _gap(count, total, squares, moving_mean, moving_variance) -> float:
 def coverages(
     teachers: TeacherEnsemble,
     samples: Mapping[str, np.ndarray],
-    spec: DatasetSpec,
+    answer: Callable[[np.ndarray], list[np.ndarray]],
     batch_size: int,
 ) -> dict[str, float]:
     """How many of the classes the teachers see in each kind of images.
@@ -344,13 +390,13 @@ def coverages(
     Args:
         teachers: frozen.
         samples: kind -> images `(n, height, width, channels)`, uint8.
-        spec: of the images.
+        answer: of such images the logits `(n, T, C)`, first in a list.
         batch_size: images at once.
 
     Returns:
         Kind -> coverage, 0 to 1.
     """
-    answer, found = _asked(teachers, spec, False), {}
+    found = {}
     for kind, images in samples.items():
         starts = range(0, len(images), batch_size)
         parts = [answer(images[start:][:batch_size])[0] for start in starts]

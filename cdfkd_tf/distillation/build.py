@@ -36,8 +36,11 @@ from cdfkd_tf.runtime.devices import (
 from cdfkd_tf.runtime.keras_internals import leaf_layers
 from cdfkd_tf.runtime.precision import dtype_policy
 from cdfkd_tf.teachers.ensemble import TeacherEnsemble
+from cdfkd_tf.teachers.hooks import BY_BATCH
 from cdfkd_tf.workdir import Workdir
 
+_ASKING = 0.15  # of --minutes, for drawing images and teachers' answers, at most
+HELD_OUT_IMAGES = 4 * OBSERVED  # to judge the student by, at the end
 HELD_OUT = 10_000_019  # on the seed, for transfer images of no training step
 
 
@@ -239,6 +242,8 @@ def _banked(config, spec, method, teachers, count) -> BankedImages:
         Workdir(config.workdir).bank,
         batch_size=config.batch_size,
         features=_reads_features(method),
+        needs=frozenset({BY_BATCH} if method.batch_statistics else ()),
+        seconds=_seconds_to_ask(config),
         seed=config.seed,
     )
     mean = keras.ops.convert_to_numpy(teachers.mean_logits(bank.logits))
@@ -250,9 +255,20 @@ def _banked(config, spec, method, teachers, count) -> BankedImages:
         batch_size=config.batch_size,
         seed=config.seed,
         held_out=mixture(
-            kinds, bank.shares, OBSERVED, spec.image_shape, config.seed + HELD_OUT
+            kinds,
+            bank.shares,
+            HELD_OUT_IMAGES,
+            spec.image_shape,
+            config.seed + HELD_OUT,
         ),
     )
+
+
+def _seconds_to_ask(config: RunConfig) -> float | None:
+    """None: any. Hosts must ask about the same images, whatever their clocks say."""
+    if not config.minutes or config.bank_size or config.strategy == "multi_worker":
+        return None
+    return _ASKING * 60 * config.minutes
 
 
 def bank_size(config: RunConfig, spec: DatasetSpec, method: Method) -> int:

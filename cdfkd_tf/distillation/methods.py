@@ -13,7 +13,8 @@ IMAGES = {
     "real": "real training images",
     "procedural": "images drawn by formula",
     "pictures": "pieces of unrelated pictures",
-    "noise": "plain noise",
+    "patches": "pieces of unrelated pictures, nothing else",
+    "noise": "Gaussian noise",
 }
 # What the papers' runs on CIFAR-100 share.
 PUBLISHED = {
@@ -50,6 +51,9 @@ class Method:
         teacher_gradient: whether the generator's divergences pass a gradient through
             the teachers, or take their logits for constants.
         temperature: of the softmaxes of `kl`.
+        batch_statistics: whether the teachers' BatchNormalizations take mean and
+            variance of the batch, instead of those they stored, where images are kept
+            with answers.
         recipe: options of a run that the method brings with it, where none are given.
     """
 
@@ -60,6 +64,7 @@ class Method:
     images: tuple[str, ...] = ("generated",)
     teacher_gradient: bool = True
     temperature: float = 1.0
+    batch_statistics: bool = False
     recipe: Mapping[str, object] = dataclasses.field(default_factory=lambda: PUBLISHED)
 
     def weights(self, role: str) -> Mapping[str, float]:
@@ -115,6 +120,31 @@ METHODS = {
         sharing="shared",
         images=("procedural",),
         temperature=4.0,
+        recipe=AUTOMATIC,
+    ),
+    # Raikwar and Mishra, NeurIPS 2022. As there: independent Gaussian pixels, and
+    # BatchNormalizations of the teacher by the batch. Not: several teachers, whose
+    # answers are kept; optimiser, sizes and lengths are those of `cdfkd_plus`.
+    "noise": Method(
+        divergence="kl",
+        student={"ensemble": 1.0},
+        generator={},
+        sharing="single",
+        images=("noise",),
+        temperature=4.0,
+        batch_statistics=True,
+        recipe=AUTOMATIC,
+    ),
+    # Asano and Saeed, ICLR 2023. As there: strongly varied and mixed pieces of few
+    # pictures, KL of softened softmaxes. Not: one picture alone, new pieces in each
+    # step; several teachers, kept answers, balanced draws and sizes as `cdfkd_plus`.
+    "patches": Method(
+        divergence="kl",
+        student={"ensemble": 1.0},
+        generator={},
+        sharing="single",
+        images=("patches",),
+        temperature=8.0,
         recipe=AUTOMATIC,
     ),
 }

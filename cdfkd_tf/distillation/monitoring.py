@@ -292,7 +292,7 @@ class TrainingFigures(keras.callbacks.Callback):
         optimizers: dict[str, keras.optimizers.Optimizer],
     ):
         super().__init__()
-        self._epochs, self._images_per_step = epochs, images_per_step
+        self.epochs, self._images_per_step = epochs, images_per_step
         self._optimizers, self._steps, self._told = optimizers, 0, False
 
     def on_epoch_begin(self, epoch, logs=None):
@@ -306,14 +306,14 @@ class TrainingFigures(keras.callbacks.Callback):
             return
         self._told = True
         each = (time.monotonic() - self._second) / batch
-        left = (self._epochs - self._epoch) * self.params["steps"] - batch - 1
+        left = (self.epochs - self._epoch) * self.params["steps"] - batch - 1
         if left * each >= _WORTH_TELLING:
             print(f"\nAbout {left * each / 60:.1f} minutes to go.")
 
     def on_epoch_end(self, epoch, logs=None):
         seconds = time.monotonic() - self._started
         logs["images_per_second"] = self._steps * self._images_per_step / seconds
-        logs["minutes_left"] = seconds * (self._epochs - epoch - 1) / 60
+        logs["minutes_left"] = seconds * (self.epochs - epoch - 1) / 60
         for name, optimizer in self._optimizers.items():
             rate = float(keras.ops.convert_to_numpy(optimizer.learning_rate))
             logs[f"{name}_learning_rate"] = rate

@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from cdfkd_tf.config import RunConfig
 from cdfkd_tf.data.specs import DatasetSpec
-from cdfkd_tf.distillation import schedule
+from cdfkd_tf.distillation import quality, schedule
 from cdfkd_tf.distillation.build import networks_to_keep
 from cdfkd_tf.distillation.checkpoints import TrainingState
 from cdfkd_tf.distillation.distiller import Distiller
@@ -43,7 +43,7 @@ def distill(
     callbacks: Sequence[keras.callbacks.Callback] = (),
     workers: WorkerGroup | None = None,
     started: float | None = None,
-) -> tuple[dict[str, keras.Model], dict[str, float]]:
+) -> tuple[dict[str, keras.Model], dict[str, float], dict[str, Any]]:
     """Trains the student, and the generator if the method has one.
 
     Args:
@@ -59,7 +59,8 @@ def distill(
 
     Returns:
         The networks to keep, `student` and perhaps `generator`; seconds: `distill`,
-        earlier processes included, and `first_step`, from here to its end.
+        earlier processes included, and `first_step`, from here to its end; what was
+        found by `quality.look`.
 
     Raises:
         RunError: a loss or a weight that is not finite, too little memory, a worker
@@ -87,6 +88,14 @@ def distill(
     if writes:
         watching, best = _watch(distiller, config, spec, workdir, state.epoch)
         ours += [*watching, *callbacks]
+    epochs = config.epochs
+    if config.minutes and not workers:  # hosts have clocks of their own
+        epochs *= schedule.LONGER
+        end = schedule.deadline(config.minutes, started - state.seconds)
+        following = [
+            one for one in ours if isinstance(one, LearningRates | TrainingFigures)
+        ]
+        ours.append(schedule.KeepsToMinutes(end, epochs, following))
     failures = workers.named_failures() if workers else contextlib.nullcontext()
     advice = memory_advice(
         f"a smaller --batch_size (now {config.batch_size})",
@@ -97,21 +106,25 @@ def distill(
         state.fit(
             distiller,
             lambda step: _shared_by_batch(distiller.source.dataset(step)),
-            epochs=config.epochs,
+            epochs=epochs,
             validation_data=evaluation if config.evaluate_every else None,
             validation_freq=max(config.evaluate_every, 1),
             callbacks=ours,
             verbose=verbose,
         )
     if not writes:
-        return {}, {}
+        return {}, {}, {}
     if best:
         best.restore()
         print(f"Kept the student of epoch {best.best['epoch']} of {config.epochs}.")
     seconds = {"distill": round(state.seconds, 2)}
     if state.first_step is not None:
         seconds["first_step"] = round(state.first_step, 2)
-    return networks_to_keep(config, spec, distiller), seconds
+    found = {}
+    if "real" not in distiller.method.images:
+        found = quality.look(distiller, config, spec)
+        print(quality.describe(found), flush=True)
+    return networks_to_keep(config, spec, distiller), seconds, found
 
 
 @contextlib.contextmanager

@@ -2,10 +2,13 @@
 
 import json
 import math
+import os
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import keras
+import tensorflow as tf
 
 from cdfkd_tf.config import RunConfig
 from cdfkd_tf.data.specs import DatasetSpec
@@ -22,8 +25,11 @@ _UPDATES = 8000  # of the student, where neither minutes nor epochs are given
 _LONGEST = 30.0  # minutes that these may take; then there are fewer, but
 _FEWEST = 1000
 _TIMED = 3  # iterations, after the one that traces
+_RECENT = 5  # ends of epochs between which speed is measured
+LONGER = 2  # times the planned epochs there may be, if the machine gets faster
 # Of the time to come: ends of epochs, the student's way to disk.
 _RESERVE = 0.06
+_ENDING = 6.0  # seconds, at least, for what follows the last epoch
 
 
 def with_student_size(
@@ -54,6 +60,16 @@ def with_student_size(
         f"{sum(known):,}."
     )
     return sized
+
+
+def deadline(minutes: float, started: float) -> float:
+    """When training has to end for all to be done within some minutes.
+
+    Args:
+        minutes: of the whole distillation.
+        started: `time.monotonic()` when it began.
+    """
+    return started + minutes * 60 - max(_ENDING, minutes * 60 * _RESERVE / 3)
 
 
 def fitted(
@@ -88,14 +104,47 @@ def fitted(
     epochs = min(config.epochs, total)
     values = {"epochs": epochs, "steps_per_epoch": max(1, round(total / epochs))}
     updates = epochs * values["steps_per_epoch"] * student_steps
+    gpus = len(tf.config.list_physical_devices("GPU"))
+    machine = f"{gpus} GPU" if gpus else f"{os.cpu_count()} cores"
     print(
-        f"{updates} updates of the student, about "
+        f"{updates} updates of the student on {machine}, about "
         f"{updates / student_steps * seconds / 60:.1f} minutes."
     )
     note.parent.mkdir(parents=True, exist_ok=True)
     with replacing(note) as temporary:
         temporary.write_text(json.dumps(values))
     return config.with_values(values)
+
+
+class KeepsToMinutes(keras.callbacks.Callback):
+    """Ends the training in time, however fast the machine turns out to be.
+
+    After each epoch the length of the run is set anew, to what the last epochs leave
+    time for; learning rates, which follow from it, reach their end with it.
+
+    Args:
+        deadline: `time.monotonic()` at which training is to be over.
+        most: epochs.
+        followers: what has the attribute `epochs`, the length of the run.
+    """
+
+    def __init__(self, deadline: float, most: int, followers: Sequence[Any]):
+        super().__init__()
+        self._deadline, self._most, self._followers = deadline, most, followers
+        self._ends: list[float] = []
+
+    def on_train_begin(self, logs=None):
+        self._ends.append(time.monotonic())
+
+    def on_epoch_end(self, epoch, logs=None):
+        self._ends.append(time.monotonic())
+        recent = self._ends[-_RECENT:]
+        each = (recent[-1] - recent[0]) / (len(recent) - 1)
+        left = round(max(0.0, self._deadline - recent[-1]) / max(each, 1e-6))
+        for follower in self._followers:
+            follower.epochs = min(epoch + 1 + left, self._most)
+        if not left:
+            self.model.stop_training = True
 
 
 def seconds_per_iteration(distiller: Distiller) -> float:

@@ -6,7 +6,11 @@ from collections.abc import Sequence
 
 from cdfkd_tf.data.builders.image_folder import ImageFolder
 from cdfkd_tf.data.image_files import unreadable
-from cdfkd_tf.data.transfer_set import read_pictures
+from cdfkd_tf.data.transfer_set import (
+    needs_pictures,
+    read_pictures,
+    read_unlabelled,
+)
 from cdfkd_tf.distillation import build, memory
 from cdfkd_tf.errors import DistillationWarning, RequestError
 from cdfkd_tf.export.run import check_formats
@@ -55,10 +59,12 @@ def _check_networks(run: Run, todo: Sequence[str]) -> None:
     else:
         untrained = Teacher(run.build_teacher(0))
         ensemble = TeacherEnsemble([untrained] * config.num_teachers)
-    if trains and "pictures" in run.method.images:
+    if trains and needs_pictures(run.method.images):
         read_pictures(config.transfer_images)  # else it is the next thing that is done
     if "distill" not in todo:
         return
+    if config.bn_images:
+        read_unlabelled(config.bn_images, spec.image_shape)
     student = build.build_student(run.sized(ensemble), spec, len(ensemble))
     generator = None
     if run.method.generator:

@@ -18,7 +18,7 @@ from cdfkd_tf import evaluation
 from cdfkd_tf.config import RunConfig
 from cdfkd_tf.data.images import RealImages
 from cdfkd_tf.data.noise import watching_noise
-from cdfkd_tf.data.transfer_set import kinds_of, mixture
+from cdfkd_tf.data.transfer_set import kinds_of, mixture, read_unlabelled
 from cdfkd_tf.distillation import build
 from cdfkd_tf.distillation.fit_aggregator import fit_aggregator, student_outputs
 from cdfkd_tf.distillation.image_source import Sampler
@@ -33,6 +33,7 @@ from cdfkd_tf.export.model_card import write_model_card
 from cdfkd_tf.networks.aggregators import build_aggregator, build_predictor
 from cdfkd_tf.networks.classifiers import build_classifier
 from cdfkd_tf.networks.loading import load_classifier, load_network
+from cdfkd_tf.networks.statistics import reestimate
 from cdfkd_tf.runtime.files import replacing
 from cdfkd_tf.runtime.multi_worker import WorkerGroup
 from cdfkd_tf.runtime.precision import dtype_policy, make_deterministic, memory_advice
@@ -203,6 +204,17 @@ class Run:
         self.networks[name] = network
         save_network(network, getattr(self.workdir, name))
 
+    def take_statistics(self, student: keras.Model, images: np.ndarray) -> int:
+        """Gives the student the BatchNormalization statistics of images in [0, 1].
+
+        Returns:
+            How many images.
+        """
+        normalised = self.spec.normalise(images).astype("float32")
+        count = reestimate(student, normalised, self.config.batch_size)
+        print(f"{count} BatchNormalizations by {len(images)} unlabelled images.")
+        return len(images)
+
     def noise(self, count: int, seed: int) -> np.ndarray:
         """`(count, Z)` latents for looking, not for learning."""
         return watching_noise(count, self.config.latent_size, [self.config.seed, seed])
@@ -236,7 +248,9 @@ class Run:
             images = self.real_images.some_training_pixels(count, [config.seed, seed])
         else:
             kinds = kinds_of(self.method.images, config.transfer_images)
-            shares = dict.fromkeys(kinds, 1 / len(kinds))
+            shares = self.results.read()["quality"].get("kinds") or {}
+            if set(shares) != set(kinds):  # of another version
+                shares = dict.fromkeys(kinds, 1 / len(kinds))
             shape = self.spec.image_shape
             images = mixture(kinds, shares, count, shape, config.seed + seed)
         for start in range(0, len(images), size):
@@ -365,7 +379,7 @@ def _distill(run: Run) -> None:
         config, run.spec, run.teachers, run.real_images, strategy
     )
     watched = run.can_measure and config.evaluate_every
-    networks, seconds = distill(
+    networks, seconds, quality = distill(
         distiller,
         config,
         run.spec,
@@ -378,9 +392,13 @@ def _distill(run: Run) -> None:
     )
     if workers and not workers.cluster.is_chief:
         return
+    if config.bn_images:
+        images = read_unlabelled(config.bn_images, run.spec.image_shape)
+        quality["bn_images"] = run.take_statistics(networks["student"], images)
     for name, network in networks.items():
         run.keep(name, network)
     run.results.record("seconds", seconds)
+    run.results.record("quality", quality)
 
 
 def _fit_aggregator(run: Run) -> None:

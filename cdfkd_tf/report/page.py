@@ -133,7 +133,7 @@ def write_report(workdir: Workdir) -> pathlib.Path:
         sections,
         kicker=" · ".join(run),
         question=f"Can one small network learn what {who} know, {source} images?",
-        lead=" ".join([*_lead(results), f"It learned from {learned_from}."]),
+        lead=" ".join([*_lead(results), *_origin(results, learned_from)]),
         drawing=(teachers or 1, headers, has_generator),
     )
     write_text(workdir.report, text)
@@ -174,6 +174,25 @@ def _micro_note(exports: Sequence[Mapping[str, Any]]) -> str:
         return f" tflite-micro does not run it: {', '.join(sorted(lacks))}."
     arena = any(e.get("arena_bytes") for e in exports)
     return " Arena: memory for tensors in tflite-micro, measured." * arena
+
+
+def _origin(results: Mapping[str, Any], learned_from: str) -> Iterator[str]:
+    """What the images were made of; what is known of the result without any labels."""
+    quality = results.get("quality") or {}
+    kinds = (quality.get("kinds") or {}).items()
+    shares = [f"{share:.0%} {kind.replace('_', ' ')}" for kind, share in kinds]
+    mixed = f" ({', '.join(shares)})" if len(shares) > 1 else ""
+    yield f"By method {results['method']} it learned from {learned_from}{mixed}."
+    if counts := quality.get("class_counts"):
+        yield (
+            f"The teachers see {sum(map(bool, counts))} of {len(counts)} classes in "
+            "them."
+        )
+    if quality.get("poor"):
+        yield (
+            "*The student is poor*: it hardly agrees with its teachers on new images "
+            f"of the same kinds. Likely causes: {'; '.join(quality['causes'])}."
+        )
 
 
 def _costs_note(results: Mapping[str, Any]) -> str:

@@ -1,6 +1,7 @@
 """Several teachers, whose logits stand side by side over the classes of the whole."""
 
 import functools
+import re
 from collections.abc import Sequence
 
 import keras
@@ -8,7 +9,7 @@ import numpy as np
 import tensorflow as tf
 from keras import KerasTensor
 
-from cdfkd_tf.errors import RequestError
+from cdfkd_tf.errors import RequestError, RunError
 from cdfkd_tf.teachers.class_map import ClassMap, mean_over_known
 from cdfkd_tf.teachers.hooks import TeacherOutputs
 from cdfkd_tf.teachers.teacher import Teacher
@@ -92,8 +93,17 @@ class TeacherEnsemble:
         Args:
             normalised: `(B, height, width, channels)`.
             needs: see `Teacher`.
+
+        Raises:
+            RunError: of a teacher that only answers, and failed.
         """
-        outputs = self._traced(tf.constant(normalised), needs)
+        try:
+            outputs = self._traced(tf.constant(normalised), needs)
+        except tf.errors.UnknownError as error:  # raised by Python within the graph
+            said = re.search(r"RunError: (.+)", str(error))
+            if not said:
+                raise
+            raise RunError(said[1]) from error
         return tf.nest.map_structure(
             lambda tensor: tensor if tensor is None else tensor.numpy(), outputs
         )

@@ -4,6 +4,7 @@ They work at any nesting depth and for subclassed models, where a functional pro
 finds no connected tensor.
 """
 
+import functools
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -30,6 +31,7 @@ _KEY = "teacher"
 # `softmax`: id of the layer whose own input to a softmax is kept in `before_softmax`.
 _local = threading.local()
 INNER = frozenset({"bn_statistics", "feature_maps"})
+BY_BATCH = "batch_statistics"  # wanted of a forward pass
 
 
 class TeacherOutputs(NamedTuple):
@@ -87,14 +89,19 @@ class HookedModel:
 
         Args:
             images: as the model expects them.
-            needs: out of `INNER`; without any, BatchNormalizations are folded, with
-                the weights as they stood at the last `fold`, or else the first time.
+            needs: out of `INNER`, and `BY_BATCH`: BatchNormalizations take mean and
+                variance of these images instead of those they stored. Without any, they
+                are folded, with the weights as they stood at the last `fold`, or else
+                the first time.
 
         Returns:
             The outputs; and what goes into its last softmax, if it has one.
         """
         replaced = {}
-        if fused_batchnorm.is_used():
+        if BY_BATCH in needs:
+            norms = filter(_is_norm, self.layers)
+            replaced = {id(norm): functools.partial(_by_batch, norm) for norm in norms}
+        elif fused_batchnorm.is_used():
             if self._folded is None and not needs & INNER:
                 self.fold()
             replaced = self._fused if needs & INNER else self._fused | self._folded
@@ -205,6 +212,15 @@ def _recording(
 
 def _is_norm(layer) -> bool:
     return isinstance(layer, keras.layers.BatchNormalization)
+
+
+def _by_batch(norm, inputs) -> KerasTensor:
+    """A BatchNormalization's output, by mean and variance of the inputs themselves."""
+    axis = norm.axis % len(inputs.shape)
+    others = [place for place in range(len(inputs.shape)) if place != axis]
+    moments = ops.mean(inputs, axis=others), ops.var(inputs, axis=others)
+    learned = {"offset": norm.beta, "scale": norm.gamma, "epsilon": norm.epsilon}
+    return ops.batch_normalization(inputs, *moments, axis, **learned)
 
 
 def _channels_last(norm, inputs) -> tuple[KerasTensor, KerasTensor, KerasTensor]:

@@ -35,7 +35,7 @@ def test_ask_goes_on_where_it_stopped_unless_teachers_changed(teachers, tmp_path
     images, asked = _images(2600), []
 
     class Counting:
-        def answers(self, normalised):
+        def answers(self, normalised, needs):
             asked.append(len(normalised))
             if sum(asked) > 2400 and not counting.patient:
                 raise KeyboardInterrupt
@@ -133,10 +133,27 @@ def test_statistics_gaps_rank_images_like_those_of_training_first():
 
 def test_coverages_are_geometric_means_of_what_teachers_see(teachers):
     samples = {"plain": np.zeros((9, *toys.SHAPE), "uint8"), "noise": _images(70)}
-    found = bank.coverages(teachers, samples, SPEC, 32)
+
+    def answer(images):
+        return [teachers.answers(images.astype("float32") / 255 * 2 - 1).logits]
+
+    found = bank.coverages(teachers, samples, answer, 32)
     for kind, images in samples.items():
-        logits = teachers.answers(images.astype("float32") / 255 * 2 - 1).logits
-        odds = np.exp(np.asarray(logits).mean(axis=1))
+        odds = np.exp(answer(images)[0].mean(axis=1))
         seen = (odds / odds.sum(-1, keepdims=True)).mean(axis=0)
         expected = np.prod(seen * toys.CLASSES) ** (1 / toys.CLASSES)
         assert found[kind] == pytest.approx(expected, rel=1e-3)
+
+
+def test_answers_by_batch_statistics_are_those_of_a_forward_pass_in_training():
+    import keras
+
+    image = keras.Input(toys.SHAPE)
+    norm = keras.layers.BatchNormalization(epsilon=0.01)(image)
+    logits = keras.layers.Dense(2)(keras.layers.Flatten()(norm))
+    model, images = keras.Model(image, logits), _images(6)
+    expected = model(images / 127.5 - 1, training=True).numpy()  # moves what is stored
+    model.layers[1].moving_mean.assign([0.7])
+    teachers, needs = TeacherEnsemble([model]), frozenset({"batch_statistics"})
+    found = teachers.answers((images / 127.5 - 1).astype("float32"), needs).logits
+    np.testing.assert_allclose(found[:, 0], expected, rtol=1e-4, atol=1e-4)

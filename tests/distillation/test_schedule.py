@@ -2,6 +2,7 @@
 
 import json
 import time
+import types
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from cdfkd_tf.data.specs import plain_spec
 from cdfkd_tf.distillation import bank, schedule
 from cdfkd_tf.distillation.build import build_student
 from cdfkd_tf.distillation.methods import METHODS
+from cdfkd_tf.distillation.optimizers import LearningRates
 from cdfkd_tf.errors import RequestError
 from cdfkd_tf.teachers.ensemble import TeacherEnsemble
 from cdfkd_tf.workdir import Workdir
@@ -97,6 +99,22 @@ def test_fitted_steps_fill_the_minutes_and_are_remembered(tmp_path, monkeypatch)
     assert note == {"epochs": 10, "steps_per_epoch": made.steps_per_epoch}
 
 
+@pytest.mark.parametrize("each, epochs", [(10, 10), (20, 5), (4, 20)])
+def test_training_ends_in_time_whatever_an_epoch_takes(each, epochs, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(schedule.time, "monotonic", lambda: now[0])
+    rates = LearningRates({}, 10)
+    keeper = schedule.KeepsToMinutes(100.0, 20, [rates])
+    keeper.set_model(model := types.SimpleNamespace(stop_training=False))
+    keeper.on_train_begin()
+    for epoch in range(20):
+        now[0] += each
+        keeper.on_epoch_end(epoch)
+        if model.stop_training:
+            break
+    assert epoch + 1 == rates.epochs == epochs and now[0] <= 100
+
+
 @pytest.mark.slow
 def test_fitted_leaves_a_given_length_alone(tmp_path):
     config = RunConfig(**OWN, epochs=3, steps_per_epoch=4)
@@ -115,8 +133,8 @@ def test_fitted_without_minutes_makes_a_usual_number_of_updates(
 
 def test_bank_size_leaves_most_of_the_minutes_for_learning():
     small = plain_spec("none", (28, 28, 1), 10)
-    assert bank.automatic_size(small, 0) == 30_000
-    assert bank.automatic_size(small, 1) == 5000
+    assert bank.automatic_size(small, 0) == 40_000
+    assert bank.automatic_size(small, 1) == 8000
     large = plain_spec("none", (224, 224, 3), 10)
     assert 1000 < bank.automatic_size(large, 0) < 2000  # 256 MB
 

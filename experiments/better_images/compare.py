@@ -1,0 +1,246 @@
+"""Accuracy after minutes: where the images of a distillation come from.
+
+python experiments/better_images/compare.py --rows=cdfkd_plus,noise --minutes=1,2
+
+Three teachers of three makes learn the first 10,000 training images of Fashion-MNIST;
+each row distils them into the student that `--student=auto` chooses, without these
+images, in so many minutes. Measured on the whole test split; --split=validation takes
+4,000 other training images, to choose settings by. Runs stand in processes of their
+own, one after the other, on an otherwise idle machine; what is in table.json is not
+done again. Writes table.json, table.md and minutes.png into --output.
+
+--data_dir is TFDS's folder, or one with the four files of Fashion-MNIST
+(train-images-idx3-ubyte.gz ...). Rows with pictures need --pictures, a folder or
+builtin.
+"""
+
+import argparse
+import functools
+import gzip
+import json
+import multiprocessing
+import pathlib
+import time
+
+import keras
+import numpy as np
+from keras import layers
+
+import cdfkd_tf
+from cdfkd_tf.data.prepare import open_examples
+from cdfkd_tf.data.specs import spec_of
+from cdfkd_tf.distillation.methods import METHODS
+
+HERE = pathlib.Path(__file__).parent
+SEEN, CHOSEN_BY = (
+    10_000,
+    4_000,
+)  # training images of the teachers; of --split=validation
+FILES = {"train": "train", "test": "t10k"}
+PICTURES = {"transfer_images": "PICTURES"}
+# What all rows share, where their method brings something for larger networks.
+SMALL = {"student": "auto", "epochs": 20, "batch_size": 64}
+ROWS = {
+    "cdfkd_plus": {},
+    "cdfkd_plus+generator": {"images": ("generated", "procedural")},
+    "cdfkd_plus+pictures": {"images": ("procedural", "pictures"), **PICTURES},
+    "pictures": {"images": ("pictures",), **PICTURES},
+    "patches": {"method": "patches", **PICTURES},
+    **{
+        name: {"method": name, **SMALL}
+        for name, row in METHODS.items()
+        if name not in ("cdfkd_plus", "patches") and "real" not in row.images
+    },
+}
+
+
+def arrays(split: str, data_dir: str) -> tuple[np.ndarray, np.ndarray]:
+    """Images `(n, 28, 28, 1)`, uint8, and labels `(n,)` of `train` or `test`."""
+    folder = pathlib.Path(data_dir or ".")
+    images = folder / f"{FILES[split]}-images-idx3-ubyte.gz"
+    if images.exists():
+        labels = folder / f"{FILES[split]}-labels-idx1-ubyte.gz"
+        read = functools.partial(np.frombuffer, dtype="uint8")
+        with gzip.open(images) as x, gzip.open(labels) as y:
+            pixels = read(x.read(), offset=16).reshape(-1, 28, 28, 1)
+            return pixels, read(y.read(), offset=8).astype("int64")
+    examples = open_examples(spec_of("fashion_mnist"), data_dir)
+    pairs = [
+        (np.asarray(examples.decode(one["image"])), int(one["label"]))
+        for one in examples.read(split)
+    ]
+    x, y = map(np.stack, zip(*pairs))
+    return np.rint(255 * x).reshape(-1, 28, 28, 1), y
+
+
+def convolved(tensor, width: int, stride: int = 1):
+    """Convolution, BatchNormalization, ReLU."""
+    options = {"padding": "same", "use_bias": False}
+    tensor = layers.Conv2D(width, 3, stride, **options)(tensor)
+    return layers.ReLU()(layers.BatchNormalization()(tensor))
+
+
+def pooled(image):
+    """Two convolutions with pooling and a wide Dense layer; pixels in [0, 1]."""
+    tensor = layers.Rescaling(1 / 255)(image)
+    for width in (24, 48):
+        tensor = layers.MaxPooling2D()(convolved(tensor, width))
+    tensor = layers.Dense(64)(layers.Flatten()(tensor))
+    tensor = layers.ReLU()(layers.BatchNormalization()(tensor))
+    return layers.Dense(10)(layers.Dropout(0.3)(tensor))
+
+
+def residual(image):
+    """Two residual blocks; pixels in [-1, 1], answers are probabilities."""
+    tensor = convolved(layers.Rescaling(1 / 127.5, -1)(image), 16)
+    for width in (32, 64):
+        tensor = convolved(tensor, width, 2)
+        tensor = layers.add([tensor, convolved(tensor, width)])
+    tensor = layers.GlobalAveragePooling2D()(tensor)
+    return layers.Dense(10, activation="softmax")(tensor)
+
+
+def separable(image):
+    """Depthwise convolutions with ELU; pixels in [0, 1]."""
+    tensor = layers.Rescaling(1 / 255)(image)
+    tensor = layers.Conv2D(32, 5, 2, padding="same")(tensor)
+    tensor = layers.Activation("elu")(layers.BatchNormalization()(tensor))
+    for width in (64, 96):
+        tensor = layers.DepthwiseConv2D(3, padding="same")(tensor)
+        tensor = layers.BatchNormalization()(layers.Conv2D(width, 1)(tensor))
+        tensor = layers.MaxPooling2D()(layers.Activation("elu")(tensor))
+    tensor = layers.GlobalAveragePooling2D()(tensor)
+    return layers.Dense(10)(layers.Dense(64, activation="elu")(tensor))
+
+
+def train_teachers(folder: pathlib.Path, data_dir: str, epochs: int) -> list[str]:
+    """Files of the three teachers, trained where they are missing."""
+    files = []
+    for seed, make in enumerate((pooled, residual, separable)):
+        file = folder / f"{make.__name__}.keras"
+        files.append(str(file))
+        if file.exists():
+            continue
+        x, y = (part[:SEEN] for part in arrays("train", data_dir))
+        keras.utils.set_random_seed(seed)
+        image = keras.Input((28, 28, 1))
+        model = keras.Model(image, make(image))
+        decay = keras.optimizers.schedules.CosineDecay(2e-3, epochs * -(-SEEN // 64))
+        model.compile(
+            keras.optimizers.Adam(decay),
+            keras.losses.SparseCategoricalCrossentropy(from_logits=make != residual),
+        )
+        model.fit(x.astype("float32"), y, batch_size=64, epochs=epochs, verbose=2)
+        folder.mkdir(parents=True, exist_ok=True)
+        model.save(file)
+    return files
+
+
+def one_run(row: str, minutes: float, seed: int, options) -> dict[str, float]:
+    """Distils once; accuracies and agreement in [0, 1], seconds of the distillation."""
+    files = train_teachers(options.folder, options.data_dir, options.teacher_epochs)
+    given = {
+        name: options.pictures if value == "PICTURES" else value
+        for name, value in ROWS[row].items()
+    }
+    begun = time.monotonic()
+    result = cdfkd_tf.distill(files, minutes=minutes, seed=seed, verbose=2, **given)
+    seconds = time.monotonic() - begun
+    if options.split == "test":
+        x, y = arrays("test", options.data_dir)
+    else:
+        x, y = (
+            part[SEEN : SEEN + CHOSEN_BY] for part in arrays("train", options.data_dir)
+        )
+    found = result.evaluate(x.astype("uint8"), y)
+    return {
+        "accuracy": found["student"]["accuracy"],
+        "agreement": found["student"]["agreement"],
+        "parameters": found["student"]["parameters"],
+        "teachers": float(np.mean([t["accuracy"] for t in found["teachers"]])),
+        "ensemble": found["teacher_ensemble"]["accuracy"],
+        "poor": result.quality.get("poor"),
+        "seconds": seconds,
+    }
+
+
+def accuracies(table: dict, row: str, minutes: float) -> list[float]:
+    """Of all seeds, in percent."""
+    start = f"{row}/{minutes:g}/"
+    return [100 * r["accuracy"] for key, r in table.items() if key.startswith(start)]
+
+
+def summary(table: dict, rows: list[str], minutes: list[float]) -> str:
+    """The table as Markdown: mean and deviation over seeds."""
+    some = next(iter(table.values()))
+    lines = [
+        f"Teachers' mean {some['teachers']:.1%}, ensemble {some['ensemble']:.1%}.\n",
+        f"| minutes | {' | '.join(f'{m:g}' for m in minutes)} |",
+        f"|---{'|---' * len(minutes)}|",
+    ]
+    for row in rows:
+        found = [accuracies(table, row, m) for m in minutes]
+        cells = [f"{np.mean(v):.1f} ± {np.std(v):.1f}" if v else "-" for v in found]
+        lines.append(f"| {row} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def draw(table: dict, rows: list[str], minutes: list[float], file: pathlib.Path):
+    """Accuracy against minutes, one line per row, the teachers' mean dashed."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.subplots()
+    for row in rows:
+        points = {m: v for m in minutes if (v := accuracies(table, row, m))}
+        centre = [np.mean(values) for values in points.values()]
+        spread = [np.std(values) for values in points.values()]
+        axes.errorbar(list(points), centre, spread, marker="o", label=row)
+    mean = 100 * next(iter(table.values()))["teachers"]
+    axes.axhline(mean, color="grey", linestyle="--", label="teachers' mean")
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(minutes, [f"{m:g}" for m in minutes])
+    axes.set(xlabel="minutes", ylabel="accuracy, %")
+    axes.legend(fontsize=8)
+    figure.savefig(file, dpi=150)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Runs what is missing, then writes table and figure."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rows", default="cdfkd_plus,cdfkd_mfs,noise")
+    parser.add_argument("--minutes", default="1,2,4,8")
+    parser.add_argument("--seeds", default="0,1,2")
+    parser.add_argument("--split", default="test", choices=("test", "validation"))
+    parser.add_argument("--data_dir", default="")
+    parser.add_argument("--pictures", default="builtin")
+    parser.add_argument("--teacher_epochs", default=12, type=int)
+    parser.add_argument("--folder", default="runs/better_images", type=pathlib.Path)
+    parser.add_argument("--output", default=HERE, type=pathlib.Path)
+    options = parser.parse_args(arguments)
+    rows = options.rows.split(",")
+    if unknown := set(rows) - set(ROWS):
+        parser.error(f"no rows {', '.join(unknown)}; there are {', '.join(ROWS)}")
+    minutes = [float(value) for value in options.minutes.split(",")]
+    file = options.output / "table.json"
+    options.output.mkdir(parents=True, exist_ok=True)
+    table = json.loads(file.read_text()) if file.exists() else {}
+    processes = multiprocessing.get_context("spawn")
+    for seed in map(int, options.seeds.split(",")):
+        for row, time_given in ((row, m) for m in minutes for row in rows):
+            key = f"{row}/{time_given:g}/{seed}/{options.split}"
+            if key in table:
+                continue
+            with processes.Pool(1) as pool:  # nothing traced, nothing in memory
+                given = (row, time_given, seed, options)
+                table[key] = pool.apply(one_run, given)
+            print(key, table[key], flush=True)
+            file.write_text(json.dumps(table, indent=1) + "\n")
+    text = summary(table, rows, minutes)
+    (options.output / "table.md").write_text(text + "\n")
+    draw(table, rows, minutes, options.output / "minutes.png")
+    print(text)
+
+
+if __name__ == "__main__":
+    main()
