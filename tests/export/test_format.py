@@ -2,6 +2,7 @@
 
 import collections
 import ctypes
+import os
 import re
 import shutil
 import subprocess
@@ -16,7 +17,12 @@ from ai_edge_litert import schema_py_generated as schema
 from cdfkd_tf.data.specs import plain_spec
 from cdfkd_tf.errors import RequestError
 from cdfkd_tf.export.format import FORMATS, format_of
-from cdfkd_tf.export.micro import FIGURES, estimated_arena, micro_figures
+from cdfkd_tf.export.micro import (
+    FIGURES,
+    estimated_arena,
+    in_child,
+    micro_figures,
+)
 from cdfkd_tf.export.packing import pack
 from cdfkd_tf.export.run import describe
 from cdfkd_tf.export.runner import Runner
@@ -244,6 +250,11 @@ def test_other_readers_classify_by_the_metadata_alone(arithmetic, tmp_path):
     assert {a.category_name: a.score for a in answers.categories} == pytest.approx(
         expected, abs=1 / 200
     )
+
+
+def test_an_interpreter_that_dies_ends_no_export():
+    assert in_child(lambda: {"arena_bytes": 16}) == {"arena_bytes": 16}
+    assert in_child(os.abort) is None
 
 
 @pytest.mark.slow
