@@ -304,15 +304,19 @@ def _terminated_as_interrupted() -> Iterator[None]:
         if issubclass(lost.exc_type, KeyboardInterrupt):
             # Not SIGINT: a process in the background may have it ignored.
             again = functools.partial(_thread.interrupt_main, signal.SIGTERM)
-            threading.Timer(_SECONDS, again).start()
+            timers.append(threading.Timer(_SECONDS, again))
+            timers[-1].start()
         else:
             others(lost)
 
+    timers: list[threading.Timer] = []
     before, others = signal.signal(signal.SIGTERM, interrupt), sys.unraisablehook
     sys.unraisablehook = again_if_lost
     try:
         yield
     finally:
+        for timer in timers:  # it would interrupt what this process does next
+            timer.cancel()
         signal.signal(signal.SIGTERM, before)
         sys.unraisablehook = others
 

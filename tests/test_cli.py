@@ -120,6 +120,17 @@ def test_an_interruption_that_python_drops_comes_again():
     assert "the same command continues" in done.stderr
 
 
+@pytest.mark.slow
+def test_a_dropped_interruption_does_not_reach_what_follows_the_run():
+    """A second run in the same process, which would end with exit 130."""
+    program = INTERRUPTED.replace("time.sleep(10)", "pass").replace("sys.exit", "")
+    program += "signal.signal(signal.SIGTERM, lambda *_: sys.exit(7))\n"
+    program += "import time; time.sleep(0.5)\n"
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+
+
 def test_package_runs_as_a_module():
     command = [sys.executable, "-m", "cdfkd_tf", "--help"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
