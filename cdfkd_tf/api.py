@@ -16,11 +16,11 @@ import tensorflow as tf
 
 from cdfkd_tf import evaluation
 from cdfkd_tf.config import FIELDS, RunConfig, check_names, read_value
-from cdfkd_tf.distillation.fit_aggregator import AggregatorFit, fit_aggregator
+from cdfkd_tf.distillation.fit_aggregator import AggregatorFit, choose_aggregator
 from cdfkd_tf.errors import RequestError, file_system_error
 from cdfkd_tf.export import run as export_run
 from cdfkd_tf.imported.torch_programs import from_torch, is_module
-from cdfkd_tf.networks.aggregators import build_aggregator, build_predictor
+from cdfkd_tf.networks.aggregators import build_predictor
 from cdfkd_tf.networks.black_box import Answer, BlackBoxClassifier
 from cdfkd_tf.networks.loading import (
     SavedModelClassifier,
@@ -34,7 +34,8 @@ from cdfkd_tf.teachers.ensemble import TeacherEnsemble
 from cdfkd_tf.workdir import Workdir, read_history
 
 Images = np.ndarray | tf.data.Dataset
-Teacher = keras.Model | str | pathlib.Path | Answer
+Model = keras.Model | str | pathlib.Path | Answer
+Teacher = Model | tuple[Model, Sequence[str]]
 _FILES = (str, os.PathLike)
 _MODELS = (keras.Model, SavedModelClassifier, BlackBoxClassifier)
 _KEYS = ("image", "images", "x"), ("label", "labels", "y")  # of a data set's dicts
@@ -149,13 +150,13 @@ class Distillation:
         """Learns from a few labelled images how to weigh the headers.
 
         Cross-validation over all of them judges what is learned; unless more classes
-        are right, by more than the standard error, the mean of the headers stays. The
+        are right, by more than the standard error, what needs no labels stays. The
         predictor changes, the student does not.
 
         Args:
             x: as in `evaluate`; at least 2 images.
             y: labels `(n,)`, unless `x` is a dataset with labels.
-            kind: `weights`, `attention`, `feature_attention`, or `mean` to go back.
+            kind: of `--aggregator`: `best` tries all that learn, `auto` goes back.
             epochs: passes over the images.
             learning_rate: Adam's.
 
@@ -183,10 +184,11 @@ class Distillation:
             )
         with self._nothing_left_behind():
             keras.utils.set_random_seed(config.seed)
-            mask = self._run.teachers.mask
-            aggregator = build_aggregator(config.aggregator, self.student, mask)
-            fit = fit_aggregator(
-                aggregator,
+            rule = self._run.teachers.rule
+            aggregator, (fit, *_) = choose_aggregator(
+                config.aggregator,
+                self.student,
+                rule,
                 {key: np.concatenate([o[key] for o in outputs]) for key in outputs[0]},
                 np.array(labels),
                 epochs=config.aggregator_epochs,
@@ -253,7 +255,9 @@ def distill(
 
     Args:
         teachers: Keras models, files, functions from images to classes, or modules of
-            PyTorch, `(module, example batch)`; models come back as they were.
+            PyTorch, `(module, example batch)`; models come back as they were. With
+            different classes: pairs `(teacher, ["cat", "dog"])`; equal names are one
+            class, and the student learns all.
         image_shape: `(height, width, channels)` of the student's images; None: of the
             first teacher's. Teachers of other sizes see them resized.
         workdir: the run's folder, from where an interrupted call goes on; None: a
@@ -271,13 +275,13 @@ def distill(
         RequestError: (a `ValueError`) what does not fit together, in one sentence.
         RunError: (a `RuntimeError`) a loss that became NaN.
     """
-    names, models = _read_teachers(teachers)
+    names, models, classes = _read_teachers(teachers)
     if callbacks is None or isinstance(callbacks, keras.callbacks.Callback):
         callbacks = [callbacks] if callbacks else []
     if not all(isinstance(one, keras.callbacks.Callback) for one in callbacks):
         raise RequestError(f"callbacks are of keras.callbacks; got {callbacks}.")
     with _folder(workdir) as (folder, keep_with):
-        config = _request(names, image_shape, folder, options)
+        config = _request(names, image_shape, folder, options, classes)
         with global_state_restored(), Workdir(config.workdir).locked():
             run = perform(
                 config,
@@ -305,7 +309,7 @@ class TeacherModel(keras.Model):
     def call(self, images):
         """See the class."""
         logits = self._teachers(self._normalise(images)).logits
-        return self._teachers.mean_logits(logits)
+        return self._teachers.combined(logits)
 
 
 def teacher_model(
@@ -325,14 +329,15 @@ def teacher_model(
         **options: those about teachers, as `teacher_input="0..255"`.
 
     Returns:
-        Images in [0, 1] to the mean of the teachers' logits.
+        Images in [0, 1] to one row of logits, by the rule `--ensemble`.
 
     Raises:
         RequestError: (a `ValueError`) what does not fit together, in one sentence.
     """
-    names, models = _read_teachers(teachers)
+    names, models, classes = _read_teachers(teachers)
     with _folder(None) as (folder, keep_with):
-        run = Run(_request(names, image_shape, folder, options), models)
+        request = _request(names, image_shape, folder, options, classes)
+        run = Run(request, models)
         model = TeacherModel(run.teachers, run.spec.normalise)
         keep_with(model)
     return model
@@ -383,7 +388,7 @@ def search(
             "space is weights, schedule, student, a file, a table of options or a "
             f"HyperModel; got a {type(space).__name__}."
         )
-    names, models = _read_teachers(teachers)
+    names, models, classes = _read_teachers(teachers)
     with _folder(workdir) as (folder, keep_with):
         for index, model in enumerate(models or ()):
             if (
@@ -397,7 +402,7 @@ def search(
             if isinstance(model, keras.Model):
                 names[index] = str(folder / "given" / f"teacher_{index}.keras")
                 save_network(model, pathlib.Path(names[index]))
-        config = _request(names, image_shape, folder, options)
+        config = _request(names, image_shape, folder, options, classes)
         if isinstance(space, Mapping):
             space = read_space(space, config, "space")
         result = run_search(config, perform, Run, space)
@@ -429,8 +434,11 @@ def _folder(workdir: Any) -> Iterator[tuple[pathlib.Path, Callable[[Any], None]]
         raise file_system_error(error) from error.__cause__
 
 
-def _read_teachers(teachers: Any) -> tuple[list[str], list[Any] | None]:
-    """Files' names, or what models are called; all models, or None of files alone.
+def _read_teachers(
+    teachers: Any,
+) -> tuple[list[str], list[Any] | None, list[list[str]]]:
+    """Files' names, or what models are called; all models, or None of files alone;
+    the names of their classes, if these come with them.
 
     Raises:
         RequestError: no teacher at all, something else, an unreadable file, or weights
@@ -442,6 +450,17 @@ def _read_teachers(teachers: Any) -> tuple[list[str], list[Any] | None]:
         given = list(teachers)
     else:
         given = [teachers]
+    paired = [
+        isinstance(teacher, tuple) and len(teacher) == 2 and _are_names(teacher[1])
+        for teacher in given
+    ]
+    classes = [list(map(str, t[1])) for t, pair in zip(given, paired) if pair]
+    given = [t[0] if pair else t for t, pair in zip(given, paired)]
+    if any(paired) and not all(paired):
+        raise RequestError(
+            "Either all teachers come with the names of their classes, as "
+            "[(model, ['cat', 'dog']), ...], or none."
+        )
     for index, teacher in enumerate(given):
         if isinstance(teacher, tuple) and len(teacher) == 2 and is_module(teacher[0]):
             teacher = given[index] = from_torch(*teacher, name=f"teacher_{index}")
@@ -469,17 +488,33 @@ def _read_teachers(teachers: Any) -> tuple[list[str], list[Any] | None]:
         for index, teacher in enumerate(given)
     ]
     if all(isinstance(teacher, _FILES) for teacher in given):
-        return names, None
-    return names, [load_classifier(t) if isinstance(t, _FILES) else t for t in given]
+        return names, None, classes
+    models = [load_classifier(t) if isinstance(t, _FILES) else t for t in given]
+    return names, models, classes
+
+
+def _are_names(value: Any) -> bool:
+    """Whether these are names of classes, and no batch of images."""
+    return isinstance(value, list | tuple) and all(isinstance(n, str) for n in value)
 
 
 def _request(
-    names: Sequence[str], image_shape: Any, workdir: pathlib.Path, options: dict
+    names: Sequence[str],
+    image_shape: Any,
+    workdir: pathlib.Path,
+    options: dict,
+    classes: Sequence[Sequence[str]],
 ) -> RunConfig:
     """The run that a call from Python describes."""
     check_names(options)
     shape = () if image_shape is None else image_shape
     own = {"teachers": names, "image_shape": shape, "workdir": workdir}
+    files = [workdir / "given" / f"classes_{i}.txt" for i in range(len(classes))]
+    for file, known in zip(files, classes):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text("".join(f"{name}\n" for name in known))
+    if files:
+        own["teacher_classes"] = ";".join(map(str, files))
     if isinstance(student := options.get("student"), keras.Model):
         file = workdir / "given" / "student.keras"  # read again by a resumed run
         save_network(student, file)

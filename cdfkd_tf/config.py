@@ -198,6 +198,29 @@ class RunConfig:
         "Layers whose outputs are the features, one for all or one each; empty: what "
         "enters the last Dense layer.",
     )
+    teacher_classes: str = _teachers(
+        "",
+        "Classes that given teachers know, in the order of their columns: cat,dog;"
+        "dog,owl or one file each, a name per line. Equal names are one class, and the "
+        "student learns all. Empty: as told in the model file, MODEL.classes.txt or "
+        "classes.txt beside it; else all know the same.",
+        searched=False,
+    )
+    teacher_counts: str = _teachers(
+        "",
+        "How many images of each of its classes each teacher learned from, if known: "
+        "12,0,3;4,5,6 or one file each, a count per line.",
+        affects="distill",
+        searched=False,
+    )
+    ensemble: str = _teachers(
+        "auto",
+        "How the teachers' answers become one: mean (of logits), probabilities (their "
+        "mean), competence (weighted by what each knows, told from its weights), "
+        "counts (by --teacher_counts). auto: mean if they know the same.",
+        ("auto", "teachers.rules:RULES"),
+        affects="distill",
+    )
     teacher_network: str = _training("resnet34", "Architecture to train.")
     teacher_width: float = _training(
         1.0, "Factor on the teacher's channels.", positive=True, at_most=64
@@ -349,14 +372,16 @@ class RunConfig:
     )
 
     aggregator: str = _aggregator(
-        "mean",
-        "How headers become one prediction; all but mean are learned.",
-        ("networks.aggregators:AGGREGATORS",),
+        "auto",
+        "How headers become one prediction: mean, competence (by the teachers' rule), "
+        "or learned from labelled images; best tries all of these. auto: competence "
+        "where the teachers' rule is not mean.",
+        ("auto", "networks.aggregators:AGGREGATORS", "best"),
     )
     labelled_samples: int = _aggregator(
         0,
         "Labelled real training images the aggregator may use; 0: it learns from "
-        "generated ones, towards the teachers' mean.",
+        "generated ones, towards the teachers' answers.",
         at_least=0,
         searched=False,
     )
@@ -737,6 +762,12 @@ def _check_combinations(config: RunConfig) -> None:
             raise RequestError(message)
 
     dataset, search = config.dataset, config.action == "search"
+    for name in ("teacher_classes", "teacher_counts"):
+        refuse_if(
+            getattr(config, name) and not config.teachers,
+            f"--{name} belongs to given --teachers; those trained here know all "
+            "classes alike. Leave it out.",
+        )
     refuse_if(
         config.labelled_samples == 1,
         "--labelled_samples=1 cannot be learned from: a part of them is held out. "

@@ -48,7 +48,7 @@ def predict_all(
     @tf.function(reduce_retracing=True)
     def predict_teachers(normalised):
         logits = ensemble(normalised).logits
-        return logits, ensemble.mean_logits(logits)
+        return logits, ensemble.combined(logits)
 
     parts, labels = collections.defaultdict(list), []
     for images, targets in batches:
@@ -65,7 +65,7 @@ def predict_all(
         for index in range(headers.shape[1]):
             parts["header", index].append(headers[:, index])
         parts["ensemble"].append(mean)
-        parts["student"].append(np.asarray(ensemble.mean_logits(headers)))
+        parts["student"].append(np.asarray(ensemble.combined(headers)))
         parts["predictor"].append(predictor.predict_on_batch(images))
         if targets is not None:
             labels.append(as_labels(targets, len(images), spec.num_classes))
@@ -136,6 +136,8 @@ def compute_metrics(
         `teachers`, `teacher_ensemble`, `student`, `aggregator`; accuracies and
         agreement in [0, 1], parameters counted. A teacher's or a header's class is
         one of those that it knows; what it does not know counts as an error.
+        `task_accuracy`, where teachers know different classes: among those of a
+        teacher that knows the image's class alone.
     """
 
     def accuracy(name, targets=labels, known=True):
@@ -143,6 +145,18 @@ def compute_metrics(
             return None
         classes = np.where(known, outputs[name], -np.inf).argmax(-1)
         return float(np.mean(classes == targets))
+
+    def among_known(name):
+        """Over all pairs of an image and a teacher that knows its class: whether the
+        class is right among those that the teacher knows."""
+        if labels is None or ensemble.mask is None:
+            return None
+        right, pairs = 0, 0
+        for knows in ensemble.mask:
+            own = knows[labels]
+            classes = np.where(knows, outputs[name][own], -np.inf).argmax(-1)
+            right, pairs = right + np.sum(classes == labels[own]), pairs + own.sum()
+        return float(right / max(pairs, 1))
 
     num_headers = student.output["logits"].shape[1]
     known = [True] * len(ensemble) if ensemble.mask is None else ensemble.mask
@@ -162,10 +176,15 @@ def compute_metrics(
         "teacher_ensemble": {
             "parameters": sum(entry["parameters"] for entry in teachers),
             "accuracy": accuracy("ensemble"),
+            "task_accuracy": among_known("ensemble"),
+            "rule": ensemble.rule.name,
+            "rule_evidence": ensemble.rule.evidence,
+            "competence": ensemble.rule.competence.round(3).tolist(),
         },
         "student": {
             "parameters": parameter_count(student),
             "accuracy": accuracy("student"),
+            "task_accuracy": among_known("student"),
             "header_accuracy": headers,
             "agreement": accuracy("student", outputs["ensemble"].argmax(-1)),
         },

@@ -337,15 +337,21 @@ def summary(results: dict[str, Any], workdir: str) -> str:
     ]
     cost = sum(entry["latency_ms"] or 0 for entry in results.get("teacher_costs", []))
     note = f"{cost:.2f} ms per image, all of them as TFLite float32" if cost else ""
-    rows.append(("teachers' mean", _size(ensemble), ensemble["accuracy"], note))
+    rule = ensemble.get("rule") or "mean"
+    name = "teachers' mean" if rule == "mean" else f"teachers by {rule}"
+    rows.append((name, _size(ensemble), ensemble["accuracy"], note))
     note = f"agrees with the teachers on {_percent(student['agreement'])}"
-    rows.append(("student, mean of headers", _size(student), student["accuracy"], note))
-    if aggregator["kind"] != "mean" and aggregator["accuracy"] is not None:
+    name = "student, mean of headers" if rule == "mean" else f"student by {rule}"
+    rows.append((name, _size(student), student["accuracy"], note))
+    fitted = aggregator["kind"] not in ("mean", "competence")
+    if fitted and aggregator["accuracy"] is not None:
         samples = aggregator["labelled_samples"]
         source = f"{samples} labelled images" if samples else "generated images alone"
         note = f"learned from {source}"
         if not aggregator.get("learned"):
             note = "no sure gain in cross-validation: the mean is kept"
+            if rule != "mean":
+                note = "no sure gain in cross-validation: the rule is kept"
         name = f"student, {aggregator['kind']}"
         rows.append((name, " ", aggregator["accuracy"], note))
     for entry in results["exports"]:

@@ -25,6 +25,7 @@ from cdfkd_tf.errors import RequestError
 from cdfkd_tf.export.format import FORMATS
 from cdfkd_tf.networks.aggregators import AGGREGATORS
 from cdfkd_tf.networks.students import SHARING
+from cdfkd_tf.teachers.rules import RULES
 from tests.toys import parse
 
 
@@ -148,7 +149,8 @@ def test_choices_are_the_tables():
     choices = {name: set(choices_of(field)) for name, field in FIELDS.items()}
     assert choices["method"] == {"", *METHODS}
     assert choices["dataset"] == {"", *SPECS, "folder", "none"}
-    assert choices["aggregator"] == set(AGGREGATORS)
+    assert choices["aggregator"] == {"auto", *AGGREGATORS, "best"}
+    assert choices["ensemble"] == {"auto", *RULES}
     assert choices["export_formats"] == set(FORMATS)
     assert choices["student_headers"] in (set(), {"", *SHARING})
 

@@ -170,10 +170,18 @@ def test_compute_metrics_are_shares_of_images():
             {"file": name, "parameters": 24, "accuracy": share, **facts}
             for name, share in zip(names, right)
         ],
-        "teacher_ensemble": {"parameters": 72, "accuracy": np.mean(together == LABELS)},
+        "teacher_ensemble": {
+            "parameters": 72,
+            "accuracy": np.mean(together == LABELS),
+            "task_accuracy": None,
+            "rule": "mean",
+            "rule_evidence": "given",
+            "competence": ensemble.rule.competence.round(3).tolist(),
+        },
         "student": {
             "parameters": 48,
             "accuracy": accuracy,
+            "task_accuracy": None,
             "header_accuracy": right[3:].tolist(),
             "agreement": np.mean(student_class == together),
         },

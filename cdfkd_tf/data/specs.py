@@ -85,6 +85,21 @@ SPECS = {
             std=(0.3081,),
         ),
         DatasetSpec(
+            name="mnist_5k",
+            tfds_name="mnist5k",
+            num_classes=10,
+            image_shape=(28, 28, 1),
+            mean=(0.1307,),
+            std=(0.3081,),
+        ),
+        DatasetSpec(
+            name="fashion_mnist",
+            num_classes=10,
+            image_shape=(28, 28, 1),
+            mean=(0.2860,),
+            std=(0.3530,),
+        ),
+        DatasetSpec(
             name="cifar10",
             num_classes=10,
             image_shape=(32, 32, 3),

@@ -120,7 +120,7 @@ def fill(
         needs=needs,
     )
     bank.shares = shares
-    classes = np.argmax(teachers.mean_logits(bank.logits), axis=-1)
+    classes = np.argmax(teachers.combined(bank.logits), axis=-1)
     bank.class_counts = np.bincount(classes, minlength=bank.logits.shape[-1])
     print(
         f"The teachers see {np.count_nonzero(bank.class_counts)} of "
@@ -400,7 +400,7 @@ def coverages(
     for kind, images in samples.items():
         starts = range(0, len(images), batch_size)
         parts = [answer(images[start:][:batch_size])[0] for start in starts]
-        logits = teachers.mean_logits(np.concatenate(parts))
+        logits = teachers.combined(np.concatenate(parts))
         seen = np.mean(ops.softmax(logits), axis=0, dtype="float64")
         found[kind] = float(np.exp(np.log(seen * len(seen) + _TINY).mean()))
     return found

@@ -5,6 +5,7 @@ import warnings
 from collections.abc import Collection, Mapping
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from cdfkd_tf.config import RunConfig
@@ -37,9 +38,11 @@ from cdfkd_tf.runtime.keras_internals import leaf_layers
 from cdfkd_tf.runtime.precision import dtype_policy
 from cdfkd_tf.teachers.ensemble import TeacherEnsemble
 from cdfkd_tf.teachers.hooks import BY_BATCH
+from cdfkd_tf.teachers.rules import doubts
 from cdfkd_tf.workdir import Workdir
 
 _ASKING = 0.15  # of --minutes, for drawing images and teachers' answers, at most
+_PART = 1024  # rows of answers that are joined at once
 HELD_OUT_IMAGES = 4 * OBSERVED  # to judge the student by, at the end
 HELD_OUT = 10_000_019  # on the seed, for transfer images of no training step
 
@@ -246,10 +249,15 @@ def _banked(config, spec, method, teachers, count) -> BankedImages:
         seconds=_seconds_to_ask(config),
         seed=config.seed,
     )
-    mean = keras.ops.convert_to_numpy(teachers.mean_logits(bank.logits))
+    known_as = spec.class_names or range(spec.num_classes)
+    names = [teacher.name for teacher in teachers.teachers]
+    for doubt in doubts(teachers.rule, bank.logits, names, known_as):
+        warnings.warn(doubt, DistillationWarning, stacklevel=2)
+    parts = (bank.logits[start:][:_PART] for start in range(0, len(bank), _PART))
+    classes = [np.argmax(teachers.combined(part), axis=-1) for part in parts]
     return BankedImages(
         bank,
-        mean.argmax(axis=-1),
+        np.concatenate(classes),
         spec,
         student_steps=config.student_steps,
         batch_size=config.batch_size,

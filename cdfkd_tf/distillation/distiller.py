@@ -150,7 +150,7 @@ class Distiller(keras_internals.WithoutSymbolicBuild, keras.Model):
             outputs = dict(self.forward(images, training=True))
             if self.projection:
                 outputs["features"] = self.projection(outputs["features"])
-            return self.objective(Outputs(outputs, teachers, self.teachers.mask))
+            return self.objective(Outputs(outputs, teachers, self.teachers.rule))
 
         numerics.minimise(
             loss, self.optimizer, self.student_variables, clip=self.clip_gradients
@@ -161,10 +161,10 @@ class Distiller(keras_internals.WithoutSymbolicBuild, keras.Model):
         self.source.update(data, self.forward)
 
     def test_step(self, data) -> dict[str, KerasTensor]:
-        """Accuracy of each header and of their mean. `data`: `(images, labels)`."""
+        """Accuracy of each header and of all, joined. `data`: `(images, labels)`."""
         images, labels = data
         logits = self.student(images, training=False)["logits"]
-        columns = [self.teachers.mean_logits(logits), *ops.unstack(logits, axis=1)]
+        columns = [self.teachers.combined(logits), *ops.unstack(logits, axis=1)]
         for tracker, column in zip(self.accuracies.values(), columns):
             tracker.update_state(labels, column)
         return {name: tracker.result() for name, tracker in self.accuracies.items()}

@@ -198,7 +198,7 @@ class GeneratedImages(ImageSource):
         if not self.objective.method.teacher_gradient:
             teachers = teachers._replace(logits=ops.stop_gradient(teachers.logits))
         outputs = student(images, training=True)
-        return self.objective(Outputs(outputs, teachers, self._teachers.mask))
+        return self.objective(Outputs(outputs, teachers, self._teachers.rule))
 
     def observe(self) -> Iterator[np.ndarray]:
         """Images of held-out noise; looking moves nothing."""

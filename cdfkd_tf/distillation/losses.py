@@ -18,8 +18,8 @@ from keras import KerasTensor, ops
 from cdfkd_tf.distillation.methods import Method
 from cdfkd_tf.distillation.numerics import NOT_FINITE
 from cdfkd_tf.runtime import fused_batchnorm
-from cdfkd_tf.teachers.class_map import mean_over_known
 from cdfkd_tf.teachers.hooks import TeacherOutputs
+from cdfkd_tf.teachers.rules import MEAN_OF_LOGITS, Rule
 
 FIRST_BN_WEIGHT = 5.0  # the first BatchNormalization of each teacher; the rest weigh 1
 # Norms have no gradient at zero; under the root this keeps it finite.
@@ -38,12 +38,19 @@ class Outputs:
             `(B, h, w, c)`, finest first.
         teachers: of an ensemble. In the place of a teacher's list of
             BatchNormalizations there may be their `bn_gap`, computed already.
-        mask: `(T, C)`, whether a teacher knows a class; None: all know all.
+        rule: by which the teachers' logits, or the headers', become one row.
     """
 
     student: Mapping[str, Any]
     teachers: TeacherOutputs
-    mask: np.ndarray | None = None
+    rule: Rule = MEAN_OF_LOGITS
+
+    @property
+    def teacher_logits(self) -> KerasTensor:
+        """`(B, T, C)`; so that softmaxes give no share to classes not known."""
+        if self.rule.mask is None:
+            return self.teachers.logits
+        return ops.where(self.rule.mask, self.teachers.logits, _ABSENT)
 
 
 def l1(
@@ -289,14 +296,16 @@ class Term:
 def _header(outputs: Outputs, method: Method) -> KerasTensor:
     """Divergence of each header from its own teacher, averaged over headers."""
     logits = outputs.student["logits"], outputs.teachers.logits
-    return DIVERGENCES[method.divergence](*logits, method.temperature, outputs.mask)
+    return DIVERGENCES[method.divergence](
+        *logits, method.temperature, outputs.rule.mask
+    )
 
 
 def _ensemble(outputs: Outputs, method: Method) -> KerasTensor:
-    """Divergence of the mean header from the mean teacher."""
+    """Divergence of the headers from the teachers, joined by the teachers' rule."""
     logits = outputs.student["logits"], outputs.teachers.logits
-    means = (mean_over_known(each, outputs.mask) for each in logits)
-    return DIVERGENCES[method.divergence](*means, method.temperature)
+    joined = map(outputs.rule, logits)
+    return DIVERGENCES[method.divergence](*joined, method.temperature)
 
 
 def _bn(outputs: Outputs, method: Method) -> KerasTensor:
@@ -319,9 +328,9 @@ TERMS = {
     ),
     # These depend on the images alone: nothing that a student could minimise.
     "bn": Term(_bn, frozenset({"bn_statistics"}), roles=("generator",)),
-    "entropy": Term(lambda o, _: entropy(o.teachers.logits), roles=("generator",)),
+    "entropy": Term(lambda o, _: entropy(o.teacher_logits), roles=("generator",)),
     "balance": Term(
-        lambda o, _: negative_marginal_entropy(o.teachers.logits), roles=("generator",)
+        lambda o, _: negative_marginal_entropy(o.teacher_logits), roles=("generator",)
     ),
 }
 

@@ -71,19 +71,22 @@ class GeneratedImagesMonitor(keras.callbacks.Callback):
         super().__init__()
         self._distiller, self._spec, self._workdir = distiller, spec, workdir
         self._batch_size, self._every = batch_size, max(1, epochs // NUM_EARLIER)
-        self._warnings = CollapseWarnings(distiller.teachers.teachers)
+        self._warnings = CollapseWarnings(
+            distiller.teachers.teachers,
+            alike=distiller.teachers.rule.name == "mean",
+        )
         self._earlier = self._read(first_epoch)
         student, teachers = distiller.student, distiller.teachers
 
         @tf.function(reduce_retracing=True)
         def predict_student(images):
             logits = student(images, training=False)["logits"]
-            return tf.argmax(teachers.mean_logits(logits), axis=-1)
+            return tf.argmax(teachers.combined(logits), axis=-1)
 
         @tf.function(reduce_retracing=True)
         def predict_teachers(images):
             logits = teachers(images).logits
-            return logits, tf.argmax(teachers.mean_logits(logits), axis=-1)
+            return logits, tf.argmax(teachers.combined(logits), axis=-1)
 
         self._student, self._teachers = predict_student, predict_teachers
 
@@ -153,10 +156,16 @@ class CollapseWarnings:
     Args:
         teachers: for the messages.
         patience: epochs in a row that each must last.
+        alike: whether they are expected to agree.
     """
 
-    def __init__(self, teachers: Sequence[Teacher], patience: int = PATIENCE):
-        self.teachers, self.patience = list(teachers), patience
+    def __init__(
+        self,
+        teachers: Sequence[Teacher],
+        patience: int = PATIENCE,
+        alike: bool = True,
+    ):
+        self.teachers, self.patience, self._alike = list(teachers), patience, alike
         self._lasting: dict[str, int] = {}
         self._told: set[str] = set()
 
@@ -169,7 +178,7 @@ class CollapseWarnings:
         """
         found = {
             **self._uniform(logits),
-            **self._disagreeing(logits.argmax(-1), logits.shape[-1]),
+            **(self._disagreeing(logits) if self._alike else {}),
             **self._collapsed(classes, logits.shape[-1]),
         }
         self._lasting = {key: self._lasting.get(key, 0) + 1 for key in found}
@@ -191,7 +200,8 @@ class CollapseWarnings:
             if entropy[index] > _NEARLY_UNIFORM
         }
 
-    def _disagreeing(self, classes, num_classes):
+    def _disagreeing(self, logits):
+        classes, num_classes = logits.argmax(-1), logits.shape[-1]
         shares = np.stack(
             [np.bincount(column, minlength=num_classes) for column in classes.T]
         ) / len(classes)

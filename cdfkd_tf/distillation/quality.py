@@ -95,7 +95,7 @@ def _agreement(distiller, batches) -> dict[str, float | None] | None:
     for images in batches:
         logits = distiller.student(tf.constant(images), training=False)["logits"]
         theirs = teachers.answers(images).logits
-        pairs.append([np.argmax(teachers.mean_logits(x), -1) for x in (logits, theirs)])
+        pairs.append([np.argmax(teachers.combined(x), -1) for x in (logits, theirs)])
     if not pairs:
         return None
     ours, theirs = (np.concatenate(classes) for classes in zip(*pairs))

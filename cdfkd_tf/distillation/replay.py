@@ -171,7 +171,7 @@ class ReplayedImages(ImageSource):
         if context.num_replicas_in_sync > 1:
             values = [context.all_gather(each, axis=0) for each in values]
         images, logits, *features = values
-        classes = ops.argmax(self._teachers.mean_logits(logits), axis=-1)
+        classes = ops.argmax(self._teachers.combined(logits), axis=-1)
         self.ring.write(images, [logits, *features], classes)
 
     def _drawn(self, places: KerasTensor) -> list[KerasTensor]:

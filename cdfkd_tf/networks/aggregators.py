@@ -1,15 +1,16 @@
 """Aggregators merge the logits of several headers; the predictor is what is shipped.
 
 Every aggregator is a small functional model of plain Keras layers from a student's
-`{"logits": (B, H, C), "features": (B, H, W)}` to logits `(B, C)`, and starts as the
-plain mean (the published attention: CDFKD-MFS, attention-based aggregation).
+`{"logits": (B, H, C), "features": (B, H, W)}` to logits `(B, C)`. Untrained it is a
+way to join headers that needs no data: the plain mean, or where teachers differ the
+teachers' own rule (the published attention: CDFKD-MFS, attention-based aggregation).
 
 Importable without Keras: the functions import it when they build.
 """
 
 import dataclasses
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -25,32 +26,53 @@ class Aggregator:
     """One way to merge headers.
 
     Attributes:
-        build: symbolic `(logits (B, H, C), features (B, H, W)) -> (B, C)`.
+        build: symbolic `(logits (B, H, C), features (B, H, W), join) -> (B, C)`, with
+            `join` the way that needs no data, `logits -> (B, C)`.
         learned: whether it has weights, to be fitted on labelled images.
+        penalised: whether these are added to that way, and held near 0 by a penalty
+            that cross-validation chooses.
     """
 
-    build: "Callable[[KerasTensor, KerasTensor], KerasTensor]"
+    build: "Callable[[KerasTensor, KerasTensor, Callable], KerasTensor]"
     learned: bool = True
+    penalised: bool = False
+
+
+def aggregator_kind(kind: str, student: "keras.Model", rule: Any) -> str:
+    """What `kind` means for this student: `auto` becomes `mean` or `competence`.
+
+    Args:
+        kind: a key of `AGGREGATORS`, `auto` or `best`.
+        student: a stack of headers; one leaves nothing to weigh, and headers that do
+            not stand for one teacher each have no competence.
+        rule: of the teachers, a `teachers.rules.Rule`.
+    """
+    headers = student.output["logits"].shape[1]
+    each = headers > 1 and headers == len(rule.competence)
+    if headers == 1 or kind == "auto":
+        return "competence" if each and rule.weights is not None else "mean"
+    return "mean" if kind == "competence" and not each else kind
 
 
 def build_aggregator(
-    kind: str, student: "keras.Model", mask: np.ndarray | None = None
+    kind: str, student: "keras.Model", rule: Any = None
 ) -> "keras.Model":
     """An aggregator for `student`'s headers.
 
     Args:
         kind: a key of `AGGREGATORS`.
         student: a stack of headers, see `build_student`.
-        mask: `(H, C)` bool, the classes that each header knows; None: all. A class is
-            then merged from the headers that know it: untrained, their plain mean.
-            One header alone knows every class: its mask changes nothing.
+        rule: of the teachers, one per header, a `teachers.rules.Rule`: which classes
+            each header knows, and how well; None: all know all alike. A class is
+            merged from the headers that know it. One header alone knows every class:
+            for it nothing changes.
 
     Returns:
         A functional model from the student's output to logits `(B, C)`.
 
     Raises:
         RequestError: unknown kind.
-        ValueError: a mask of another shape, or a class that no header knows.
+        ValueError: a rule of other headers or classes.
     """
     import keras
     from keras import layers
@@ -60,11 +82,24 @@ def build_aggregator(
         name: keras.Input(tensor.shape[1:], name=name)
         for name, tensor in student.output.items()
     }
-    logits = inputs["logits"]
-    if mask is not None and logits.shape[1] > 1 and not np.all(mask):
+    logits = known = inputs["logits"]
+    mask = rule.mask if rule is not None and logits.shape[1] > 1 else None
+    if mask is not None:
         scale = _scale_of_known(mask, logits.shape[1:])
-        logits = layers.Rescaling(scale.tolist(), name="known_classes")(logits)
-    merged = row.build(logits, inputs["features"])
+        known = layers.Rescaling(scale.tolist(), name="known_classes")(logits)
+
+    def mixed(_):
+        from cdfkd_tf.networks.layers import log_of_mixture, log_shares
+
+        shares = log_shares(logits, *rule.mixture, mask)
+        return log_of_mixture(layers.Identity(name="header_shares")(shares))
+
+    join = _mean
+    if rule is not None and (
+        "competence" in (kind, aggregator_kind("auto", student, rule))
+    ):
+        join = mixed
+    merged = row.build(known, inputs["features"], join)
     return keras.Model(inputs, merged, name=f"{kind}_aggregator")
 
 
@@ -105,22 +140,31 @@ def header_weights(predictor: "keras.Model", images: np.ndarray) -> np.ndarray:
         images: in [0, 1], `(B, height, width, channels)`.
 
     Returns:
-        `(B, H)`, float32. Rows sum to 1 except with the kind `weights`.
+        `(B, H)`, float32; of rules by class, those for the class that is answered.
+        Rows sum to 1 except with the kind `weights`.
     """
     from keras import Model, layers
 
     models = [layer for layer in predictor.layers if isinstance(layer, Model)]
     (aggregator,) = (m for m in models if m.name.endswith("_aggregator"))
     (student,) = (m for m in models if m is not aggregator)
-    if "header_weights" not in {layer.name for layer in aggregator.layers}:
+    named = {layer.name: layer for layer in aggregator.layers}
+    layer = named.get("header_weights") or named.get("header_shares")
+    if layer is None:
         num_headers = student.output["logits"].shape[1]
         return np.full((len(images), num_headers), 1 / num_headers, "float32")
-    layer = aggregator.get_layer("header_weights")
     if isinstance(layer, layers.Dense):  # the same for every image
         return np.tile(np.array(layer.kernel)[:, 0], (len(images), 1))
     normalised = predictor.get_layer("normalisation")(images)
     outputs = student(normalised, training=False)
-    return np.array(Model(aggregator.input, layer.output)(outputs))[..., 0]
+    found, merged = Model(aggregator.input, [layer.output, aggregator.output])(outputs)
+    found = np.array(found)
+    if layer.name == "header_weights":
+        return found[..., 0]
+    answered = np.array(merged).argmax(-1)[:, None, None]
+    shares = np.take_along_axis(found, answered, axis=2)[..., 0]
+    shares = np.exp(shares - shares.max(axis=1, keepdims=True))
+    return shares / shares.sum(axis=1, keepdims=True)
 
 
 def _scale_of_known(mask: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
@@ -137,13 +181,13 @@ def _scale_of_known(mask: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
     return mask * (len(mask) / mask.sum(axis=0))
 
 
-def _mean(logits, features):
+def _mean(logits):
     from keras import layers
 
     return layers.GlobalAveragePooling1D(name="mean")(logits)
 
 
-def _weights(logits, features):
+def _weights(logits, features, join):
     """One learned weight per header, the same for every image."""
     from keras import initializers, layers
 
@@ -158,6 +202,28 @@ def _weights(logits, features):
     return layers.Reshape((num_classes,), name="weighted_sum")(merged)
 
 
+def _per_class(logits, features, join):
+    """One learned weight per header and class, and an offset per class."""
+    from keras import layers
+
+    num_headers, num_classes = logits.shape[1:]
+    columns = layers.Reshape((num_headers, 1, num_classes), name="as_map")(logits)
+    learned = layers.DepthwiseConv2D(
+        (num_headers, 1), depthwise_initializer="zeros", name="learned"
+    )(columns)
+    learned = layers.Reshape((num_classes,), name="row")(learned)
+    return layers.Add(name="aggregated")([join(logits), learned])
+
+
+def _stack(logits, features, join):
+    """A Dense over all headers' logits."""
+    from keras import layers
+
+    flat = layers.Flatten(name="all_headers")(logits)
+    learned = layers.Dense(logits.shape[-1], kernel_initializer="zeros", name="learned")
+    return layers.Add(name="aggregated")([join(logits), learned(flat)])
+
+
 def _attend(logits, scored):
     """Weights per image, from scores of the headers' logits or features."""
     from keras import layers
@@ -170,9 +236,15 @@ def _attend(logits, scored):
     return layers.Reshape((logits.shape[-1],), name="aggregated")(merged)
 
 
+# In the order of what they can learn: `best` tries them so.
 AGGREGATORS = {
-    "mean": Aggregator(_mean, learned=False),
+    "mean": Aggregator(lambda logits, features, _: _mean(logits), learned=False),
+    "competence": Aggregator(lambda logits, features, join: join(logits), False),
     "weights": Aggregator(_weights),
-    "attention": Aggregator(lambda logits, features: _attend(logits, logits)),
-    "feature_attention": Aggregator(_attend),
+    "per_class": Aggregator(_per_class, penalised=True),
+    "stacking": Aggregator(_stack, penalised=True),
+    "attention": Aggregator(lambda logits, features, _: _attend(logits, logits)),
+    "feature_attention": Aggregator(
+        lambda logits, features, _: _attend(logits, features)
+    ),
 }

@@ -9,7 +9,10 @@ import dataclasses
 from collections.abc import Callable
 
 import keras
-from keras import KerasTensor, layers
+import numpy as np
+from keras import KerasTensor, layers, ops
+
+_LEAST = -30.0  # logarithm of a probability that is as good as 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,3 +144,50 @@ def _pad(
     if stride == 1:
         return tensor, "same"
     return layers.ZeroPadding2D(kernel // 2, name=f"{name}_pad")(tensor), "valid"
+
+
+def log_shares(
+    logits: KerasTensor,
+    weights: np.ndarray,
+    sharpness: float,
+    mask: np.ndarray | None = None,
+) -> KerasTensor:
+    """What each row of logits brings into a mixture that hears sure rows more.
+
+    Logarithm of `w_kc exp(-b H_k) p_kc`, with `p_k` the softmax of row k over the
+    classes that it knows, and `H_k` its entropy in nats.
+
+    Args:
+        logits: `(B, T, C)`.
+        weights: w, `(T, C)`, at least 0; some weight above 0 for each class.
+        sharpness: b.
+        mask: `(T, C)` bool, the classes that each row knows; None: all.
+
+    Returns:
+        `(B, T, C)`.
+    """
+    logits = ops.cast(logits, keras.config.floatx())
+    known = np.ones(weights.shape, bool) if mask is None else np.asarray(mask, bool)
+    seen = logits if known.all() else ops.where(known, logits, _LEAST)
+    # Bounded on both sides, so that eight bits can hold it.
+    rows = ops.clip(logits - ops.max(seen, axis=-1, keepdims=True), _LEAST, 0.0)
+    powers = ops.exp(rows)
+    if not known.all():
+        powers = powers * known.astype(keras.config.floatx())
+    total = ops.sum(powers, axis=-1, keepdims=True)
+    rows = rows - ops.log(total)
+    with np.errstate(divide="ignore"):
+        offsets = np.maximum(np.log(np.asarray(weights, "float64")), _LEAST)
+    shares = rows + offsets.astype(keras.config.floatx())
+    if sharpness:
+        sureness = ops.sum(powers * rows, axis=-1, keepdims=True) / total  # -entropy
+        shares = shares + sharpness * sureness
+    return shares
+
+
+def log_of_mixture(shares: KerasTensor) -> KerasTensor:
+    """Logits `(B, C)`, centred, of a mixture of `log_shares` `(B, T, C)`."""
+    # Not ops.logsumexp, whose check for infinities devices cannot run.
+    largest = ops.max(shares, axis=1, keepdims=True)
+    mixed = ops.log(ops.sum(ops.exp(shares - largest), axis=1)) + largest[:, 0]
+    return mixed - ops.mean(mixed, axis=-1, keepdims=True)

@@ -14,7 +14,11 @@ from cdfkd_tf.data.transfer_set import (
 from cdfkd_tf.distillation import build, memory
 from cdfkd_tf.errors import DistillationWarning, RequestError
 from cdfkd_tf.export.run import check_formats
-from cdfkd_tf.networks.aggregators import build_aggregator, build_predictor
+from cdfkd_tf.networks.aggregators import (
+    aggregator_kind,
+    build_aggregator,
+    build_predictor,
+)
 from cdfkd_tf.pipeline.steps import Run
 from cdfkd_tf.teachers.ensemble import TeacherEnsemble
 from cdfkd_tf.teachers.teacher import Teacher
@@ -73,7 +77,9 @@ def _check_networks(run: Run, todo: Sequence[str]) -> None:
         warnings.simplefilter("ignore", DistillationWarning)  # said when it starts
         build.available_method(config, ensemble, student)
     if "export" in todo:
-        aggregator = build_aggregator(run.aggregator_kind(student), student)
+        kind = aggregator_kind(config.aggregator, student, ensemble.rule)
+        kind = "stacking" if kind == "best" else kind
+        aggregator = build_aggregator(kind, student, ensemble.rule)
         predictor = build_predictor(student, aggregator, spec.mean, spec.std)
         check_formats(predictor, config.export_formats, config.int8_finetune_steps)
     kept = build.bank_size(config, spec, run.method)

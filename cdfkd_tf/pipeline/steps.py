@@ -20,7 +20,7 @@ from cdfkd_tf.data.images import RealImages
 from cdfkd_tf.data.noise import watching_noise
 from cdfkd_tf.data.transfer_set import kinds_of, mixture, read_unlabelled
 from cdfkd_tf.distillation import build
-from cdfkd_tf.distillation.fit_aggregator import fit_aggregator, student_outputs
+from cdfkd_tf.distillation.fit_aggregator import choose_aggregator, student_outputs
 from cdfkd_tf.distillation.image_source import Sampler
 from cdfkd_tf.distillation.methods import IMAGES
 from cdfkd_tf.distillation.run import distill, saving_options
@@ -30,7 +30,12 @@ from cdfkd_tf.errors import RequestError
 from cdfkd_tf.export import run as export_run
 from cdfkd_tf.export.costs import teacher_costs
 from cdfkd_tf.export.model_card import write_model_card
-from cdfkd_tf.networks.aggregators import build_aggregator, build_predictor
+from cdfkd_tf.networks.aggregators import (
+    AGGREGATORS,
+    aggregator_kind,
+    build_aggregator,
+    build_predictor,
+)
 from cdfkd_tf.networks.classifiers import build_classifier
 from cdfkd_tf.networks.loading import load_classifier, load_network
 from cdfkd_tf.networks.statistics import reestimate
@@ -38,6 +43,7 @@ from cdfkd_tf.runtime.files import replacing
 from cdfkd_tf.runtime.multi_worker import WorkerGroup
 from cdfkd_tf.runtime.precision import dtype_policy, make_deterministic, memory_advice
 from cdfkd_tf.teachers.build import build_teachers, find_spec, teacher_files
+from cdfkd_tf.teachers.class_names import map_of, told_classes, union_of
 from cdfkd_tf.teachers.ensemble import TeacherEnsemble
 from cdfkd_tf.teachers.reading import LabelledImages
 from cdfkd_tf.workdir import Results, Workdir, read_results, write_json
@@ -92,7 +98,11 @@ class Run:
                 "--evaluation_split=none or --dataset=none reads none. Choose a method "
                 "with a generator, or images to read."
             )
-        self.spec = find_spec(config, lambda: self.loaded)
+        self.told = None
+        if config.teachers:
+            flag, load = config.teacher_classes, lambda: self.loaded
+            self.told = told_classes(flag, config.teachers, load)
+        self.spec = find_spec(config, lambda: self.loaded, self.told)
         self.real_images = RealImages(
             self.spec, config.data_dir, config.evaluation_split
         )
@@ -120,6 +130,9 @@ class Run:
         known = self.spec.class_names
         if not known and self.can_measure:
             known = self.real_images.class_names
+        union = union_of(self.told or ())
+        if not known and len(union) == self.spec.num_classes:
+            known = union
         return list(known) or [str(label) for label in range(self.spec.num_classes)]
 
     @property
@@ -149,8 +162,9 @@ class Run:
         """
         config = self.config
         names = config.teachers or teacher_files(config, self.workdir)
+        class_map = self.told and map_of(self.told, self.class_names)
         return build_teachers(
-            config, self.spec, names, self.loaded, self._labelled_images
+            config, self.spec, names, self.loaded, self._labelled_images, class_map
         )
 
     def _labelled_images(self) -> LabelledImages | None:
@@ -171,11 +185,6 @@ class Run:
         if self._sized is None:
             self._sized = with_student_size(self.config, self.spec, teachers)
         return self._sized
-
-    def aggregator_kind(self, student: keras.Model) -> str:
-        """As asked for; of one header, which leaves nothing to weigh, the mean."""
-        several = student.output["logits"].shape[1] > 1
-        return self.config.aggregator if several else "mean"
 
     def network(self, name: str, step: str) -> keras.Model:
         """`student`, `generator` or `predictor`, from memory or from its file.
@@ -290,7 +299,7 @@ class Run:
         """Batches of normalised images and labels that the aggregator learns from.
 
         The few real ones; with `--labelled_samples=0` generated ones, labelled with
-        the class of the teachers' mean.
+        the class that the teachers answer together.
         """
         config, size = self.config, self.config.batch_size
         if config.labelled_samples:
@@ -302,7 +311,7 @@ class Run:
             return
         for images in self.unlabelled_batches(_GENERATED, _AGGREGATOR_SEED):
             normalised = self.spec.normalise(images).astype("float32")
-            means = self.teachers.mean_logits(self.teachers.answers(normalised).logits)
+            means = self.teachers.combined(self.teachers.answers(normalised).logits)
             yield normalised, np.asarray(means).argmax(-1)
 
     def build_teacher(self, index: int) -> keras.Model:
@@ -373,7 +382,10 @@ def _link_teachers(run: Run) -> None:
 def _distill(run: Run) -> None:
     """Trains the student, and the generator if there is one, against the teachers."""
     started, workers = time.monotonic(), run.workers
-    config = run.sized(run.teachers)
+    config, rule = run.sized(run.teachers), run.teachers.rule
+    if len(run.teachers) > 1:
+        print(f"Teachers' answers become one by {rule}.")
+        print(rule.table(), end="")
     strategy = workers.strategy if workers else None
     distiller = build.build_distiller(
         config, run.spec, run.teachers, run.real_images, strategy
@@ -405,30 +417,35 @@ def _fit_aggregator(run: Run) -> None:
     """Learns how to weigh the headers, if asked to, and builds the predictor."""
     config, spec, student = run.config, run.spec, run.network("student", "distill")
     keras.utils.set_random_seed(config.seed)
-    kind = run.aggregator_kind(student)
-    mask = run.teachers.mask if student.output["logits"].shape[1] > 1 else None
-    aggregator = build_aggregator(kind, student, mask)
+    rule = run.teachers.rule
+    kind = aggregator_kind(config.aggregator, student, rule)
     entry = {"kind": kind, "labelled_samples": 0, "learned": False}
-    if kind != "mean":
+    if kind in AGGREGATORS and not AGGREGATORS[kind].learned:
+        aggregator = build_aggregator(kind, student, rule)
+    else:
         if config.labelled_samples:
             run.real_images.write_few_shot(
                 run.workdir.splits, config.labelled_samples, config.seed
             )
-        fit = fit_aggregator(
-            aggregator,
+        aggregator, (fit, *others) = choose_aggregator(
+            kind,
+            student,
+            rule,
             *student_outputs(student, run.aggregator_samples()),
             epochs=config.aggregator_epochs,
             learning_rate=config.aggregator_learning_rate,
             seed=config.seed,
         )
         entry.update(
+            kind=fit.kind,
             labelled_samples=config.labelled_samples,
             learned=fit.learned,
             cross_validated_accuracy=fit.accuracy,
             cross_validated_mean_accuracy=fit.mean_accuracy,
             standard_error=fit.standard_error,
         )
-        print(f"Aggregator {kind}: {fit}")
+        for each in (fit, *others):
+            print(f"Aggregator {each}")
     run.keep("predictor", build_predictor(student, aggregator, spec.mean, spec.std))
     run.results.record("aggregator", entry)
 
@@ -444,8 +461,10 @@ def _evaluate(run: Run) -> None:
     )
     measured = evaluation.compute_metrics(outputs, labels, run.teachers, student)
     known = run.workdir.networks()
-    for entry in measured["teachers"]:
+    knows = run.teachers.class_map.columns
+    for entry, columns in zip(measured["teachers"], knows):
         own = os.path.relpath(entry["file"], run.workdir.path)
+        entry["classes"] = [run.class_names[c] for c in columns]
         entry["fingerprint"] = known.get(entry["file"]) or known.get(own)
     evaluation.warn_of_unknown_classes(outputs, labels, run.teachers, run.class_names)
     for key, value in measured.items():

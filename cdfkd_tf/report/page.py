@@ -99,6 +99,9 @@ def write_report(workdir: Workdir) -> pathlib.Path:
     who = names[teachers] if teachers < len(names) else f"{teachers} teachers"
     source = "from their" if "real" in sources else "without a single one of their"
     run = [results["dataset"], results["method"], f"seed {results['seed']}"]
+    together = results["teacher_ensemble"]
+    rule = together.get("rule")
+    rule = rule and f"the rule {rule}: {together.get('rule_evidence')}"
     sections = [
         Section(
             "Teachers and student",
@@ -109,6 +112,11 @@ def write_report(workdir: Workdir) -> pathlib.Path:
             "How the teachers are asked",
             _guess_note(results, observations),
             table=tables.readings(results),
+        ),
+        Section(
+            "What the teachers know",
+            f"Their answers become one by {rule}." if rule else "",
+            charts=_competence(results, observations),
         ),
         Section("How it learned", charts=_curves(read_history(workdir.history))),
         Section(
@@ -230,6 +238,18 @@ def _guess_note(results: Mapping[str, Any], seen: Mapping[str, Any]) -> str:
     if signs:
         note += f"Here {' and '.join(signs)}: a wrong guess may be the cause."
     return note
+
+
+def _competence(results: Mapping[str, Any], seen: Mapping[str, Any]) -> list[Chart]:
+    rows = results["teacher_ensemble"].get("competence") or [[]]
+    if len(rows) < 2:
+        return []
+    classes = [str(label) for label in range(len(rows[0]))]
+    names = [f"teacher {index}" for index in range(len(rows))]
+    caption = "Competence: how well each teacher knows each class, 1 at its best"
+    axes = ("", "class")
+    classes = seen.get("classes") or classes
+    return [charts.matrix(rows, names, classes, caption, axes, counts=False)]
 
 
 def _curves(history: Mapping[str, Sequence[float | None]]) -> list[Chart]:

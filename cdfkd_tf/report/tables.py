@@ -51,7 +51,9 @@ def comparison(results: Mapping[str, Any]) -> Table:
         (f"teacher {index}", {**cost, **teacher})
         for index, (teacher, cost) in enumerate(zip(results["teachers"], costs))
     ]
-    entries.append(("teachers' mean", {**together, **results["teacher_ensemble"]}))
+    rule = results["teacher_ensemble"].get("rule") or "mean"
+    name = "teachers' mean" if rule == "mean" else f"teachers by {rule}"
+    entries.append((name, {**together, **results["teacher_ensemble"]}))
     entries.append(("*student", {**files.get("tflite_float32", {}), **student}))
     if int8 := files.get("tflite_int8"):
         entries.append(

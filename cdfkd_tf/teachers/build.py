@@ -16,6 +16,8 @@ from cdfkd_tf.networks.loading import load_classifier
 from cdfkd_tf.networks.pixel_ranges import NORMALISED
 from cdfkd_tf.networks.preprocessing import RANGES
 from cdfkd_tf.teachers.answers import one_number
+from cdfkd_tf.teachers.class_map import ClassMap
+from cdfkd_tf.teachers.class_names import union_of
 from cdfkd_tf.teachers.ensemble import TeacherEnsemble
 from cdfkd_tf.teachers.input_adapter import InputAdapter, channels_first
 from cdfkd_tf.teachers.reading import LabelledImages, Reading
@@ -24,7 +26,9 @@ from cdfkd_tf.workdir import Workdir
 
 
 def find_spec(
-    config: RunConfig, load: Callable[[], Sequence[keras.Model] | None]
+    config: RunConfig,
+    load: Callable[[], Sequence[keras.Model] | None],
+    told: Sequence[Sequence[str]] | None = None,
 ) -> DatasetSpec:
     """What the networks must know about the images of this run.
 
@@ -34,6 +38,7 @@ def find_spec(
     Args:
         config: names the data set, the folder, or the form of images alone.
         load: the given teachers; called where they have to tell.
+        told: names of the classes that they know, from `told_classes`.
 
     Raises:
         RequestError: unknown data set, unusable folder, impossible form, or teachers
@@ -53,10 +58,16 @@ def find_spec(
             f"No teacher tells the size of its images; the first one takes {taken}. "
             "Give --image_shape=height,width,channels."
         )
-    classes = config.num_classes
+    names = union_of(told) if told else ()
+    classes = config.num_classes or len(names)
+    if names and classes != len(names):
+        raise RequestError(
+            f"--num_classes={classes}, but the teachers know {len(names)} classes "
+            f"together{_listed(names)}. Leave --num_classes out."
+        )
     if not classes:
         classes = _classes_of(load()[0], config.teachers[0], shape)
-    return plain_spec("none", shape, classes)
+    return plain_spec("none", shape, classes, class_names=names)
 
 
 def _told_by(
@@ -135,6 +146,7 @@ def build_teachers(
     names: Sequence[str | pathlib.Path],
     models: Sequence[keras.Model] | None = None,
     labelled: Callable[[], LabelledImages | None] = lambda: None,
+    class_map: ClassMap | None = None,
 ) -> TeacherEnsemble:
     """All teachers of a run, frozen, each behind an adapter to what it expects.
 
@@ -146,6 +158,7 @@ def build_teachers(
             gives them back as they were.
         labelled: gives real images to find out on which pixel values teachers expect;
             called only if that is asked for.
+        class_map: which classes they know; None: all those of `spec`.
 
     Raises:
         RequestError: if one cannot be read or does not fit the data set.
@@ -156,6 +169,9 @@ def build_teachers(
         inputs = (NORMALISED,) * len(names)  # trained here
     images = labelled() if "auto" in inputs else None
     teachers: list[Teacher] = []
+    expected = [spec.num_classes] * len(names)
+    if class_map:
+        expected = list(map(len, class_map.columns))
     try:
         for index, name in enumerate(names):
             model = models[index] if models else load_classifier(name)
@@ -169,10 +185,10 @@ def build_teachers(
                 output=config.teacher_output if config.teachers else "logits",
                 feature_layer=layers[index],
                 name=str(name),
-                num_classes=spec.num_classes,
+                num_classes=expected[index],
             )
             teachers.append(teacher)
-            _check(teacher, spec)
+            _check(teacher, spec, expected[index])
             if told:
                 teacher.reading = Reading(*told)
             elif unknown:
@@ -182,7 +198,44 @@ def build_teachers(
         for teacher in teachers:
             teacher.release()
         raise
-    return TeacherEnsemble(teachers)
+    try:
+        return TeacherEnsemble(
+            teachers,
+            class_map,
+            rule=config.ensemble,
+            counts=_counts(config.teacher_counts, teachers),
+        )
+    except Exception:
+        for teacher in teachers:
+            teacher.release()
+        raise
+
+
+def _counts(text: str, teachers: Sequence[Teacher]) -> list[list[float]] | None:
+    """What `--teacher_counts` says, for each teacher one number per class."""
+    if not text:
+        return None
+    counts = []
+    for item in text.split(";"):
+        file = pathlib.Path(item.strip())
+        try:
+            lines = file.read_text().split() if file.is_file() else item.split(",")
+            numbers = [float(line.rsplit(",", 1)[-1]) for line in lines if line.strip()]
+        except (OSError, ValueError):
+            numbers = []
+        if not numbers or not all(0 <= number < math.inf for number in numbers):
+            raise RequestError(
+                f"--teacher_counts takes numbers of images, as 12,0,3;4,5,6, or files "
+                f"with a number in each line, one for each teacher; got {item!r}."
+            )
+        counts.append(numbers)
+    expected = [teacher.num_classes for teacher in teachers]
+    if list(map(len, counts)) != expected:
+        raise RequestError(
+            f"--teacher_counts must give one number for each class of each teacher, "
+            f"{expected}; got {list(map(len, counts))}."
+        )
+    return counts
 
 
 def _one_each(values: tuple[str, ...], count: int, flag: str) -> tuple[str, ...]:
@@ -218,12 +271,18 @@ def _image_shape(model, name, spec: DatasetSpec) -> tuple[int | None, ...]:
     return shape
 
 
-def _check(teacher: Teacher, spec: DatasetSpec) -> None:
-    if teacher.num_classes != spec.num_classes:
+def _check(teacher: Teacher, spec: DatasetSpec, expected: int) -> None:
+    if teacher.num_classes != expected != spec.num_classes:
+        raise RequestError(
+            f"Teacher {teacher.name} answers {teacher.num_classes} classes; "
+            f"{expected} are named. Check --teacher_classes."
+        )
+    if teacher.num_classes != expected:
         raise RequestError(
             f"Teacher {teacher.name} answers {teacher.num_classes} classes; "
             f"--dataset={spec.name} has {spec.num_classes}{_listed(spec.class_names)}. "
-            "All teachers and the data set must know the same classes."
+            "All teachers and the data set must know the same classes, or "
+            "--teacher_classes must name what each knows."
         )
 
 

@@ -19,7 +19,8 @@ class ClassMap:
     Attributes:
         columns: as given, T tuples.
         num_classes: C.
-        mask: `(T, C)` bool, which teacher knows which class; None if all know all.
+        known: `(T, C)` bool, which teacher knows which class.
+        mask: the same; None if all know all.
 
     Raises:
         RequestError: if two columns of a teacher stand for one class, a class is not
@@ -36,15 +37,15 @@ class ClassMap:
                     f"The columns of teacher {index} must stand for different classes "
                     f"out of 0 to {num_classes - 1}; got {list(classes)}."
                 )
-        known = np.array(
+        self.known = np.array(
             [np.isin(np.arange(num_classes), classes) for classes in self.columns]
         )
-        if not known.any(axis=0).all():
+        if not self.known.any(axis=0).all():
+            unknown = int(np.argmin(self.known.any(axis=0)))
             raise RequestError(
-                f"No teacher knows class {int(np.argmin(known.any(axis=0)))} of the "
-                f"{num_classes}."
+                f"No teacher knows class {unknown} of the {num_classes}."
             )
-        self.mask = None if known.all() else known
+        self.mask = None if self.known.all() else self.known
         self._is_identity = all(
             classes == tuple(range(num_classes)) for classes in self.columns
         )
@@ -66,6 +67,13 @@ class ClassMap:
         if not self._is_identity:
             logits = [self._spread(*each) for each in zip(logits, self.columns)]
         return ops.stack(logits, axis=1)
+
+    def rows_to_whole(self, rows: Sequence[np.ndarray]) -> np.ndarray:
+        """One number per column of each teacher as `(T, C)`; 0 where it has none."""
+        whole = np.zeros(self.known.shape)
+        for into, row, classes in zip(whole, rows, self.columns):
+            into[list(classes)] = row
+        return whole
 
     def _spread(self, logits, classes):
         """One teacher's `(B, C_i)` to `(B, C)`: a column of zeros stands at the end."""

@@ -10,8 +10,9 @@ import tensorflow as tf
 from keras import KerasTensor
 
 from cdfkd_tf.errors import RequestError, RunError
-from cdfkd_tf.teachers.class_map import ClassMap, mean_over_known
+from cdfkd_tf.teachers.class_map import ClassMap
 from cdfkd_tf.teachers.hooks import TeacherOutputs
+from cdfkd_tf.teachers.rules import Rule, choose_rule
 from cdfkd_tf.teachers.teacher import Teacher
 
 __all__ = ["TeacherEnsemble", "TeacherOutputs"]
@@ -24,12 +25,16 @@ class TeacherEnsemble:
         teachers: `Teacher`s, or Keras classifiers that see normalised images as they
             are and answer logits.
         class_map: which classes they know; None: all the same, in the same order.
+        rule: by which their answers become one, see `choose_rule`.
+        counts: per teacher how many images of each of its classes it learned from;
+            None: unknown.
 
     Attributes:
         teachers: T `Teacher`s.
         class_map: as given, or the identity.
         mask: `(T, C)` bool, which teacher knows which class; None if all know all.
         num_classes: C, of the whole.
+        rule: by which their answers become one, a `Rule`.
         provides: per teacher what it provides, see `Teacher`.
 
     Raises:
@@ -41,6 +46,8 @@ class TeacherEnsemble:
         self,
         teachers: Sequence[Teacher | keras.Model],
         class_map: ClassMap | None = None,
+        rule: str = "mean",
+        counts: Sequence[Sequence[float]] | None = None,
     ):
         if not teachers:
             raise RequestError("At least one teacher is needed; got none.")
@@ -50,6 +57,7 @@ class TeacherEnsemble:
                 plain = not isinstance(teacher, Teacher)
                 self.teachers.append(Teacher(teacher) if plain else teacher)
             self.class_map = self._checked(class_map)
+            self.rule = self._chosen(rule, counts)
         except Exception:
             self.release()
             raise
@@ -67,6 +75,14 @@ class TeacherEnsemble:
         said = ", ".join(f"{t.name} {t.num_classes}" for t in self.teachers)
         wanted = f"{expected} of the class map" if class_map else "the same classes"
         raise RequestError(f"All teachers must know {wanted}; they answer {said}.")
+
+    def _chosen(self, rule: str, counts: Sequence[Sequence[float]] | None) -> Rule:
+        whole = self.class_map.rows_to_whole
+        norms = [teacher.class_norms for teacher in self.teachers]
+        known = whole([row if row is not None else 1.0 for row in norms])
+        rows = [None if norm is None else row for norm, row in zip(norms, known)]
+        counted = None if counts is None else whole(counts)
+        return choose_rule(rule, rows, self.class_map.known, counted)
 
     def __len__(self) -> int:
         return len(self.teachers)
@@ -112,9 +128,13 @@ class TeacherEnsemble:
     def _traced(self):
         return tf.function(self.__call__, reduce_retracing=True, autograph=False)
 
-    def mean_logits(self, logits: KerasTensor) -> KerasTensor:
-        """For each class the mean over those that know it, see `mean_over_known`."""
-        return mean_over_known(logits, self.mask)
+    def combined(self, logits: KerasTensor) -> KerasTensor:
+        """Logits `(B, C)` of all teachers, or of a student's headers, by the rule.
+
+        Args:
+            logits: `(B, T, C)`, or `(B, H, C)`.
+        """
+        return self.rule(logits)
 
     def optimise_for_inference(self, dtype_policy: str | None = None) -> None:
         """Lets all teachers compute faster, with the weights as they stand.

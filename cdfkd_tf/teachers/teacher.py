@@ -31,6 +31,7 @@ from cdfkd_tf.teachers.reading import (
 # of trained networks give, far above where float32 ends.
 FLOOR = 1e-30
 _PROBES = 6
+_NARROW = 16
 # How far a copy in half precision may be from its model, relative to the largest value.
 _HALF_BOUND = 0.2
 
@@ -180,6 +181,28 @@ class Teacher:
     def num_parameters(self) -> int:
         """How many weights it has; 0 if it does not show them."""
         return sum(int(np.prod(weight.shape)) for weight in self.model.weights)
+
+    @property
+    def class_norms(self) -> np.ndarray | None:
+        """Norm of what speaks for each class in the last layer, `(C_i,)`.
+
+        Of the last Dense or convolution, or of a file without layers the last matrix,
+        that has a column per class: of each column, less the mean of all, which no
+        softmax sees, the positive part; what only denies a class is no knowledge of
+        it. None where there is no such layer, or one of fewer than 16 numbers a
+        column, whose norms tell chance alone.
+        """
+        kinds = (keras.layers.Dense, keras.layers.Conv2D)
+        layers = [la for la in self._given.layers if isinstance(la, kinds) and la.built]
+        kernels = [layer.kernel for layer in layers] or self.model.weights
+        for kernel in reversed(kernels):
+            if len(kernel.shape) > 1 and kernel.shape[-1] == self.num_classes:
+                rows = np.asarray(kernel, "float64").reshape(-1, self.num_classes)
+                if len(rows) < _NARROW:
+                    return None
+                rows = np.maximum(rows - rows.mean(axis=1, keepdims=True), 0)
+                return np.linalg.norm(rows, axis=0)
+        return None
 
     @property
     def image_shape(self) -> tuple[int, ...]:

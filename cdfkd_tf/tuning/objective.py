@@ -8,11 +8,15 @@ import keras
 import numpy as np
 
 from cdfkd_tf.config import RunConfig
-from cdfkd_tf.distillation.fit_aggregator import fit_aggregator
+from cdfkd_tf.distillation.fit_aggregator import choose_aggregator
 from cdfkd_tf.distillation.image_source import HELD_OUT_SEED
 from cdfkd_tf.distillation.methods import METHODS
 from cdfkd_tf.errors import RequestError, RunError
-from cdfkd_tf.networks.aggregators import build_aggregator
+from cdfkd_tf.networks.aggregators import (
+    AGGREGATORS,
+    aggregator_kind,
+    build_aggregator,
+)
 from cdfkd_tf.runtime.files import replacing
 
 POOL = "generated_pool.npz"  # within a trial's folder
@@ -38,8 +42,7 @@ def objective_name(config: RunConfig) -> str:
 def held_out_accuracy(run: Any, images: np.ndarray, labels: np.ndarray) -> float:
     """Accuracy of student and aggregator on images that the aggregator did not see.
 
-    The first half is held out; all are, where the aggregator is the mean, which learns
-    nothing.
+    The first half is held out; all are, where the aggregator learns nothing.
 
     Args:
         run: `pipeline.steps.Run` of a distilled trial.
@@ -50,14 +53,17 @@ def held_out_accuracy(run: Any, images: np.ndarray, labels: np.ndarray) -> float
         RunError: logits that are not finite.
     """
     config, student = run.config, run.network("student", "distill")
-    one_header = student.output["logits"].shape[1] == 1
-    kind = "mean" if one_header else config.aggregator
-    aggregator, held_out = build_aggregator(kind, student), slice(None)
+    kind, rule = config.aggregator, run.teachers.rule
+    kind, held_out = aggregator_kind(kind, student, rule), slice(None)
     outputs = student.predict(images, batch_size=config.batch_size, verbose=0)
-    if kind != "mean":
+    if kind in AGGREGATORS and not AGGREGATORS[kind].learned:
+        aggregator = build_aggregator(kind, student, rule)
+    else:
         held_out = slice(max(1, len(labels) // 2))
-        fit_aggregator(
-            aggregator,
+        aggregator, _ = choose_aggregator(
+            kind,
+            student,
+            rule,
             {name: part[held_out.stop :] for name, part in outputs.items()},
             labels[held_out.stop :],
             epochs=config.aggregator_epochs,
@@ -106,7 +112,7 @@ def keep_images(run: Any) -> None:
     else:
         pixels = run.unlabelled_images(_IMAGES, HELD_OUT_SEED)
         images = run.spec.normalise(pixels).astype("float32")
-        mean = run.teachers.mean_logits(run.teachers(images).logits)
+        mean = run.teachers.combined(run.teachers(images).logits)
         classes = np.asarray(mean).argmax(-1)
     with replacing(run.workdir.path / POOL) as temporary:
         np.savez(temporary, images=images, classes=classes)

@@ -8,6 +8,7 @@ import tensorflow as tf
 from cdfkd_tf.distillation import losses
 from cdfkd_tf.distillation.losses import TERMS, Objective, Outputs
 from cdfkd_tf.teachers.ensemble import TeacherOutputs
+from cdfkd_tf.teachers.rules import Rule
 from tests import toys
 from tests.rows import rows
 
@@ -126,7 +127,7 @@ def test_ensemble_term_averages_over_the_teachers_that_know_a_class(headers):
     mean = (student * known).sum(1) if headers == 3 else student[:, 0]
     expected = np.abs(mean - (teacher * known).sum(1)).mean()
     outputs = Outputs(
-        {"logits": student}, TeacherOutputs(teacher, [], [], []), mask=MASK
+        {"logits": student}, TeacherOutputs(teacher, [], [], []), rule=Rule(mask=MASK)
     )
     np.testing.assert_allclose(term("ensemble", outputs), expected, rtol=1e-6)
 

@@ -8,6 +8,7 @@ from cdfkd_tf.data.specs import plain_spec
 from cdfkd_tf.export.run import describe, export
 from cdfkd_tf.networks.aggregators import build_aggregator, build_predictor
 from cdfkd_tf.networks.students import build_student
+from cdfkd_tf.teachers.rules import choose_rule
 
 IMAGES = np.random.default_rng(0).uniform(size=(20, 8, 8, 1)).astype("float32")
 NAMES = ["ant", "bee", "cat", "dög"]
@@ -27,7 +28,10 @@ def predictor_with(
     keras.utils.set_random_seed(0)
     shape = (side, side, 1)
     student = build_student(backbone, shape, 4, headers, width=width, sharing=sharing)
-    aggregator = build_aggregator(kind, student, mask)
+    known = np.ones((headers, 4), bool) if mask is None else np.array(mask, bool)
+    norms = list(np.random.default_rng(2).uniform(1, 3, known.shape))
+    rule = choose_rule("competence" if kind == "competence" else "mean", norms, known)
+    aggregator = build_aggregator(kind, student, rule)
     for weight in (*student.weights, *aggregator.weights):
         positive = any(name in weight.path for name in ("variance", "gamma"))
         low, high = (0, 1) if positive else (-0.1, 0.1)

@@ -25,6 +25,8 @@ from tests.rows import rows
         ("feature_attention", "wrn10_1", 2, "split", None),
         ("attention", "lenet", 1, "single", None),
         ("mean", "lenet", 2, "multi_level", [[1, 1, 1, 0], [1, 0, 1, 1]]),
+        ("competence", "lenet", 2, "multi_level", [[1, 1, 1, 0], [1, 0, 1, 1]]),
+        ("stacking", "lenet", 2, "multi_level", None),
     ],
 )
 def test_inference_graph_is_the_same_function(kind, backbone, headers, sharing, mask):

@@ -12,6 +12,7 @@ from cdfkd_tf.networks.aggregators import (
     header_weights,
 )
 from cdfkd_tf.networks.students import build_student
+from cdfkd_tf.teachers.rules import Rule, choose_rule
 from tests.rows import rows
 
 RNG = np.random.default_rng(0)
@@ -78,11 +79,12 @@ def test_unknown_aggregator_is_refused():
 
 
 MASK = np.array([[1, 1, 0, 0], [0, 1, 1, 0], [0, 1, 0, 1]], bool)
+RULE = Rule(mask=MASK, competence=1.0 * MASK)
 
 
 def test_a_mask_leaves_each_class_to_the_headers_that_know_it(tmp_path):
-    for kind in sorted(AGGREGATORS):
-        aggregator = build_aggregator(kind, Student(), MASK)
+    for kind in sorted(set(AGGREGATORS) - {"competence"}):
+        aggregator = build_aggregator(kind, Student(), RULE)
         expected = [
             [logits[MASK[:, label], label].mean() for label in range(4)]
             for logits in ANSWERS["logits"]
@@ -94,7 +96,7 @@ def test_a_mask_leaves_each_class_to_the_headers_that_know_it(tmp_path):
 
 
 def test_learned_weights_multiply_out_unknown_classes():
-    aggregator = build_aggregator("weights", Student(), MASK)
+    aggregator = build_aggregator("weights", Student(), RULE)
     weights = np.array([[0.5], [0.2], [0.3]], "float32")
     aggregator.set_weights([weights])
     logits, scale = ANSWERS["logits"], 3 / MASK.sum(0)
@@ -103,9 +105,8 @@ def test_learned_weights_multiply_out_unknown_classes():
 
 
 @pytest.mark.slow
-@rows("mask", [None, np.ones((3, 4), bool)])
-def test_without_unknown_classes_there_is_no_mask_layer(mask):
-    aggregator = build_aggregator("mean", Student(), mask)
+def test_without_unknown_classes_there_is_no_mask_layer():
+    aggregator = build_aggregator("mean", Student())
     assert {layer.name for layer in aggregator.layers} <= {"features", "logits", "mean"}
 
 
@@ -113,11 +114,11 @@ def test_without_unknown_classes_there_is_no_mask_layer(mask):
 def test_a_mask_that_does_not_fit_is_refused():
     for mask in (MASK[:2], np.eye(3, 4, dtype=bool)):
         with pytest.raises(ValueError, match="some header knows each class"):
-            build_aggregator("mean", Student(), mask)
+            build_aggregator("mean", Student(), Rule(mask=mask, competence=1.0 * mask))
 
 
 def test_header_weights_are_those_that_the_predictor_uses(tmp_path):
-    for kind in sorted(AGGREGATORS):
+    for kind in ("mean", "weights", "attention", "feature_attention"):
         student = build_student("lenet", (8, 8, 1), 4, 3, width=0.25)
         aggregator = build_aggregator(kind, student)
         assert AGGREGATORS[kind].learned == bool(aggregator.weights)
@@ -132,3 +133,30 @@ def test_header_weights_are_those_that_the_predictor_uses(tmp_path):
             merged = (header_weights(model, images)[..., None] * logits).sum(1)
             expected = softmax(merged, axis=1)
             np.testing.assert_allclose(model(images), expected, rtol=1e-3, atol=1e-5)
+
+
+NORMS = np.array([[4, 4, 1, 1], [1, 4, 4, 1], [1, 1, 2, 4]], float)
+
+
+@rows("known", [np.ones((3, 4), bool), MASK])
+def test_competence_joins_headers_as_the_rule_joins_teachers(known, tmp_path):
+    """`q_c` proportional to the sum over k of `w_kc exp(-4 H_k) p_kc`."""
+    rule = choose_rule("auto", list(NORMS), known)
+    assert rule.name == "competence"
+    weights = (NORMS / NORMS.max(1, keepdims=True, where=known, initial=0)) ** 4 * known
+    weights /= weights.sum(0)
+    p = softmax(np.where(known, ANSWERS["logits"], -np.inf), axis=2)
+    entropy = -(p * np.log(np.where(p > 0, p, 1))).sum(2, keepdims=True)
+    q = (weights * np.exp(-4 * entropy) * p).sum(1)
+    expected = q / q.sum(1, keepdims=True)
+    np.testing.assert_allclose(
+        softmax(np.array(rule(ANSWERS["logits"])), 1), expected, rtol=1e-4
+    )
+    for kind in ("competence", "per_class", "stacking"):  # untrained
+        aggregator = build_aggregator(kind, Student(), rule)
+        aggregator.save(tmp_path / "a.keras")
+        loaded = keras.saving.load_model(tmp_path / "a.keras")
+        for model in (aggregator, loaded):
+            np.testing.assert_allclose(
+                softmax(np.array(model(ANSWERS)), 1), expected, rtol=1e-4
+            )

@@ -81,14 +81,14 @@ def test_ensemble_spreads_logits_over_the_classes_of_the_whole():
     np.testing.assert_array_equal(ensemble.mask, np.array(known, bool))
     mean = expected[:, 0] + expected[:, 1]
     mean[:, 3] /= 2
-    np.testing.assert_allclose(ensemble.mean_logits(logits), mean, atol=1e-5)
+    np.testing.assert_allclose(ensemble.combined(logits), mean, atol=1e-5)
 
 
 def test_ensemble_mean_is_the_plain_mean_where_all_know_all():
     ensemble = TeacherEnsemble([classifier(), classifier(seed=1)])
     logits = ensemble(IMAGES).logits
     np.testing.assert_array_equal(
-        ensemble.mean_logits(logits), keras.ops.mean(logits, axis=1)
+        ensemble.combined(logits), keras.ops.mean(logits, axis=1)
     )
 
 
