@@ -471,15 +471,17 @@ def _read_teachers(
                 f"teacher_{index} is a module of PyTorch: give it with a batch of "
                 "images that it takes, (module, example)."
             )
-        elif callable(teacher) and not isinstance(teacher, _MODELS):
+        elif callable(teacher) and not isinstance(teacher, (*_MODELS, type)):
             told = ("0..1", "as functions are called")
             given[index] = BlackBoxClassifier(
                 teacher, f"teacher_{index}", told_values=told
             )
         elif not isinstance(teacher, (*_MODELS, *_FILES)):
+            is_class = isinstance(teacher, type)
+            got = f"the class {teacher}" if is_class else f"a {type(teacher).__name__}"
             raise RequestError(
                 "The teachers are Keras models, files of models, or functions from "
-                f"images to classes; got a {type(teacher).__name__}."
+                f"images to classes; got {got}."
             )
     if not given:
         raise RequestError("At least one teacher is needed; got none.")

@@ -98,6 +98,7 @@ def diverged():
         (None, {}, "from images to classes; got a NoneType"),
         (3, {}, "got a int"),
         ({"a": "a.keras"}, {}, "got a dict"),
+        ([toys.Subclassed], {}, "got the class .*Subclassed"),
         ([["a.keras"]], {}, "got a list"),
         ([], {}, "At least one teacher is needed"),
         ("", {}, "At least one teacher is needed"),
