@@ -83,14 +83,14 @@ def open_program(path: pathlib.Path) -> keras.Model:
     """
     torch = _torch(path)
     _check_program(torch, path)
-    with _without_triton():
+    with without_triton():
         program = torch.export.load(path)
     return _opened(torch, path.stem, program)
 
 
 def _opened(torch: Any, name: str, program: Any, *inputs: Any, **options: Any):
     try:
-        with _without_triton():
+        with without_triton():
             made = torch.onnx.export(
                 program, *inputs, optimize=False, dynamo=True, verbose=False, **options
             )
@@ -117,7 +117,7 @@ def _torch(name: Any) -> Any:
 
 
 @contextlib.contextmanager
-def _without_triton() -> Iterator[None]:
+def without_triton() -> Iterator[None]:
     """PyTorch does without its compiler, which beside TensorFlow ends the process."""
     is_there = "triton" in sys.modules
     if not is_there:
