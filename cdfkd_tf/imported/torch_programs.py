@@ -27,7 +27,10 @@ _CALLED = re.compile(
     r"torch\.ops\.aten\.(?!from_file)\w+\.\w+|torch\.sym_(int|max|min|not)"
     r"|_operator\.(add|sub|mul|floordiv|truediv|mod|pow|neg|eq|ne|lt|le|gt|ge|getitem)"
 )
-_FORMULA = re.compile(r"(?:[suz]\d+|Max|Min|Mod|FloorDiv|Eq|[\d\s+*/(),.<>=-])*")
+_FORMULA = re.compile(
+    r"(?:Symbol\('[suz]\d+'(?:, (?:positive|integer)=True)*\)|[suz]\d+|Integer|Add|Mul"
+    r"|Pow|Max|Min|Mod|FloorDiv|Eq|[\d\s+*/(),.<>=-])*"
+)
 _GUARD = re.compile(r"(?:L\['\w+'\]|\.size\(\)\[\d+\]|and|or|not|[\d\s()+*/<>=!%-])*")
 _DIFFERENCE = 1e-3  # of the largest answer
 
