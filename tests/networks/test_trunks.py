@@ -45,6 +45,15 @@ def maps_of(name, **kwargs):
     return find_backbone(name, SPEC, **kwargs)(keras.Input((32, 32, 3)), 1.0).maps
 
 
+@pytest.mark.parametrize(
+    "side, levels",
+    [(8, [(8, 64)]), (28, [(14, 16), (7, 64)]), (64, [(32, 16), (16, 16), (8, 64)])],
+)
+def test_compact_halves_first_and_ends_at_about_seven_pixels(side, levels):
+    maps = find_backbone("compact", SPEC)(keras.Input((side, side, 1)), 1.0).maps
+    assert [level.shape[2:] for level in maps] == levels
+
+
 def test_taps_are_block_ends_at_each_resolution(file):
     assert [level.shape[1:] for level in maps_of(file)] == [(16, 16, 8), (8, 8, 12)]
 
