@@ -25,16 +25,21 @@ def compact(image: KerasTensor, width: float) -> Trunk:
     halvings = max(0, round(math.log2(min(image.shape[1:3]) / _SMALLEST_MAP)))
     strides = [2] * halvings + [1] * (2 if halvings else 3)
     widths = (_WIDTHS[0],) * (len(strides) - len(_WIDTHS)) + _WIDTHS[-len(strides) :]
-    tensor, maps = image, []
-    for index, (channels, stride) in enumerate(zip(widths, strides), start=1):
-        if stride == 2 and index > 1:
+
+    def block(tensor: KerasTensor, index: int, prefix: str = "") -> KerasTensor:
+        name = f"{prefix}block{index + 1}"
+        filters, kernel = scale_width(widths[index], width), 3 if index else 5
+        options = {"kernel": kernel, "stride": strides[index], "name": f"{name}_conv"}
+        tensor = conv(tensor, filters, **options)
+        return relu(batch_norm(tensor, name=f"{name}_bn"))
+
+    tensor, maps, last = image, [], len(strides) - 1
+    for index in range(last):
+        if strides[index] == 2 and index:
             maps.append(tensor)
-        tensor = conv(
-            tensor,
-            scale_width(channels, width),
-            kernel=5 if index == 1 else 3,
-            stride=stride,
-            name=f"block{index}_conv",
-        )
-        tensor = relu(batch_norm(tensor, name=f"block{index}_bn"))
-    return Trunk([*maps, tensor])
+        tensor = block(tensor, index)
+    return Trunk(
+        [*maps, block(tensor, last)],
+        before_last_block=tensor,
+        last_block=lambda tensor, prefix: block(tensor, last, prefix),
+    )

@@ -26,6 +26,7 @@ PROGRAMS = {
     "ours": ("engine_loop", []),
     "ours, recomputed": ("engine_loop", RECOMPUTED),
     "pytorch": ("pytorch_loop", []),
+    "pytorch, compiled": ("pytorch_loop", ["--compile"]),
 }
 
 

@@ -3,7 +3,8 @@
     python -m experiments.benchmarks.pytorch_loop --case=wrn --policy=float32
 
 A process of its own, so that its memory is its own. `--policy=mixed_bfloat16` runs the
-networks under `torch.autocast`.
+networks under `torch.autocast`; `--compile` lays maps out channels last and compiles
+both losses with `torch.compile`, which needs a C++ compiler.
 """
 
 import argparse
@@ -22,7 +23,7 @@ from experiments.benchmarks.pytorch_networks import (
 )
 
 
-def build(case):
+def build(case, compiled):
     """The iteration that `case` describes, random weights."""
     shape = (case.classes, case.image[2])
     teachers = [Teacher(*case.torch_teacher, *shape).eval() for _ in range(3)]
@@ -35,7 +36,13 @@ def build(case):
     sgd = torch.optim.SGD(student.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4)
     adam = torch.optim.Adam(generator.parameters(), lr=1e-3)
     weights = (case.feature_weight, 5.0, 0.1)
-    return Iteration(teachers, student, generator, sgd, adam, weights)
+    iteration = Iteration(teachers, student, generator, sgd, adam, weights)
+    if compiled:
+        for network in (*teachers, student, generator):
+            network.to(memory_format=torch.channels_last)
+        for name in ("student_terms", "generator_terms"):
+            setattr(iteration, name, torch.compile(getattr(iteration, name)))
+    return iteration
 
 
 def main():
@@ -43,12 +50,13 @@ def main():
     parser.add_argument("--case", choices=CASES, required=True)
     parser.add_argument("--policy", default="float32")
     parser.add_argument("--iterations", type=int, default=8)
+    parser.add_argument("--compile", action="store_true")
     arguments = parser.parse_args()
     case = CASES[arguments.case]
     torch.manual_seed(0)
     imported = resident_megabytes()
     started = time.monotonic()
-    iteration = build(case)
+    iteration = build(case, arguments.compile)
     half = contextlib.nullcontext()
     if arguments.policy == "mixed_bfloat16":
         half = torch.autocast("cpu", dtype=torch.bfloat16)

@@ -210,12 +210,26 @@ class Iteration:
         self.seen = [watch_bn(teacher) for teacher in teachers]
 
     def student_round(self, noise):
+        self.sgd.zero_grad()
+        terms = self.student_terms(noise)
+        sum(terms).backward()
+        self.sgd.step()
+        return terms
+
+    def generator_round(self, noise):
+        self.adam.zero_grad()
+        terms = self.generator_terms(noise)
+        sum(terms).backward()
+        self.adam.step()
+        return terms
+
+    def student_terms(self, noise):
         w_feature, w_ensemble, _ = self.weights
         count = len(self.teachers)
         with torch.no_grad():
             images = self.generator(noise)
             said = [teacher(images) for teacher in self.teachers]
-        self.sgd.zero_grad()
+        self.forget()
         logits, features = self.student(images)
         header = sum((s - t).abs().mean() for s, (t, _) in zip(logits, said)) / count
         feature = torch.zeros((), dtype=noise.dtype)
@@ -224,15 +238,10 @@ class Iteration:
             feature = w_feature * sum(gap.sum(1).mean() for gap in gaps) / count
         mean = sum(t for t, _ in said) / count
         ensemble = w_ensemble * (logits.mean(0) - mean).abs().mean()
-        (header + feature + ensemble).backward()
-        self.sgd.step()
         return header, feature, ensemble
 
-    def generator_round(self, noise):
+    def generator_terms(self, noise):
         count = len(self.teachers)
-        self.adam.zero_grad()
-        for records in self.seen:
-            records.clear()
         images = self.generator(noise)
         logits, _ = self.student(images)
         said = [teacher(images)[0] for teacher in self.teachers]
@@ -243,7 +252,10 @@ class Iteration:
             for records in self.seen
             for index, (layer, mean, var) in enumerate(records)
         )
-        bn = self.weights[2] * bn / count
-        (attack + bn).backward()
-        self.adam.step()
-        return attack, bn
+        self.forget()
+        return attack, self.weights[2] * bn / count
+
+    def forget(self):
+        """What the teachers' BatchNorms saw."""
+        for records in self.seen:
+            records.clear()
