@@ -335,7 +335,7 @@ def teacher_model(
         RequestError: (a `ValueError`) what does not fit together, in one sentence.
     """
     names, models, classes = _read_teachers(teachers)
-    with _folder(None) as (folder, keep_with):
+    with _folder(None) as (folder, keep_with), global_state_restored():
         request = _request(names, image_shape, folder, options, classes)
         run = Run(request, models)
         model = TeacherModel(run.teachers, run.spec.normalise)
