@@ -113,6 +113,7 @@ def test_code_for_users_of_keras_distillation_runs():
     assert names["result"].predictor(x).shape == (16, toys.CLASSES)
 
 
+@pytest.mark.slow
 def test_teacher_model_is_the_mean_of_logits_of_what_each_teacher_takes():
     a, b = toys.classifier(seed=0), toys.probabilities_of_bytes()
     x = np.random.default_rng(0).uniform(size=(4, *toys.SHAPE)).astype("float32")
