@@ -60,7 +60,7 @@ class Distillation:
         self.config, self.workdir, self._run = run.config, run.workdir.path, run
         self.student = run.network("student", "distill")
         self.generator = None
-        if run.method.generator:
+        if run.method.has_generator:
             self.generator = run.network("generator", "distill")
         self.predictor = run.network("predictor", "fit_aggregator")
         self.history = {

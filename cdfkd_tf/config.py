@@ -267,6 +267,23 @@ class RunConfig:
         1.0, "Factor on the generator's channels.", positive=True, at_most=64
     )
     latent_size: int = _method(256, "Width of the generator's input noise.", at_least=1)
+    conditional_generator: bool = _method(
+        False, "The generator is asked for a class with each image."
+    )
+    generator_mean: float = _method(
+        0.0,
+        "Decay of a running mean of the generator's weights, which makes every other "
+        "image for the student; 0: none.",
+        at_least=0,
+        at_most=0.999999,
+    )
+    adversarial_on: str = _method(
+        "",
+        "Generated images that count in what the generator and the student disagree "
+        "about: all, those where they agree or disagree on the class; empty: the "
+        "method's.",
+        ("", "all", "agree", "disagree"),
+    )
     student_steps: int | None = _method(
         None, "Student steps before each generator step.", at_least=1
     )
@@ -294,6 +311,12 @@ class RunConfig:
         "Folder of any pictures to cut images from, or builtin: scikit-image's "
         "photographs. No data of the task, but not no data.",
         path=True,
+    )
+    synthesis_steps: int | None = _method(
+        None,
+        "Gradient steps that fit one batch of images, where the method or "
+        "--images=inverted does so; empty: the method's, or 200.",
+        at_least=1,
     )
     bank_size: int | None = _method(
         None,
@@ -348,7 +371,7 @@ class RunConfig:
         None, "SGD, momentum 0.9.", positive=True
     )
     nesterov: bool = _schedule(False, "Nesterov momentum for the student.")
-    generator_learning_rate: float = _schedule(1e-3, "Adam.", positive=True)
+    generator_learning_rate: float | None = _schedule(None, "Adam.", positive=True)
     generator_beta1: float = _schedule(
         0.9, "Adam's decay of the gradient.", at_least=0, at_most=0.999999
     )

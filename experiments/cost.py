@@ -152,7 +152,7 @@ def cost_of(flagfile: str) -> Cost:
     method = build.build_method(config)
     num_teachers = len(config.teachers) or config.num_teachers
     student = build.build_student(config, spec, num_teachers)
-    generator = build.build_generator(config, spec) if method.generator else None
+    generator = build.build_generator(config, spec) if method.has_generator else None
     iterations = config.epochs * config.steps_per_epoch
     each = iteration_multiply_adds(
         multiply_adds(student),

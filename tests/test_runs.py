@@ -17,6 +17,7 @@ from PIL import Image
 
 from cdfkd_tf.data.builders.image_folder import folder_spec
 from cdfkd_tf.data.images import RealImages
+from cdfkd_tf.distillation.build import build_method
 from cdfkd_tf.distillation.methods import METHODS
 from tests import toys
 from tests.toys import CLASSES, SHAPE, WIDTH, run_main
@@ -276,21 +277,21 @@ def test_method_flag_alone_makes_each_rival(method, toy_files, tmp_path):
     if method == "patches":
         Image.fromarray(np.eye(40, dtype="uint8") * 255).save(tmp_path / "any.png")
         flags.append(f"--transfer_images={tmp_path}")
+    row = build_method(toys.parse(*flags))
+    if "synthesis_steps" in row.recipe:
+        flags += ["--synthesis_steps=3", "--bank_size=16"]
     assert run_main(*flags, "--export_formats=tflite_int8") == 0
     results = results_of(tmp_path)
     assert [entry["format"] for entry in results["exports"]] == ["tflite_int8"]
     assert results["method"] == method and 0 <= results["student"]["accuracy"] <= 1
-    headers = 1 if METHODS[method].sharing == "single" else 2
+    headers = 1 if row.sharing == "single" else 2
     assert len(results["student"]["header_accuracy"]) == headers
     kind = "mean" if headers == 1 else "attention"  # one header: nothing to weigh
     assert results["aggregator"]["kind"] == kind
-    assert (tmp_path / "generator.keras").exists() == (
-        "generated" in METHODS[method].images
-    )
+    assert (tmp_path / "generator.keras").exists() == row.has_generator
     header = (tmp_path / "history.csv").read_text().splitlines()[0]
-    terms = {f"student_{term}" for term in METHODS[method].student if term != "feature"}
-    if "generated" in METHODS[method].images:
-        terms |= {f"generator_{term}" for term in METHODS[method].generator}
+    terms = {f"student_{term}" for term in row.student if term != "feature"}
+    terms |= {f"generator_{term}" for term in row.generator}
     assert terms <= set(header.split(","))
 
 

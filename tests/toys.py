@@ -139,6 +139,7 @@ def distiller(
     xla=False,
     kept=0,
     fixed=None,
+    **generating,
 ):
     """A compiled engine; its weights are the same at each call.
 
@@ -156,6 +157,7 @@ def distiller(
         xla: compile each update.
         kept: generated images in a ring to draw from; 0: none.
         fixed: a bank mixed with these.
+        **generating: as in `GeneratedImages`.
     """
     keras.utils.set_random_seed(0)
     row = METHODS[row] if isinstance(row, str) else row
@@ -176,6 +178,7 @@ def distiller(
             clip_gradients=clip_gradients,
             recompute=recompute,
             updates_statistics=updates_statistics,
+            **generating,
         )
         if kept:
             source = ReplayedImages(

@@ -21,6 +21,7 @@ from keras import KerasTensor, ops
 from cdfkd_tf.data.specs import DatasetSpec
 from cdfkd_tf.data.transfer_set import Kind, mixture
 from cdfkd_tf.distillation.image_source import OBSERVED, Batch, ImageSource
+from cdfkd_tf.errors import RunError
 from cdfkd_tf.runtime.files import replacing
 from cdfkd_tf.teachers.ensemble import TeacherEnsemble, TeacherOutputs
 
@@ -145,7 +146,8 @@ def ask(
     """Asks all teachers for their answers, and keeps these as they come.
 
     What an interrupted call has asked is not asked again, as long as images and
-    teachers are the same.
+    teachers are the same. Within the scope of a strategy each replica asks for its
+    share, and all processes get, and keep, the answers of all.
 
     Args:
         teachers: frozen.
@@ -156,12 +158,19 @@ def ask(
         features: whether the teachers' features are wanted, too.
         needs: what of the teachers' forward pass is not as usual, see `Teacher`.
         note: is told what was found and how far it is.
+
+    Raises:
+        RunError: another process has other images.
     """
-    answer, told = _asked(teachers, spec, features, needs), time.monotonic()
+    strategy, told = tf.distribute.get_strategy(), time.monotonic()
+    answer = _asked(teachers, spec, features, needs, batch_size, strategy)
     first = answer(images[:batch_size])
+    resolver = strategy.cluster_resolver
+    if resolver and resolver.task_id:  # the first process has the folder itself
+        folder = folder / f"process_{resolver.task_id}"
     folder.mkdir(parents=True, exist_ok=True)
     arrays, record = [], folder / "answered.json"
-    done = _answered(folder, record, images, first)
+    done = _common(_answered(folder, record, images, first), images, strategy)
     for index, values in enumerate(first):
         file, shape = folder / f"answers_{index}.npy", (len(images), *values.shape[1:])
         mode = "r+" if done else "w+"
@@ -184,16 +193,64 @@ def ask(
     return Bank(images, logits, rest)
 
 
-def _asked(teachers, spec, features, needs) -> Callable[[np.ndarray], list[np.ndarray]]:
-    """A function from uint8 images to logits and, if wanted, features."""
+def _asked(
+    teachers, spec, features, needs, batch_size=0, strategy=None
+) -> Callable[[np.ndarray], list[np.ndarray]]:
+    """A function from uint8 images to logits and, if wanted, features.
+
+    With a strategy of several replicas all must call it, with `batch_size` at most.
+    """
+
+    def kept(outputs: TeacherOutputs) -> list:
+        return [outputs.logits, *(outputs.features if features else [])]
 
     def answer(images: np.ndarray) -> list[np.ndarray]:
         normalised = np.asarray(spec.normalise(images / 255), "float32")
-        outputs = teachers.answers(normalised, needs)
-        kept = outputs.features if features else []
-        return [np.asarray(values, "float32") for values in (outputs.logits, *kept)]
+        return [
+            np.asarray(values, "float32")
+            for values in kept(teachers.answers(normalised, needs))
+        ]
 
-    return answer
+    def answer_by_shares(images: np.ndarray) -> list[np.ndarray]:
+        whole = np.resize(images, (batch_size, *images.shape[1:]))  # repeats the first
+        normalised = np.asarray(spec.normalise(whole / 255), "float32")
+        joined = gathered(_by_replica(normalised, strategy))
+        return [np.asarray(v, "float32")[: len(images)] for v in joined]
+
+    @tf.function(autograph=False)
+    def gathered(shares):
+        outputs = strategy.run(
+            lambda share: kept(teachers(share, needs)), args=(shares,)
+        )
+        return [strategy.gather(values, axis=0) for values in outputs]
+
+    # Statistics of a batch are those of the whole one.
+    several = strategy and strategy.num_replicas_in_sync > 1 and not needs
+    return answer_by_shares if several else answer
+
+
+def _by_replica(rows: np.ndarray, strategy):
+    """Of rows, as many as a multiple of the replicas, each gets an equal share."""
+
+    def share(context):
+        parts = np.split(rows, context.num_replicas_in_sync)
+        return tf.constant(parts[context.replica_id_in_sync_group])
+
+    return strategy.experimental_distribute_values_from_function(share)
+
+
+def _common(done: int, images: np.ndarray, strategy) -> int:
+    """How many images all processes have answers to, of the same images."""
+    if strategy.num_replicas_in_sync == 1:
+        return done
+    own = [[done, zlib.crc32(images.tobytes())]] * strategy.num_replicas_in_sync
+    found = strategy.gather(_by_replica(np.array(own), strategy), axis=0).numpy()
+    if len(set(found[:, 1])) > 1:
+        raise RunError(
+            "The processes of this run drew different images to learn from. Start all "
+            "with the same command, versions and kind of machine."
+        )
+    return int(found[:, 0].min())
 
 
 def _answered(folder, record, images, first) -> int:

@@ -14,6 +14,7 @@ from cdfkd_tf.data.specs import DatasetSpec
 from cdfkd_tf.data.transfer_set import kinds_of, mixture
 from cdfkd_tf.distillation.bank import BankedImages, automatic_size, fill
 from cdfkd_tf.distillation.distiller import Distiller
+from cdfkd_tf.distillation.fitting import FittedImages, InvertedImages, LatentImages
 from cdfkd_tf.distillation.image_source import (
     OBSERVED,
     DatasetImages,
@@ -44,6 +45,7 @@ from cdfkd_tf.workdir import Workdir
 _ASKING = 0.15  # of --minutes, for drawing images and teachers' answers, at most
 _PART = 1024  # rows of answers that are joined at once
 HELD_OUT_IMAGES = 4 * OBSERVED  # to judge the student by, at the end
+_SYNTHESIS_STEPS = 200
 HELD_OUT = 10_000_019  # on the seed, for transfer images of no training step
 
 
@@ -84,23 +86,30 @@ def build_method(config: RunConfig) -> Method:
         method,
         **weights,
         temperature=config.temperature or method.temperature,
+        adversarial_on=config.adversarial_on or method.adversarial_on,
     )
 
 
 def _with_images(method: Method, config: RunConfig) -> Method:
     """The row with the request's sources of images."""
     images = config.images or method.images
-    if len(images) > 1 and "real" in images:
+    alone = [name for name in ("real", "generated", "inverted") if name in images]
+    if len(images) > 1 and alone and alone != ["generated"] and alone != ["inverted"]:
         raise RequestError(
-            f"--images={','.join(images)}: real images stand alone; all others can be "
-            "mixed. Name fewer."
+            f"--images={','.join(images)}: real images stand alone, generated and "
+            "inverted ones without each other; all else can be mixed. Name fewer."
         )
-    if "generated" not in images:
+    if not {"generated", "inverted"} & set(images):
         return dataclasses.replace(method, images=images, generator={})
     if not method.generator:
         raise RequestError(
-            f"--images=generated, but --method={config.method} has no generator. "
-            "Choose another --method, as cdfkd_mfs."
+            f"--images={','.join(images)}, but --method={config.method} has no "
+            "generator. Choose another --method, as cdfkd_mfs."
+        )
+    if config.conditional_generator and (method.fits or "inverted" in images):
+        raise RequestError(
+            f"--conditional_generator, but --method={config.method} with --images="
+            f"{','.join(images)} asks for classes by itself. Leave it out."
         )
     return dataclasses.replace(method, images=images)
 
@@ -129,6 +138,7 @@ def build_generator(config: RunConfig, spec: DatasetSpec) -> keras.Model:
         config.latent_size,
         standardised=spec.standardised,
         width=config.generator_width,
+        num_classes=spec.num_classes if config.conditional_generator else 0,
     )
 
 
@@ -157,8 +167,9 @@ def build_distiller(
     with strategy.scope():
         distiller = _build(config, spec, teachers, real_images)
     if strategy.num_replicas_in_sync > 1:
-        for network in networks_of(distiller).values():
-            synchronise(network)
+        for part in distiller.state.values():
+            if isinstance(part, keras.Model):
+                synchronise(part)
     return distiller
 
 
@@ -166,7 +177,7 @@ def _build(config, spec, teachers, real_images) -> Distiller:
     keras.utils.set_random_seed(config.seed)
     with dtype_policy(config.dtype_policy):
         student = build_student(config, spec, len(teachers))
-        has_generator = build_method(config).generator
+        has_generator = build_method(config).has_generator
         generator = build_generator(config, spec) if has_generator else None
     fused_batchnorm.use(config.fused_kernels)
     for network in filter(None, (student, generator)):
@@ -179,7 +190,8 @@ def _build(config, spec, teachers, real_images) -> Distiller:
     policy = config.teacher_dtype_policy
     policy = config.dtype_policy if policy == "auto" else policy
     teachers.optimise_for_inference(None if policy == "float32" else policy)
-    source = _build_source(config, spec, method, teachers, generator, real_images)
+    networks = student, teachers, generator
+    source = _build_source(config, spec, method, networks, real_images)
     distiller = Distiller(student, teachers, method, source, projection=projection)
     optimizer = CoupledSGD(config.student_learning_rate, nesterov=config.nesterov)
     distiller.compile(
@@ -194,13 +206,15 @@ def _build(config, spec, teachers, real_images) -> Distiller:
     return distiller
 
 
-def _build_source(config, spec, method, teachers, generator, real) -> ImageSource:
+def _build_source(config, spec, method, networks, real) -> ImageSource:
+    _, teachers, _ = networks
     if "real" in method.images:
         return DatasetImages(real, config.batch_size, config.seed)
     kept = bank_size(config, spec, method)
-    if "generated" not in method.images:
+    if not method.generator:
         return _banked(config, spec, method, teachers, kept)
-    generated = _generated(config, method, teachers, generator, bool(kept))
+    make = _fitted if method.fits or "inverted" in method.images else _generated
+    generated = make(config, spec, method, *networks)
     if not kept:
         return generated
     mixed = len(method.images) > 1
@@ -220,18 +234,41 @@ def _reads_features(method) -> bool:
     return "features" in Objective("student", method).needs
 
 
-def _generated(config, method, teachers, generator, kept) -> GeneratedImages:
-    adam = PaperAdam(config.generator_learning_rate, beta_1=config.generator_beta1)
+def _fitted(config, spec, method, student, teachers, generator) -> FittedImages:
+    if tf.distribute.get_strategy().num_replicas_in_sync > 1:
+        raise RequestError(
+            f"--method={config.method} with --images={','.join(method.images)} fits "
+            "images on one device. Use --strategy=one_device."
+        )
+    options = {
+        "num_classes": spec.num_classes,
+        "num_steps": config.synthesis_steps or _SYNTHESIS_STEPS,
+        "batch_size": config.batch_size,
+        "seed": config.seed,
+    }
+    fixed = teachers, Objective("generator", method), student
+    if generator is None:
+        return InvertedImages(*fixed, image_shape=spec.image_shape, **options)
+    return LatentImages(generator, _adam(config), *fixed, **options)
+
+
+def _adam(config) -> PaperAdam:
+    return PaperAdam(config.generator_learning_rate, beta_1=config.generator_beta1)
+
+
+def _generated(config, spec, method, student, teachers, generator) -> GeneratedImages:
     return GeneratedImages(
         generator,
         teachers,
         Objective("generator", method),
-        _scaled(adam, config),
-        student_steps=1 if kept else config.student_steps,
+        _scaled(_adam(config), config),
+        student_steps=(1 if bank_size(config, spec, method) else config.student_steps),
         batch_size=config.batch_size,
         seed=config.seed,
         clip_gradients=config.clip_gradients,
         recompute=config.recompute_teachers,
+        num_classes=spec.num_classes if config.conditional_generator else 0,
+        mean_decay=config.generator_mean,
     )
 
 
@@ -280,15 +317,21 @@ def _seconds_to_ask(config: RunConfig) -> float | None:
 
 
 def bank_size(config: RunConfig, spec: DatasetSpec, method: Method) -> int:
-    """How many images are kept with the teachers' answers; 0: none are.
+    """How many images are kept with the teachers' answers; 0: none are."""
+    if not keeps_answers(config, method):
+        return 0
+    return config.bank_size or automatic_size(spec, config.minutes)
+
+
+def keeps_answers(config: RunConfig, method: Method) -> bool:
+    """Whether images are kept with the teachers' answers and learned from again.
 
     Generated images alone are not, unless asked for: the papers' are learned from once.
     """
     if "real" in method.images:
-        return 0
-    if method.images == ("generated",):
-        return config.bank_size or 0
-    return config.bank_size or automatic_size(spec, config.minutes)
+        return False
+    alone = method.images == ("generated",) and not method.fits
+    return bool(config.bank_size) or not alone
 
 
 def _given_weights(config: RunConfig) -> dict[str, Mapping[str, float]]:
@@ -328,6 +371,12 @@ def available_method(
                 "numbers, rounding or an argmax lets none through. Use "
                 "--images=procedural, which needs none, or save the part behind it."
             )
+    if method.student.get("attention") and keeps_answers(config, method):
+        raise RequestError(
+            "--student_loss=attention reads the teachers' feature maps, and images are "
+            "kept with logits and features alone. Leave it out, or use "
+            "--images=generated without --bank_size."
+        )
     missing = unavailable(teachers, student, project=config.project_features)
     return drop_unavailable_terms(method, missing, _given_weights(config))
 
@@ -409,7 +458,7 @@ def drop_unavailable_terms(
             effect = (
                 " Nothing keeps generated images near the training data, so expect a "
                 "worse student. Watch samples/."
-                if term == "bn"
+                if term in ("bn", "bn_mean")
                 else ""
             )
             warnings.warn(

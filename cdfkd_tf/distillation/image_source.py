@@ -19,6 +19,7 @@ from cdfkd_tf.data.noise import latent_dataset, watching_noise
 from cdfkd_tf.distillation import numerics
 from cdfkd_tf.distillation.losses import Objective, Outputs
 from cdfkd_tf.distillation.recompute import recomputed
+from cdfkd_tf.networks.generators import asked_classes
 from cdfkd_tf.teachers.ensemble import TeacherEnsemble, TeacherOutputs
 
 HELD_OUT_SEED = 4
@@ -90,6 +91,22 @@ class ImageSource(abc.ABC):
         return iter(())
 
 
+def counted_images(
+    where: str, student: KerasTensor, teachers: KerasTensor
+) -> KerasTensor | None:
+    """True for the images that the divergences count; None: all.
+
+    Args:
+        where: `all`, or where the classes `agree` or `disagree`.
+        student: the headers' mean, `(B, C)`.
+        teachers: the teachers' mean, `(B, C)`.
+    """
+    if where == "all":
+        return None
+    agree = ops.equal(ops.argmax(student, axis=-1), ops.argmax(teachers, axis=-1))
+    return agree if where == "agree" else ops.logical_not(agree)
+
+
 class DatasetImages(ImageSource):
     """Real images of a data set, shuffled and augmented.
 
@@ -126,6 +143,9 @@ class GeneratedImages(ImageSource):
         clip_gradients: largest global norm of the generator's gradient; 0: any.
         recompute: the teachers in the generator step's backward pass, see
             recompute.py.
+        num_classes: C, of a generator that is asked for classes; 0: it is not.
+        mean_decay: of the generator's running mean, which makes every other image for
+            the student; 0: none.
         updates_statistics: whether the generator step updates the student's
             BatchNormalization moving statistics, as the published code does. It only
             blurs what inference will use, so the default is not to.
@@ -143,10 +163,13 @@ class GeneratedImages(ImageSource):
         seed: int,
         clip_gradients: float = 0.0,
         recompute: bool = False,
+        num_classes: int = 0,
+        mean_decay: float = 0.0,
         updates_statistics: bool = False,
     ):
         super().__init__()
         self.generator, self.objective, self.optimizer = generator, objective, optimizer
+        self.image_shape = generator.output_shape[1:]
         self.student_steps = student_steps
         self._teachers, self._recompute = teachers, recompute
         self._batch_size, self._seed = batch_size, seed
@@ -155,6 +178,13 @@ class GeneratedImages(ImageSource):
         self.trackers, self.needs = objective.trackers, objective.needs
         optimizer.build(generator.trainable_variables)
         self._sample = Sampler(generator, batch_size)
+        self._num_classes, self._mean_decay = num_classes, mean_decay
+        self._samples = [self._sample]
+        if mean_decay:
+            self.mean = keras.models.clone_model(generator)
+            self.mean.set_weights(generator.get_weights())
+            self.state["generator_mean"] = self.mean
+            self._samples.append(Sampler(self.mean, batch_size))
 
     def dataset(self, first_step: int) -> tf.data.Dataset:
         """Endless noise `(B, K + 1, Z)`: the student's K batches, the generator's."""
@@ -174,8 +204,14 @@ class GeneratedImages(ImageSource):
         """
         # As one function K calls are traced once; replicas cannot meet within one.
         alone = tf.distribute.get_strategy().num_replicas_in_sync == 1
-        generate = self._sample.traced if alone else self._sample.generate
-        batches = [generate(element[:, step]) for step in range(self.student_steps)]
+        batches, count = [], len(self._samples)
+        for step in range(self.student_steps):
+            parts = [
+                (sample.traced if alone else sample.generate)(element[n::count, step])
+                for n, sample in enumerate(self._samples)
+            ]
+            rows = ops.stack(parts, axis=1) if count > 1 else parts[0]
+            batches.append(ops.reshape(rows, (-1, *rows.shape[-3:])))
         return Batch(ops.stop_gradient(ops.stack(batches)))
 
     def update(self, element: KerasTensor, student: keras.Model) -> None:
@@ -188,6 +224,16 @@ class GeneratedImages(ImageSource):
                 self.generator.trainable_variables,
                 clip=self._clip,
             )
+        if self._mean_decay:
+            self._follow()
+
+    def _follow(self) -> None:
+        """Moves the running mean towards the generator."""
+        weights = self.generator.trainable_variables
+        for mean, weight in zip(self.mean.trainable_variables, weights, strict=True):
+            gap = tf.convert_to_tensor(weight) - tf.convert_to_tensor(mean)
+            # Of this replica's copy; all make the same step.
+            mean.value[...].assign(mean + (1 - self._mean_decay) * gap)
 
     def _loss(self, noise: KerasTensor, student: keras.Model) -> KerasTensor:
         images, needs = self.generator(noise, training=True), self.objective.needs
@@ -198,7 +244,14 @@ class GeneratedImages(ImageSource):
         if not self.objective.method.teacher_gradient:
             teachers = teachers._replace(logits=ops.stop_gradient(teachers.logits))
         outputs = student(images, training=True)
-        return self.objective(Outputs(outputs, teachers, self._teachers.rule))
+        logits = outputs["logits"], teachers.logits
+        counted = counted_images(
+            self.objective.method.adversarial_on,
+            *map(self._teachers.mean_logits, logits),
+        )
+        count, rule = self._num_classes, self._teachers.rule
+        labels = asked_classes(noise, count) if count else None
+        return self.objective(Outputs(outputs, teachers, rule, counted, labels, images))
 
     def observe(self) -> Iterator[np.ndarray]:
         """Images of held-out noise; looking moves nothing."""

@@ -8,7 +8,7 @@ batches joined, which are equally large.
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
 import numpy as np
@@ -37,13 +37,19 @@ class Outputs:
             teachers' widths; where a term reads them `maps`, the trunk's
             `(B, h, w, c)`, finest first.
         teachers: of an ensemble. In the place of a teacher's list of
-            BatchNormalizations there may be their `bn_gap`, computed already.
+            BatchNormalizations there may be their `BnGap`.
         rule: by which the teachers' logits, or the headers', become one row.
+        counted: `(B,)`, factors of the images' divergences; None: all are 1.
+        labels: `(B,)`, the classes that the images shall show; None: any.
+        images: `(B, height, width, channels)`, normalised, where terms may read them.
     """
 
     student: Mapping[str, Any]
     teachers: TeacherOutputs
     rule: Rule = MEAN_OF_LOGITS
+    counted: KerasTensor | None = None
+    labels: KerasTensor | None = None
+    images: KerasTensor | None = None
 
     @property
     def teacher_logits(self) -> KerasTensor:
@@ -58,6 +64,7 @@ def l1(
     teacher_logits: KerasTensor,
     temperature: float = 1.0,
     mask: np.ndarray | None = None,
+    counted: KerasTensor | None = None,
 ) -> KerasTensor:
     """Mean absolute difference, in logit units. Symmetric.
 
@@ -66,12 +73,14 @@ def l1(
         teacher_logits: of the same shape.
         temperature: without effect here.
         mask: broadcastable to the logits; False: left out of the mean.
+        counted: `(B,)`, factors of the images; the mean is over all of them.
 
     Raises:
         ValueError: if the shapes differ.
     """
     _check_same_shape(student_logits, teacher_logits)
     gap = ops.abs(_exact(student_logits) - _exact(teacher_logits))
+    gap = _times(gap, counted)
     if mask is None:
         return ops.mean(gap)
     return ops.sum(gap * mask) / ops.sum(ops.ones_like(gap) * mask)
@@ -82,6 +91,7 @@ def kl(
     teacher_logits: KerasTensor,
     temperature: float = 1.0,
     mask: np.ndarray | None = None,
+    counted: KerasTensor | None = None,
 ) -> KerasTensor:
     """KL(teacher || student) of the softmaxes, in nats, averaged over all rows.
 
@@ -91,6 +101,7 @@ def kl(
         temperature: divides both logits; the result is multiplied by its square, so
             that gradients keep their size (Hinton et al., 2015).
         mask: broadcastable to the logits; False: left out of both softmaxes.
+        counted: `(B,)`, factors of the images; the mean is over all of them.
 
     Raises:
         ValueError: if the shapes differ.
@@ -103,7 +114,14 @@ def kl(
     student = ops.log_softmax(student / temperature)
     teacher = ops.log_softmax(teacher / temperature)
     rows = ops.sum(ops.exp(teacher) * (teacher - student), axis=-1)
-    return temperature**2 * ops.mean(rows)
+    return temperature**2 * ops.mean(_times(rows, counted))
+
+
+def _times(values: KerasTensor, counted: KerasTensor | None) -> KerasTensor:
+    if counted is None:
+        return values
+    counted = ops.cast(counted, values.dtype)
+    return values * ops.reshape(counted, (-1, *[1] * (len(values.shape) - 1)))
 
 
 DIVERGENCES = {"l1": l1, "kl": kl}
@@ -169,6 +187,13 @@ def bn_gap(
     return total
 
 
+class BnGap(NamedTuple):
+    """What `bn_gap` is of a teacher with so many BatchNormalizations."""
+
+    value: KerasTensor
+    layers: int
+
+
 def _moments(tensors: Sequence[KerasTensor]) -> tuple[KerasTensor, KerasTensor]:
     """Means and biased variances over the batch, all replicas' if any, joined."""
     means, variances = fused_batchnorm.batch_moments(tensors)
@@ -209,6 +234,43 @@ def negative_marginal_entropy(logits: KerasTensor) -> KerasTensor:
         shifted = ops.exp(mean - centre)
         mean = ops.log(replicas.all_reduce(MEAN, shifted)) + centre
     return -ops.mean(_entropy(mean))
+
+
+def cross_entropy(
+    logits: KerasTensor, labels: KerasTensor | None = None
+) -> KerasTensor:
+    """Mean negative logarithm of the labels' probability, in nats.
+
+    Args:
+        logits: `(B, C)`, unnormalised.
+        labels: `(B,)`; None: the likeliest classes (Chen et al., DAFL, ICCV 2019,
+            eq. 3).
+    """
+    labels = ops.argmax(logits, axis=-1) if labels is None else labels
+    chosen = ops.one_hot(labels, logits.shape[-1], dtype=keras.config.floatx())
+    return -ops.mean(ops.sum(chosen * ops.log_softmax(_exact(logits)), axis=-1))
+
+
+def total_variation(images: KerasTensor) -> KerasTensor:
+    """How rough images are: Euclidean norms of the differences between neighbours.
+
+    Summed over right, lower and both diagonal neighbours, averaged over images
+    (Yin et al., DeepInversion, CVPR 2020, R_TV as their code has it).
+
+    Args:
+        images: `(B, height, width, channels)`.
+    """
+    right, down = images[:, :, 1:] - images[:, :, :-1], images[:, 1:] - images[:, :-1]
+    falling = images[:, 1:, 1:] - images[:, :-1, :-1]
+    rising = images[:, 1:, :-1] - images[:, :-1, 1:]
+    return sum(map(length, (right, down, falling, rising)))
+
+
+def length(tensor: KerasTensor) -> KerasTensor:
+    """Mean over the batch of the Euclidean norm. `tensor`: `(B, ...)`."""
+    axes = tuple(range(1, len(tensor.shape)))
+    squares = ops.sum(ops.square(_exact(tensor)), axis=axes)
+    return ops.mean(ops.sqrt(squares + _TINY))
 
 
 def attention_map_gap(
@@ -297,7 +359,7 @@ def _header(outputs: Outputs, method: Method) -> KerasTensor:
     """Divergence of each header from its own teacher, averaged over headers."""
     logits = outputs.student["logits"], outputs.teachers.logits
     return DIVERGENCES[method.divergence](
-        *logits, method.temperature, outputs.rule.mask
+        *logits, method.temperature, outputs.rule.mask, outputs.counted
     )
 
 
@@ -305,13 +367,35 @@ def _ensemble(outputs: Outputs, method: Method) -> KerasTensor:
     """Divergence of the headers from the teachers, joined by the teachers' rule."""
     logits = outputs.student["logits"], outputs.teachers.logits
     joined = map(outputs.rule, logits)
-    return DIVERGENCES[method.divergence](*joined, method.temperature)
+    return DIVERGENCES[method.divergence](
+        *joined, method.temperature, counted=outputs.counted
+    )
 
 
 def _bn(outputs: Outputs, method: Method) -> KerasTensor:
     """Distance from stored statistics, averaged over the teachers that have any."""
-    found = [bn for bn in outputs.teachers.bn if not isinstance(bn, list) or bn]
-    return sum(bn_gap(bn) if isinstance(bn, list) else bn for bn in found) / len(found)
+    gaps = [gap.value for gap in _gaps(outputs)]
+    return sum(gaps) / len(gaps)
+
+
+def _bn_mean(outputs: Outputs, method: Method) -> KerasTensor:
+    """The same as a mean over layers: its size depends on no teacher's depth."""
+    gaps = [value / (FIRST_BN_WEIGHT + n - 1) for value, n in _gaps(outputs)]
+    return sum(gaps) / len(gaps)
+
+
+def _gaps(outputs: Outputs) -> list[BnGap]:
+    return [
+        bn if isinstance(bn, BnGap) else BnGap(bn_gap(bn), len(bn))
+        for bn in outputs.teachers.bn
+        if bn
+    ]
+
+
+def _cross_entropy(outputs: Outputs, method: Method) -> KerasTensor:
+    """Of the teachers' mean, for the classes asked of the generator, else its own."""
+    joined = outputs.rule(outputs.teachers.logits)
+    return cross_entropy(joined, outputs.labels)
 
 
 TERMS = {
@@ -328,6 +412,12 @@ TERMS = {
     ),
     # These depend on the images alone: nothing that a student could minimise.
     "bn": Term(_bn, frozenset({"bn_statistics"}), roles=("generator",)),
+    "bn_mean": Term(_bn_mean, frozenset({"bn_statistics"}), roles=("generator",)),
+    "cross_entropy": Term(_cross_entropy, roles=("generator",)),
+    "total_variation": Term(
+        lambda o, _: total_variation(o.images), roles=("generator",)
+    ),
+    "l2": Term(lambda o, _: length(o.images), roles=("generator",)),
     "entropy": Term(lambda o, _: entropy(o.teacher_logits), roles=("generator",)),
     "balance": Term(
         lambda o, _: negative_marginal_entropy(o.teacher_logits), roles=("generator",)
@@ -348,6 +438,9 @@ class Objective:
     """
 
     def __init__(self, role: str, method: Method):
+        if role == "generator" and method.generator_temperature:
+            temperature = method.generator_temperature
+            method = dataclasses.replace(method, temperature=temperature)
         self.role, self.method = role, method
         self.weights = {t: w for t, w in method.weights(role).items() if w}
         self.needs = frozenset().union(*(TERMS[t].needs for t in self.weights))

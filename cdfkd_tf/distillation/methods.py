@@ -10,6 +10,7 @@ from collections.abc import Mapping
 # Where images come from: name -> what a run learned from, for people.
 IMAGES = {
     "generated": "images that a generator made up",
+    "inverted": "images fitted to the teachers pixel by pixel",
     "real": "real training images",
     "procedural": "images drawn by formula",
     "pictures": "pieces of unrelated pictures",
@@ -24,8 +25,11 @@ PUBLISHED = {
     "steps_per_epoch": 50,
     "batch_size": 256,
     "student_learning_rate": 0.1,
+    "generator_learning_rate": 1e-3,
     "schedule": "steps",
 }
+# One batch of fitted images, then many steps of the student on all that are kept.
+FITTED = PUBLISHED | {"student_steps": 400, "steps_per_epoch": 1, "schedule": "cosine"}
 # The rest follows from teachers, images and machine, see `schedule`.
 AUTOMATIC = {
     "student": "auto",
@@ -33,6 +37,7 @@ AUTOMATIC = {
     "epochs": 20,
     "batch_size": 64,
     "student_learning_rate": 0.1,
+    "generator_learning_rate": 1e-3,
     "schedule": "cosine",
 }
 
@@ -50,7 +55,12 @@ class Method:
         images: where images come from, keys of `IMAGES`.
         teacher_gradient: whether the generator's divergences pass a gradient through
             the teachers, or take their logits for constants.
+        adversarial_on: generated images that the generator's divergences count:
+            `all`, or those where student and teachers `agree` or `disagree`.
+        fits: whether each batch is fitted by gradient steps of its own, together with
+            a copy of the generator, see `fitting`.
         temperature: of the softmaxes of `kl`.
+        generator_temperature: the same for the generator; 0: as `temperature`.
         batch_statistics: whether the teachers' BatchNormalizations take mean and
             variance of the batch, instead of those they stored, where images are kept
             with answers.
@@ -63,13 +73,21 @@ class Method:
     sharing: str
     images: tuple[str, ...] = ("generated",)
     teacher_gradient: bool = True
+    adversarial_on: str = "all"
+    fits: bool = False
     temperature: float = 1.0
+    generator_temperature: float = 0.0
     batch_statistics: bool = False
     recipe: Mapping[str, object] = dataclasses.field(default_factory=lambda: PUBLISHED)
 
     def weights(self, role: str) -> Mapping[str, float]:
         """Term -> weight of `student` or `generator`."""
         return {"student": self.student, "generator": self.generator}[role]
+
+    @property
+    def has_generator(self) -> bool:
+        """Whether a network generates its images."""
+        return "generated" in self.images and bool(self.generator)
 
 
 # A method with one header learns from the mean of all teachers; its published form is
@@ -113,10 +131,43 @@ METHODS = {
         sharing="single",
         images=("real",),
     ),
+    # Fang et al., AAAI 2022. Here images are drawn evenly over the teachers' classes,
+    # the first BatchNormalization weighs five times as much as the others, and the
+    # student's decay is that of all methods (published: 1e-4).
+    "fast": Method(
+        divergence="kl",
+        student={"ensemble": 1.0},
+        generator={"bn": 10.0, "cross_entropy": 0.4, "ensemble": -1.1},
+        sharing="single",
+        adversarial_on="agree",
+        fits=True,
+        temperature=20.0,
+        generator_temperature=1.0,
+        recipe=FITTED
+        | {
+            "epochs": 400,
+            "synthesis_steps": 10,
+            "bank_size": 102_400,  # all of them
+            "student_learning_rate": 0.2,
+            "generator_learning_rate": 5e-3,
+        },
+    ),
+    # Yin et al., CVPR 2020, with the weights of their CIFAR-10 code, where the first
+    # BatchNormalization weighs ten times as much as the others, here five times. The
+    # student learns beside the fitting, not after it.
+    "deepinversion": Method(
+        divergence="kl",
+        student={"ensemble": 1.0},
+        generator={"cross_entropy": 1.0, "bn": 10.0, "total_variation": 1e-3},
+        sharing="single",
+        images=("inverted",),
+        temperature=4.0,
+        recipe=FITTED | {"epochs": 80, "synthesis_steps": 2000, "bank_size": 20_480},
+    ),
     "cdfkd_plus": Method(
         divergence="kl",
         student={"header": 1.0, "ensemble": 1.0},
-        generator={"header": -0.5, "bn": 1.0},
+        generator={"header": -0.5, "bn_mean": 8.0},
         sharing="shared",
         images=("procedural",),
         temperature=4.0,

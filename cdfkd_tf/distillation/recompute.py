@@ -3,7 +3,7 @@
 import tensorflow as tf
 from keras import KerasTensor
 
-from cdfkd_tf.distillation.losses import bn_gap
+from cdfkd_tf.distillation.losses import BnGap, bn_gap
 from cdfkd_tf.teachers.ensemble import TeacherEnsemble, TeacherOutputs
 
 
@@ -22,7 +22,7 @@ def recomputed(
         needs: as in `TeacherEnsemble`; feature maps are not kept.
 
     Returns:
-        The outputs, with each teacher's `bn_gap` in the place of its
+        The outputs, with each teacher's `BnGap` in the place of its
         BatchNormalizations; and the images again, to be read after the teachers.
     """
     outputs = []
@@ -42,10 +42,11 @@ def _one(teacher, normalised, needs) -> list:
     teachers, and this teacher waits for it.
     """
     has_features = "features" in teacher.provides
-    has_gap = "bn_statistics" in needs & teacher.provides
+    has_gap, layers = "bn_statistics" in needs & teacher.provides, []
 
     def forward(images):
         output = teacher(images, needs)
+        layers.append(len(output.bn))
         features = [output.features] if has_features else []
         return [output.logits, *features, *([bn_gap(output.bn)] if has_gap else [])]
 
@@ -68,4 +69,5 @@ def _one(teacher, normalised, needs) -> list:
 
     logits, *rest, images = computed(normalised)
     features = rest.pop(0) if has_features else None
-    return [logits, features, rest.pop() if has_gap else None, images]
+    gap = BnGap(rest.pop(), layers[0]) if has_gap else None
+    return [logits, features, gap, images]

@@ -14,6 +14,7 @@ import tensorflow as tf
 from keras import KerasTensor, ops
 
 from cdfkd_tf.distillation.bank import BankedImages, drawing_weights
+from cdfkd_tf.distillation.fitting import FittedImages
 from cdfkd_tf.distillation.image_source import Batch, GeneratedImages, ImageSource
 from cdfkd_tf.teachers.ensemble import TeacherEnsemble, TeacherOutputs
 
@@ -80,7 +81,7 @@ class ReplayedImages(ImageSource):
     keep the whole, so that a batch is drawn as on one device.
 
     Args:
-        generated: the generator; one batch per iteration.
+        generated: where new images come from, one batch per iteration.
         teachers: frozen.
         size: N, rounded to whole batches.
         student_steps: K, batches drawn per iteration.
@@ -93,7 +94,7 @@ class ReplayedImages(ImageSource):
 
     def __init__(
         self,
-        generated: GeneratedImages,
+        generated: GeneratedImages | FittedImages,
         teachers: TeacherEnsemble,
         *,
         size: int,
@@ -111,7 +112,7 @@ class ReplayedImages(ImageSource):
         num_classes = teachers.class_map.num_classes
         self.ring = Ring(
             max(1, size // batch_size) * batch_size,
-            generated.generator.output_shape[1:],
+            generated.image_shape,
             [
                 (len(teachers), num_classes),
                 *((width,) for width in widths if features and width),
@@ -194,6 +195,15 @@ class ReplayedImages(ImageSource):
         self.generated.update(element[0], student)
 
     def observe(self) -> Iterator[np.ndarray]:
-        """Images of held-out noise; and of the mixed-in kinds, held out, too."""
+        """Images of held-out noise; and of the mixed-in kinds, held out, too.
+
+        Of a source that has none to show: what it made last.
+        """
         fixed = self.fixed.observe() if self.fixed else ()
-        return itertools.chain(self.generated.observe(), fixed)
+        seen = itertools.chain(self.generated.observe(), fixed)
+        first = next(seen, None)
+        if first is None:
+            last = int(self.ring.written.value) % self.ring.classes.shape[0]
+            first = np.array(self.ring.images)[last - self._batch_size :]
+            first = first[: self._batch_size].astype("float32")
+        return itertools.chain([first], seen)

@@ -147,7 +147,8 @@ def named_failures(distiller: Distiller) -> Iterator[None]:
         }
         term = failed.split()[0].partition("_")[2]
         of_teachers = term in TERMS and TERMS[term].roles == ("generator",)
-        learned = updates["generator"] if of_teachers else updates["student"]
+        role = "generator" if of_teachers and "generator" in updates else "student"
+        learned = updates[role]
         half = is_scaled(distiller.optimizer)
         wider = ", --dtype_policy=mixed_bfloat16" if half else ""
         advice = (

@@ -4,7 +4,7 @@ Both are always called with `training=True`: the batch's own statistics normalis
 """
 
 import keras
-from keras import KerasTensor, layers
+from keras import KerasTensor, layers, ops
 
 from cdfkd_tf.errors import lookup
 from cdfkd_tf.networks.layers import batch_norm, conv, cropped, scale_width
@@ -17,6 +17,7 @@ def build_generator(
     *,
     standardised: bool,
     width: float = 1.0,
+    num_classes: int = 0,
 ) -> keras.Model:
     """The generator called `name`.
 
@@ -28,16 +29,23 @@ def build_generator(
             channel: the generator then ends in a BatchNormalization without scale
             and shift. False if they see [-1, 1]: it ends in tanh.
         width: factor on the inner channels; 1 is the published generator.
+        num_classes: C, of which the images are asked for, see `asked_classes`; 0: the
+            generator chooses.
 
     Returns:
-        A functional model from noise `(B, Z)`, standard normal, to normalised images
-        `(B, *image_shape)`.
+        A functional model from noise `(B, Z)`, or `(B, C + Z)`, standard normal, to
+        normalised images `(B, *image_shape)`.
 
     Raises:
         RequestError: unknown name.
     """
-    latent = keras.Input((latent_size,), name="latent")
-    image = lookup(GENERATORS, name, "generator")(latent, image_shape, width)
+    latent = noise = keras.Input((num_classes + latent_size,), name="latent")
+    if num_classes:
+        label = ops.one_hot(asked_classes(latent, num_classes), num_classes)
+        # As long as the noise: else it is drowned in it.
+        label = layers.Rescaling(latent_size**0.5)(label)
+        noise = ops.concatenate([label, latent[:, num_classes:]], axis=-1)
+    image = lookup(GENERATORS, name, "generator")(noise, image_shape, width)
     image = cropped(image, image_shape[:2], name="crop")
     image = conv(image, image_shape[-1], bias=True, name="image_conv")
     full = keras.config.floatx()  # under any policy
@@ -45,6 +53,21 @@ def build_generator(
     if standardised:
         image = batch_norm(image, affine=False, dtype=full, name="image_bn")
     return keras.Model(latent, image, name=name)
+
+
+def asked_classes(latent: KerasTensor, num_classes: int) -> KerasTensor:
+    """The classes asked for by noise: where its first C numbers are largest.
+
+    So they are as random as the noise, evenly spread, and follow from its seed.
+
+    Args:
+        latent: `(B, C + Z)`.
+        num_classes: C.
+
+    Returns:
+        `(B,)`.
+    """
+    return ops.argmax(latent[:, :num_classes], axis=-1)
 
 
 def dafl(

@@ -71,7 +71,7 @@ def _check_networks(run: Run, todo: Sequence[str]) -> None:
         read_unlabelled(config.bn_images, spec.image_shape)
     student = build.build_student(run.sized(ensemble), spec, len(ensemble))
     generator = None
-    if run.method.generator:
+    if run.method.has_generator:
         generator = build.build_generator(config, spec)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DistillationWarning)  # said when it starts

@@ -226,7 +226,8 @@ class Run:
 
     def noise(self, count: int, seed: int) -> np.ndarray:
         """`(count, Z)` latents for looking, not for learning."""
-        return watching_noise(count, self.config.latent_size, [self.config.seed, seed])
+        width = self.network("generator", "distill").input_shape[-1]
+        return watching_noise(count, width, [self.config.seed, seed])
 
     def unlabelled_images(self, count: int, seed: int) -> np.ndarray:
         """All `unlabelled_batches`, `(count, height, width, channels)`."""
@@ -246,7 +247,7 @@ class Run:
             Batches no larger than those of the training.
         """
         config, size = self.config, self.config.batch_size
-        if self.method.generator:
+        if self.method.has_generator:
             if "sample" not in self.__dict__:
                 self.sample = Sampler(self.network("generator", "distill"), size)
             for images in self.sample.batches(self.noise(count, seed)):
@@ -257,6 +258,7 @@ class Run:
             images = self.real_images.some_training_pixels(count, [config.seed, seed])
         else:
             kinds = kinds_of(self.method.images, config.transfer_images)
+            kinds = kinds or kinds_of(["procedural"], "")
             shares = self.results.read()["quality"].get("kinds") or {}
             if set(shares) != set(kinds):  # of another version
                 shares = dict.fromkeys(kinds, 1 / len(kinds))

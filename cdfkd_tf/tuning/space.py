@@ -193,7 +193,7 @@ def _weights(config: RunConfig, method: Callable[[], Method]) -> Fields:
 
 def _schedule(config: RunConfig, method: Callable[[], Method]) -> Fields:
     fields = {"student_learning_rate": _around(config.student_learning_rate)}
-    if method().generator:
+    if method().has_generator:
         fields["generator_learning_rate"] = _around(config.generator_learning_rate)
         fields["student_steps"] = Range(2, 10)
     return fields

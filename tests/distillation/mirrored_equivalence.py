@@ -19,7 +19,8 @@ tf.config.set_logical_device_configuration(
 keras.config.set_floatx("float64")
 keras.config.set_dtype_policy("float64")
 
-from cdfkd_tf.distillation.build import networks_of
+from cdfkd_tf.data.specs import plain_spec
+from cdfkd_tf.distillation.bank import ask
 from cdfkd_tf.distillation.checkpoints import TrainingState
 from cdfkd_tf.distillation.numerics import apply_gradients
 from cdfkd_tf.distillation.replay import ReplayedImages
@@ -53,8 +54,9 @@ def distiller_on(strategy_name, method, **options):
             method, student_steps=STEPS, clip_gradients=clip, **options
         )
     if strategy.num_replicas_in_sync > 1:
-        for network in networks_of(distiller).values():
-            synchronise(network)
+        for part in distiller.state.values():
+            if isinstance(part, keras.Model):
+                synchronise(part)
     return strategy, distiller
 
 
@@ -116,6 +118,26 @@ def skipped_by_all():
     return values
 
 
+def asked_by_shares(mirrored):
+    """Images that each replica asks for at once, and all answers, of 21 images."""
+    strategy = choose_strategy("mirrored" if mirrored else "one_device", BATCH)
+    teachers, shares = toys.distiller().teachers, []
+
+    class Watched:
+        def __call__(self, images, needs=frozenset()):
+            shares.append(images.shape[0])
+            return teachers(images, needs)
+
+        answers = teachers.answers
+
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (21, *toys.SHAPE), dtype="uint8")
+    spec = plain_spec("none", toys.SHAPE, toys.CLASSES)
+    with tempfile.TemporaryDirectory() as folder, strategy.scope():
+        found = ask(Watched(), images, spec, pathlib.Path(folder), batch_size=BATCH)
+    return shares, found.logits.tolist()
+
+
 def masks():
     """What Dropout lets through on each of two replicas, twice."""
     strategy = choose_strategy("mirrored", BATCH)
@@ -138,14 +160,16 @@ def main():
     recomputed = trained("mirrored", "dfq", recompute=True)
     found["dfq, recomputed"] = compare(alone["dfq"], recomputed)
     found["dfq, resumed"] = compare(alone["dfq"], trained_in_two_parts("dfq"))
-    ring = {"kept": 2 * BATCH}  # written over by the third iteration
-    kept = trained("one_device", "cdfkd_mfs", **ring)
-    found["kept"] = compare(kept, trained("mirrored", "cdfkd_mfs", **ring))
-    resumed = trained_in_two_parts("cdfkd_mfs", **ring)
-    found["kept, resumed"] = compare(kept, resumed)
-    print(
-        json.dumps({"compared": found, "masks": masks(), "skipped": skipped_by_all()})
-    )
+    # A ring written over by the third iteration; and all that a generator may do.
+    options = {"kept": 2 * BATCH, "num_classes": toys.CLASSES, "mean_decay": 0.5}
+    terms = {"header": -1.0, "bn_mean": 1.0, "cross_entropy": 1.0}
+    row = toys.method(generator=terms, adversarial_on="disagree")
+    kept = trained("one_device", row, **options)
+    found["kept"] = compare(kept, trained("mirrored", row, **options))
+    found["kept, resumed"] = compare(kept, trained_in_two_parts(row, **options))
+    asked = [asked_by_shares(mirrored) for mirrored in (False, True)]
+    others = {"masks": masks(), "skipped": skipped_by_all(), "asked": asked}
+    print(json.dumps({"compared": found, **others}))
 
 
 if __name__ == "__main__":

@@ -109,6 +109,14 @@ def test_feature_term_of_other_widths_is_dropped_with_a_note():
     assert suited(ROW, teachers, student, project=True) == ROW
 
 
+def test_attention_term_is_refused_where_images_are_kept_with_logits_alone():
+    teachers, student = ensemble(toys.classifier(), toys.classifier()), toys.student(2)
+    options = {"images": "procedural", "student_loss": "header=1,attention=1"}
+    config = RunConfig(method="cdfkd_mfs", **options)
+    with pytest.raises(RequestError, match="kept with logits and features"):
+        build.available_method(config, teachers, student)
+
+
 def test_bn_term_without_any_bn_is_dropped_with_a_note():
     teachers, student = ensemble(without_bn(), without_bn()), toys.student(2)
     row = dataclasses.replace(ROW, student={"header": 1.0})
@@ -172,6 +180,8 @@ def test_projection_learns_with_the_student_and_closes_the_gap():
         ({"images": "real,procedural"}, "stand alone"),
         ({"images": "generated", "method": "kd"}, "has no generator"),
         ({"images": "noise", "generator_loss": "bn=1"}, "has no generator"),
+        ({"images": "generated,inverted"}, "without each other"),
+        ({"method": "fast", "conditional_generator": True}, "by itself"),
         ({"images": "drawn"}, "must be one of generated"),
     ],
 )

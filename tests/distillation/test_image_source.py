@@ -39,6 +39,37 @@ def test_generated_images_keep_generator_and_optimizer_in_the_checkpoint():
     }
 
 
+def test_every_other_image_is_of_the_running_mean_which_follows_the_generator():
+    engine = toys.distiller(mean_decay=0.75, kept=0)
+    source, noise = engine.source, toys.latents()
+    before = [w.numpy() for w in source.mean.trainable_variables]
+    engine.source_step(noise)
+    for mean, old, new in zip(
+        source.mean.trainable_variables, before, source.generator.trainable_variables
+    ):
+        np.testing.assert_allclose(mean, 0.75 * old + 0.25 * new, rtol=1e-5, atol=1e-7)
+        assert np.abs(new - old).max() > 1e-4
+    images = np.array(source.next_batches(noise).images[1])
+    for start, network in enumerate((source.generator, source.mean)):
+        expected = network(noise[start::2, 1], training=True)
+        np.testing.assert_allclose(images[start::2], expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("where", ["agree", "disagree"])
+def test_generator_counts_the_images_where_student_and_teachers_agree_or_not(where):
+    row = toys.method("cdfkd", generator={"ensemble": -1.0}, adversarial_on=where)
+    engine, noise = toys.distiller(row), toys.latents()
+    images = engine.source.generator(noise[:, -1], training=True)
+    student = np.array(engine.student(images, training=True)["logits"]).mean(1)
+    teachers = np.array(engine.teachers(images).logits).mean(1)
+    q, p = (np.exp(x) / np.exp(x).sum(-1, keepdims=True) for x in (student, teachers))
+    counted = (student.argmax(-1) == teachers.argmax(-1)) == (where == "agree")
+    expected = ((p * np.log(p / q)).sum(-1) * counted).mean()
+    engine.source_step(noise)
+    ours = engine.term_means()["generator_ensemble"]
+    np.testing.assert_allclose(ours, expected, rtol=1e-4)
+
+
 def test_observe_gives_the_same_images_of_other_noise_and_moves_nothing():
     source = toys.distiller().source
     before = values_of(source.generator)

@@ -1,5 +1,7 @@
 """Each loss term against one independent NumPy line."""
 
+import dataclasses
+
 import keras
 import numpy as np
 import pytest
@@ -75,6 +77,18 @@ def test_kl_is_of_softmaxes_over_the_known_classes(logits):
         rows.append((p * np.log(p / q)).sum(-1).mean())
     ours = losses.kl(student, teacher, mask=MASK)
     np.testing.assert_allclose(ours, np.mean(rows), rtol=1e-5)
+
+
+def test_divergences_count_some_images_in_the_mean_over_all(logits):
+    student, teacher = logits
+    counted = np.array([1, 0, 0, 1, 1, 0], bool)
+    gaps = np.abs(student - teacher).mean((1, 2))
+    ours = losses.l1(student, teacher, counted=counted)
+    np.testing.assert_allclose(ours, (gaps * counted).mean(), rtol=1e-6)
+    p, q = softmax(teacher), softmax(student)
+    rows = (p * np.log(p / q)).sum(-1).mean(-1)
+    ours = losses.kl(student, teacher, counted=counted)
+    np.testing.assert_allclose(ours, (rows * counted).mean(), rtol=1e-5)
 
 
 def test_kl_with_temperature_is_softened_and_keeps_its_size(outputs):
@@ -180,6 +194,40 @@ def test_bn_term_weighs_first_layers_five_times_and_skips_teachers_without(outpu
             gap += np.linalg.norm(inputs.mean((0, 1, 2)) - mean)
             total += gap * (5 if index == 0 else 1)
     np.testing.assert_allclose(term("bn", outputs), total / 2, rtol=1e-5)
+
+
+def test_bn_mean_term_is_a_weighted_mean_over_layers(outputs):
+    first, second = (losses.bn_gap(bn) for bn in outputs.teachers.bn[:2])
+    np.testing.assert_allclose(
+        term("bn_mean", outputs), (first / 6 + second / 5) / 2, rtol=1e-5
+    )
+
+
+@pytest.mark.parametrize("asked", [True, False])
+def test_cross_entropy_term_is_of_the_asked_classes_or_the_likeliest(outputs, asked):
+    p = softmax(outputs.teachers.logits.mean(1))
+    labels = np.array([0, 1, 2, 3, 4, 0]) if asked else p.argmax(-1)
+    expected = -np.log(p[np.arange(6), labels]).mean()
+    outputs = dataclasses.replace(outputs, labels=labels if asked else None)
+    np.testing.assert_allclose(term("cross_entropy", outputs), expected, rtol=1e-5)
+
+
+def test_total_variation_and_l2_are_norms_averaged_over_images():
+    images = draw(4, 5, 6, 2)
+    steps = ((0, 1), (1, 0), (1, 1), (1, -1))
+    expected = 0.0
+    for image in images:
+        for down, right in steps:
+            pairs = [
+                image[i + down, j + right] - image[i, j]
+                for i in range(5 - down)
+                for j in range(6)
+                if 0 <= j + right < 6
+            ]
+            expected += np.linalg.norm(pairs) / 4
+    np.testing.assert_allclose(losses.total_variation(images), expected, rtol=1e-5)
+    expected = np.mean([np.linalg.norm(image) for image in images])
+    np.testing.assert_allclose(losses.length(images), expected, rtol=1e-5)
 
 
 def test_entropy_is_the_mean_over_predictions(logits):

@@ -109,6 +109,30 @@ def test_two_worker_replicas_equal_one_process_killed_and_resumed(flags, tmp_pat
     ).read_text()
 
 
+@pytest.mark.slow
+def test_two_workers_fill_a_bank_by_shares_and_learn_as_one(flags, tmp_path):
+    flags = [f for f in flags if not f.startswith("--method")]
+    flags += ["--method=cdfkd_plus", "--images=noise", "--bank_size=20"]
+    chief, worker = start_both(flags, tmp_path / "two")
+    assert (chief[2], worker[2]) == (0, 0), (chief, worker)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            "cdfkd_tf.distillation.build.dtype_policy",
+            lambda _: contextlib.nullcontext(),
+        )
+        own = [f"--workdir={tmp_path / 'one'}", "--action=distill"]
+        assert run_main(*flags, *own) == 0
+    one, *two = (
+        np.load(tmp_path / place / "answers_0.npy")
+        for place in ("one/bank", "two/bank", "two/bank/process_1")
+    )
+    np.testing.assert_array_equal(*two)
+    np.testing.assert_allclose(two[0], one, rtol=1e-5, atol=1e-5)
+    ours, theirs = (weights_of(tmp_path / name, "student") for name in ("one", "two"))
+    for a, b in zip(ours, theirs, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4)  # answers are float32
+
+
 def cluster_of(index, addresses):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TF_CONFIG", tf_config(index, addresses))

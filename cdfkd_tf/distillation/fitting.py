@@ -1,0 +1,229 @@
+"""Images fitted to the teachers: each batch by gradient steps of its own.
+
+Where the generator of `GeneratedImages` learns over the whole run, here every batch
+starts anew, from noise or from a generator's weights, and is fitted to what the
+`generator` weights of the method ask for.
+"""
+
+import abc
+from collections.abc import Iterator, Sequence
+
+import keras
+import numpy as np
+import tensorflow as tf
+from keras import KerasTensor, ops
+
+from cdfkd_tf.data.noise import latent_dataset, watching_noise
+from cdfkd_tf.distillation.image_source import (
+    HELD_OUT_SEED,
+    OBSERVED,
+    Batch,
+    ImageSource,
+    Sampler,
+    counted_images,
+)
+from cdfkd_tf.distillation.losses import Objective, Outputs
+from cdfkd_tf.networks.generators import asked_classes
+from cdfkd_tf.teachers.ensemble import TeacherEnsemble
+
+_PIXEL_RATE, _LATENT_RATE = 0.1, 0.01  # of Adam
+_BETAS, _EPSILON = (0.5, 0.999), 1e-8
+_JITTER = 2  # pixels, to each side
+
+
+class FittedImages(ImageSource):
+    """One batch of fitted images per iteration, for `ReplayedImages`; on one device.
+
+    What is fitted are tensors, not variables: nothing of it is left for a checkpoint.
+
+    Args:
+        teachers: frozen.
+        objective: what the images minimise.
+        student: in inference mode, where a term reads it.
+        image_shape: `(height, width, channels)`.
+        num_classes: C; each image is asked for a class.
+        num_steps: of Adam for each batch.
+        batch_size: B.
+        seed: of all the noise.
+    """
+
+    def __init__(
+        self,
+        teachers: TeacherEnsemble,
+        objective: Objective,
+        student: keras.Model,
+        *,
+        image_shape: tuple[int, ...],
+        num_classes: int,
+        num_steps: int,
+        batch_size: int,
+        seed: int,
+    ):
+        super().__init__()
+        self.image_shape, self.objective = tuple(image_shape), objective
+        self._teachers, self._student = teachers, student
+        self._num_classes, self._num_steps = num_classes, num_steps
+        self._batch_size, self._seed = batch_size, seed
+        self.trackers = objective.trackers
+
+    @property
+    @abc.abstractmethod
+    def width(self) -> int:
+        """Numbers of noise behind one image."""
+
+    @abc.abstractmethod
+    def start(self, noise: KerasTensor) -> tuple[list[KerasTensor], list[float]]:
+        """What is fitted, of noise `(B, width)`, and the learning rate of each."""
+
+    @abc.abstractmethod
+    def draw(self, values: Sequence[KerasTensor]) -> KerasTensor:
+        """The images, `(B, *image_shape)`, of fitted values."""
+
+    def vary(self, images: KerasTensor, seed: KerasTensor) -> KerasTensor:
+        """The images as the teachers see them in one step; `seed`: `(2,)`."""
+        return images
+
+    def finish(self, values: Sequence[KerasTensor]) -> None:
+        """What is learned from the fitted values; most learn nothing."""
+
+    def dataset(self, first_step: int) -> tf.data.Dataset:
+        """Endless noise, `(B, 1, C + width)`: of classes, then of images."""
+        return latent_dataset(
+            self._batch_size,
+            1,
+            self._num_classes + self.width,
+            seed=self._seed,
+            first_step=first_step,
+        )
+
+    def next_batches(self, element: KerasTensor) -> Batch:
+        """The batch of the smallest loss on the way."""
+        noise = ops.cast(element[:, 0], keras.config.floatx())
+        labels = asked_classes(noise, self._num_classes)
+        values, rates = self.start(noise[:, self._num_classes :])
+        # Bits of the noise: as random, and the same if the run is resumed.
+        seed = tf.cast(noise[0, :2] * 2.0**16, tf.int32)
+        shape = (element.shape[0] or tf.shape(element)[0], *self.image_shape)
+
+        def fit(step, values, means, squares, least, best):
+            with tf.GradientTape() as tape:
+                tape.watch(values)
+                images = self.draw(values)
+                loss = self._loss(self.vary(images, seed + [0, step]), labels)
+            gradients = tape.gradient(loss, values)
+            moved = [
+                _adam(*parts, tf.cast(step + 1, loss.dtype))
+                for parts in zip(values, gradients, means, squares, rates)
+            ]
+            best = tf.where(loss < least, images, best)
+            return step + 1, *map(list, zip(*moved)), tf.minimum(loss, least), best
+
+        zeros = [tf.zeros_like(value) for value in values]
+        least = tf.constant(np.inf, values[0].dtype)
+        _, values, _, _, _, best = tf.while_loop(
+            lambda step, *_: step < self._num_steps,
+            fit,
+            [0, values, zeros, zeros, least, tf.zeros(shape, values[0].dtype)],
+        )
+        self.finish(values)
+        return Batch(best[None])
+
+    def _loss(self, images, labels) -> KerasTensor:
+        teachers = self._teachers(images, self.objective.needs)
+        student = self._student(images, training=False)
+        rule, where = self._teachers.rule, self.objective.method.adversarial_on
+        logits = student["logits"], teachers.logits
+        counted = counted_images(where, *map(self._teachers.mean_logits, logits))
+        return self.objective(Outputs(student, teachers, rule, counted, labels, images))
+
+
+def _adam(value, gradient, mean, square, rate, step):
+    """Kingma and Ba, ICLR 2015, algorithm 1: new value, mean and mean square."""
+    first, second = _BETAS
+    mean = first * mean + (1 - first) * gradient
+    square = second * square + (1 - second) * gradient**2
+    deviation = tf.sqrt(square / (1 - second**step)) + _EPSILON
+    return value - rate * mean / (1 - first**step) / deviation, mean, square
+
+
+class InvertedImages(FittedImages):
+    """Pixels fitted from noise (Yin et al., DeepInversion, CVPR 2020).
+
+    Each step sees the images shifted by up to two pixels and, every other step or so,
+    mirrored.
+    """
+
+    @property
+    def width(self) -> int:
+        """One number per pixel and channel."""
+        return int(np.prod(self.image_shape))
+
+    def start(self, noise: KerasTensor) -> tuple[list[KerasTensor], list[float]]:
+        """The pixels, standard normal."""
+        return [tf.reshape(noise, (-1, *self.image_shape))], [_PIXEL_RATE]
+
+    def draw(self, values: Sequence[KerasTensor]) -> KerasTensor:
+        """The pixels as they are."""
+        return values[0]
+
+    def vary(self, images: KerasTensor, seed: KerasTensor) -> KerasTensor:
+        """All shifted and mirrored alike."""
+        shifts = 2 * _JITTER + 1
+        drawn = tf.random.stateless_uniform([3], seed, 0, 2 * shifts, tf.int32)
+        images = tf.roll(images, drawn[:2] % shifts - _JITTER, axis=[1, 2])
+        return tf.where(drawn[2] % 2 == 1, images[:, :, ::-1], images)
+
+
+class LatentImages(FittedImages):
+    """Latents and a copy of the generator fitted together, from where the last ended.
+
+    The generator itself moves towards each end by one step of its optimiser: it
+    becomes a start from which few steps are enough (Fang et al., Up to 100x faster
+    data-free knowledge distillation, AAAI 2022).
+
+    Args:
+        generator: noise `(B, Z)` to normalised images.
+        optimizer: of the generator; the copy is fitted at its learning rate, too.
+        **options: as in `FittedImages`.
+    """
+
+    def __init__(
+        self,
+        generator: keras.Model,
+        optimizer: keras.optimizers.Optimizer,
+        *args,
+        **options,
+    ):
+        self.generator, self.optimizer = generator, optimizer
+        super().__init__(*args, image_shape=generator.output_shape[1:], **options)
+        self.state = {"generator": generator, "generator_optimizer": optimizer}
+        optimizer.build(generator.trainable_variables)
+        self._sample = Sampler(generator, self._batch_size)
+
+    @property
+    def width(self) -> int:
+        """Z."""
+        return self.generator.input_shape[-1]
+
+    def start(self, noise: KerasTensor) -> tuple[list[KerasTensor], list[float]]:
+        """Latents, then the generator's weights."""
+        weights = list(map(tf.convert_to_tensor, self.generator.trainable_variables))
+        rates = [self.optimizer.learning_rate] * len(weights)
+        return [noise, *weights], [_LATENT_RATE, *rates]
+
+    def draw(self, values: Sequence[KerasTensor]) -> KerasTensor:
+        """What the copy makes of the latents."""
+        latents, *weights = values
+        still = list(map(tf.convert_to_tensor, self.generator.non_trainable_variables))
+        return self.generator.stateless_call(weights, still, latents, training=True)[0]
+
+    def finish(self, values: Sequence[KerasTensor]) -> None:
+        """The way from the end back is the generator's gradient (Reptile)."""
+        weights = self.generator.trainable_variables
+        ways = [weight - end for weight, end in zip(weights, values[1:], strict=True)]
+        self.optimizer.apply(ways, weights)
+
+    def observe(self) -> Iterator[np.ndarray]:
+        """Images of held-out noise, from which the fitting would start."""
+        seeds = [self._seed, HELD_OUT_SEED]
+        return self._sample.batches(watching_noise(OBSERVED, self.width, seeds))

@@ -1,0 +1,99 @@
+"""Images fitted to the teachers: what moves, how far, and towards what."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from cdfkd_tf.distillation.fitting import InvertedImages, LatentImages
+from cdfkd_tf.distillation.losses import Objective
+from cdfkd_tf.networks.generators import asked_classes
+from cdfkd_tf.teachers.ensemble import TeacherEnsemble
+from tests import toys
+
+BATCH = 8
+
+
+@pytest.fixture(scope="module")
+def networks():
+    keras.utils.set_random_seed(0)
+    teachers = TeacherEnsemble([toys.classifier(seed=seed) for seed in (1, 2)])
+    return teachers, toys.student(1)
+
+
+def _options(networks, weights, num_steps, row="deepinversion"):
+    teachers, student = networks
+    objective = Objective("generator", toys.method(row, generator=weights))
+    options = {"num_classes": toys.CLASSES, "num_steps": num_steps}
+    return (teachers, objective, student), {**options, "batch_size": BATCH, "seed": 3}
+
+
+def _inverted(networks, weights, num_steps):
+    args, options = _options(networks, weights, num_steps)
+    return InvertedImages(*args, image_shape=toys.SHAPE, **options)
+
+
+def _element(source):
+    return next(iter(source.dataset(0)))
+
+
+def test_pixels_start_from_noise_and_move_by_adam(networks):
+    """Of two steps the second is the better: each pixel is nearer to 0 by the rate."""
+    noise = _element(_inverted(networks, {"l2": 1.0}, 2))
+    pixels = noise[:, 0, toys.CLASSES :].numpy().reshape(BATCH, *toys.SHAPE)
+    first, second = (
+        _inverted(networks, {"l2": 1.0}, steps).next_batches(noise).images[0]
+        for steps in (1, 2)
+    )
+    np.testing.assert_array_equal(first, pixels)
+    expected = pixels - 0.1 * np.sign(pixels)
+    np.testing.assert_allclose(second, expected, rtol=1e-3, atol=1e-4)
+
+
+def test_fitted_images_show_the_teachers_the_asked_classes(networks):
+    source = _inverted(networks, {"cross_entropy": 1.0}, 30)
+    element = _element(source)
+    labels = np.asarray(asked_classes(element[:, 0], toys.CLASSES))
+
+    def misfit(images):
+        logits = np.array(networks[0](images).logits).mean(1)
+        p = np.exp(logits - logits.max(-1, keepdims=True))
+        return -np.log((p / p.sum(-1, keepdims=True))[np.arange(BATCH), labels]).mean()
+
+    start = element[:, 0, toys.CLASSES :].numpy().reshape(BATCH, *toys.SHAPE)
+    fitted = tf.function(source.next_batches)(element).images[0]
+    assert misfit(fitted) < misfit(start)
+
+
+def test_inverted_images_are_seen_shifted_and_mirrored_all_alike(networks):
+    source, images = _inverted(networks, {"l2": 1.0}, 1), toys.images(2)
+    variants = {
+        (down, right, mirror): np.roll(images, (down, right), (1, 2))[:, :, ::mirror]
+        for down in range(-2, 3)
+        for right in range(-2, 3)
+        for mirror in (1, -1)
+    }
+    seen = set()
+    for seed in range(40):
+        varied = source.vary(tf.constant(images), tf.constant([seed, 0])).numpy()
+        seen |= {key for key, one in variants.items() if np.array_equal(one, varied)}
+    assert len(seen) > 20
+
+
+def test_generator_moves_towards_where_its_copy_ended(networks):
+    """One step of Adam moves each weight by its rate; of SGD then by a part of it."""
+    keras.utils.set_random_seed(0)
+    generator, sgd = toys.generator(), keras.optimizers.SGD(0.01)
+    args, options = _options(networks, {"bn": 1.0, "ensemble": -1.0}, 1, row="fast")
+    source = LatentImages(generator, sgd, *args, **options)
+    before, element = generator.get_weights(), _element(source)
+    images = source.next_batches(element).images[0]
+    latents = element[:, 0, toys.CLASSES :]
+    moved = np.abs(generator.get_weights()[0] - before[0])
+    np.testing.assert_allclose(np.median(moved), 0.01 * 0.01, rtol=1e-2)
+    generator.set_weights(before)
+    np.testing.assert_allclose(
+        images, generator(latents, training=True), rtol=1e-4, atol=1e-5
+    )
+    assert len(next(source.observe())) == BATCH
+    assert set(source.state) == {"generator", "generator_optimizer"}
