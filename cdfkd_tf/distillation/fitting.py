@@ -133,7 +133,7 @@ class FittedImages(ImageSource):
         student = self._student(images, training=False)
         rule, where = self._teachers.rule, self.objective.method.adversarial_on
         logits = student["logits"], teachers.logits
-        counted = counted_images(where, *map(self._teachers.mean_logits, logits))
+        counted = counted_images(where, *map(self._teachers.combined, logits))
         return self.objective(Outputs(student, teachers, rule, counted, labels, images))
 
 

@@ -247,7 +247,7 @@ class GeneratedImages(ImageSource):
         logits = outputs["logits"], teachers.logits
         counted = counted_images(
             self.objective.method.adversarial_on,
-            *map(self._teachers.mean_logits, logits),
+            *map(self._teachers.combined, logits),
         )
         count, rule = self._num_classes, self._teachers.rule
         labels = asked_classes(noise, count) if count else None
