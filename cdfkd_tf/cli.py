@@ -93,7 +93,7 @@ def main(
         with _plain_warnings(), _terminated_as_interrupted():
             pipeline.run(config)
     except KeyboardInterrupt:
-        _print("Interrupted. Checkpoints are kept; the same command continues.")
+        _print("Interrupted. What is finished is kept; the same command continues.")
         return 130
     except Exception as error:  # users get one line, never a traceback
         if debug:

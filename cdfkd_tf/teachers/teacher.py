@@ -249,7 +249,8 @@ class Teacher:
         # Traced, so that only what is asked for is computed: no gradient (it is enough
         # that there is one), and none of the filters, whose kernel may crash (1x1
         # convolutions with strides and at most 8 channels).
-        @tf.function(reduce_retracing=True)
+        # As they are written: the training step does not rewrite them either.
+        @tf.function(reduce_retracing=True, autograph=False)
         def ask(images):
             with tf.GradientTape() as tape:
                 tape.watch(images)
