@@ -517,7 +517,7 @@ class RunConfig:
 
     def _complete(self) -> None:
         """Puts the method's own values where none are given."""
-        methods = importlib.import_module("cdfkd_tf.distillation.methods").METHODS
+        methods = _by_name("distillation.methods:METHODS")
         if not self.dataset:
             own = "folder" if self.image_folder else "none" if self.teachers else ""
             object.__setattr__(self, "dataset", own or "cifar100")
