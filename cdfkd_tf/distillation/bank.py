@@ -28,7 +28,10 @@ from cdfkd_tf.teachers.ensemble import TeacherEnsemble, TeacherOutputs
 _MOST_DRAWN = 16.0  # times as often as the average image, for those of rare classes
 _TINY = 1e-6
 _TOLD_EVERY = 10  # seconds
-_SAMPLED = 256  # images of a kind, to see how near the teachers' own they are
+# To see how near to the teachers' own a kind of images is: so many of them, or as many
+# as have so many pixels if these are fewer, but not fewer than the last.
+_SAMPLED = (256, 2**22, 64)
+_MEASURED = (256, 2**20, 16)  # for statistics of all layers: each image has many places
 
 
 class Bank:
@@ -94,17 +97,19 @@ def fill(
     answer = _asked(teachers, spec, features, needs)
     answer(np.zeros((batch_size, *shape), "uint8"))  # the first one traces
     begun = time.monotonic()
-    samples = {name: draw(_SAMPLED, shape, seed) for name, draw in kinds.items()}
+    sampled, measured = _enough(_SAMPLED, shape), _enough(_MEASURED, shape)
+    samples = {name: draw(sampled, shape, seed) for name, draw in kinds.items()}
     covered = coverages(teachers, samples, answer, batch_size)
-    each = (time.monotonic() - begun) / (_SAMPLED * len(kinds))
+    each = (time.monotonic() - begun) / (sampled * len(kinds))
     gaps = {}
     if len(kinds) > 1:
-        gaps = statistics_gaps(teachers, samples, spec, batch_size)
+        few = {name: images[:measured] for name, images in samples.items()}
+        gaps = statistics_gaps(teachers, few, spec, batch_size)
     shares = {kind: round(s, 6) for kind, s in shares_of(covered, gaps).items()}
     if seconds:
         kept = folder / "mixture.json"
         known = json.loads(kept.read_text()) if kept.exists() else {}
-        count = max(_SAMPLED, min(count, int(seconds / each)))
+        count = max(_SAMPLED[0], min(count, int(seconds / each)))
         if known.get("shares") == shares:  # the same kinds, seed and teachers
             count = known["count"]
         folder.mkdir(parents=True, exist_ok=True)
@@ -418,10 +423,21 @@ def _layer_sums(teachers, normalised) -> list[tuple]:
     needs, found = frozenset({"bn_statistics"}), []
     for norms in teachers(tf.constant(normalised, "float32"), needs).bn:
         for inputs, mean, variance in norms:
-            rows = np.asarray(inputs, "float64").reshape(-1, inputs.shape[-1])
-            stored = (len(rows) * np.asarray(x, "float64") for x in (mean, variance))
-            found.append((len(rows), rows.sum(0), (rows**2).sum(0), *stored))
+            # Where they are: as an array they would be copied, and in float64.
+            moments = tf.nn.moments(inputs, list(range(len(inputs.shape) - 1)))
+            count = math.prod(inputs.shape[:-1])
+            means, spreads, *stored = (
+                np.asarray(x, "float64") for x in (*moments, mean, variance)
+            )
+            sums = (means, spreads + means**2, *stored)
+            found.append((count, *(count * values for values in sums)))
     return found
+
+
+def _enough(sample: tuple[int, int, int], shape: tuple[int, ...]) -> int:
+    """How many images of `shape` a sample takes: `(most, pixels, fewest)`."""
+    most, pixels, fewest = sample
+    return max(fewest, min(most, pixels // math.prod(shape[:2])))
 
 
 def _gap(count, total, squares, moving_mean, moving_variance) -> float:

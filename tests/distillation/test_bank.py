@@ -125,6 +125,9 @@ def test_statistics_gaps_rank_images_like_those_of_training_first():
     samples = {"like": (like * 255).astype("uint8"), "unlike": _images(64)}
     gaps = bank.statistics_gaps(TeacherEnsemble([model]), samples, SPEC, 5)
     assert gaps["like"] < 0.2 < gaps["unlike"]
+    pixels = samples["unlike"] / 127.5 - 1
+    shift, ratio = abs(pixels.mean() - 0.6) / 0.2, abs(np.log(pixels.std() / 0.2))
+    assert gaps["unlike"] == pytest.approx(shift + ratio, rel=0.02)
     shares = bank.shares_of({"like": 0.5, "unlike": 0.5}, gaps)
     assert shares["like"] > 0.8 and sum(shares.values()) == pytest.approx(1)
     shares = bank.shares_of({"all": 0.9, "few": 0.3}, {})
