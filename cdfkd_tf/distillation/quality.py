@@ -130,8 +130,8 @@ def describe(quality: Mapping[str, Any]) -> str:
         warnings.warn(
             "The student is poor: on new images of its own kinds, all classes counted "
             "alike, it agrees with its teachers on only "
-            f"{max(0, quality['agreement']['own']['beyond_chance']):.0%} beyond chance (good "
-            f"ones on more than {POOR:.0%}). Likely causes: "
+            f"{max(0, quality['agreement']['own']['beyond_chance']):.0%} beyond chance "
+            f"(good ones on more than {POOR:.0%}). Likely causes: "
             f"{'; '.join(quality['causes'])}.",
             DistillationWarning,
             stacklevel=2,
