@@ -5,6 +5,7 @@ import codecs
 import contextlib
 import functools
 import importlib.metadata
+import os
 import pathlib
 import re
 import signal
@@ -82,7 +83,7 @@ def main(
     debug = "--debug" in argv
     try:
         if not argv[1:]:
-            print(short_page())
+            _show(short_page())
             return 0
         if argv[1] in COMMANDS:
             module = f"cdfkd_tf.tools.{COMMANDS[argv[1]][0]}"
@@ -119,7 +120,7 @@ class _PageFlag(absl_flags.BooleanFlag):
 
     def parse(self, arg):
         if self._parse(arg):
-            print(self.page())
+            _show(self.page())
             sys.exit(0)
 
 
@@ -191,7 +192,7 @@ def with_flagfiles(
         if not equals and rest:
             file = rest.pop(0)
         if recipe and file == "list":
-            print(recipe_page())
+            _show(recipe_page())
             sys.exit(0)
         if not file:
             continue
@@ -256,6 +257,14 @@ def version() -> str:
     names = ("tensorflow", "keras")
     found = [f"{name} {importlib.metadata.version(name)}" for name in names]
     return f"cdfkd_tf {cdfkd_tf.__version__} ({', '.join(found)})"
+
+
+def _show(page: str) -> None:
+    """Prints a page; whoever closes the pipe early, as `| head`, has read enough."""
+    try:
+        print(page, flush=True)
+    except BrokenPipeError:  # Python would flush once more on its way out
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _introduction() -> str:

@@ -1,5 +1,6 @@
 """The command line: exit codes, one line on standard error, help."""
 
+import os
 import pathlib
 import subprocess
 import sys
@@ -55,6 +56,11 @@ def test_main_shows_its_help():
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0 and done.stderr == ""
     assert "--flagfile=FILE" in done.stdout and "  --workdir: " in done.stdout
+    reader, writer = os.pipe()
+    os.close(reader)  # as `| head` does once it has its lines
+    done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, cwd=ROOT)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (0, b"")
 
 
 def test_help_has_one_line_for_every_flag_in_its_group():
