@@ -217,7 +217,8 @@ class RunConfig:
         "auto",
         "How the teachers' answers become one: mean (of logits), probabilities (their "
         "mean), competence (weighted by what each knows, told from its weights), "
-        "counts (by --teacher_counts). auto: mean if they know the same.",
+        "counts (by --teacher_counts). auto: mean if they know the same, or where it "
+        "is the method's.",
         ("auto", "teachers.rules:RULES"),
         affects="distill",
     )
@@ -525,7 +526,7 @@ class RunConfig:
             usual = "cdfkd_plus" if self.teachers else "cdfkd_mfs"
             object.__setattr__(self, "method", usual)
         for name, value in methods[self.method].recipe.items():
-            if getattr(self, name) in (None, ""):
+            if getattr(self, name) in (None, "", FIELDS[name].default):
                 object.__setattr__(self, name, value)
         if self.student != "auto" and self.student_width is None:
             object.__setattr__(self, "student_width", 1.0)

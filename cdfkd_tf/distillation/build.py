@@ -13,6 +13,7 @@ from cdfkd_tf.data.images import RealImages
 from cdfkd_tf.data.specs import DatasetSpec
 from cdfkd_tf.data.transfer_set import kinds_of, mixture
 from cdfkd_tf.distillation.bank import BankedImages, automatic_size, fill
+from cdfkd_tf.distillation.boosting import Boosting
 from cdfkd_tf.distillation.distiller import Distiller
 from cdfkd_tf.distillation.fitting import FittedImages, InvertedImages, LatentImages
 from cdfkd_tf.distillation.image_source import (
@@ -246,10 +247,15 @@ def _fitted(config, spec, method, student, teachers, generator) -> FittedImages:
         "batch_size": config.batch_size,
         "seed": config.seed,
     }
+    if method.boosts:
+        ends = (spec.normalise(np.full(spec.image_shape[-1:], x)) for x in (8 / 255, 0))
+        step = np.subtract(*map(np.asarray, ends)).astype(keras.config.floatx())
+        options["boosting"] = Boosting(teachers, step)
     fixed = teachers, Objective("generator", method), student
     if generator is None:
         return InvertedImages(*fixed, image_shape=spec.image_shape, **options)
-    return LatentImages(generator, _adam(config), *fixed, **options)
+    fresh = method.fresh
+    return LatentImages(generator, _adam(config), *fixed, fresh=fresh, **options)
 
 
 def _adam(config) -> PaperAdam:

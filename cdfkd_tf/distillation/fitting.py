@@ -14,6 +14,7 @@ import tensorflow as tf
 from keras import KerasTensor, ops
 
 from cdfkd_tf.data.noise import latent_dataset, watching_noise
+from cdfkd_tf.distillation.boosting import Boosting
 from cdfkd_tf.distillation.image_source import (
     HELD_OUT_SEED,
     OBSERVED,
@@ -45,6 +46,7 @@ class FittedImages(ImageSource):
         num_steps: of Adam for each batch.
         batch_size: B.
         seed: of all the noise.
+        boosting: what weighs the teachers; None: nothing does.
     """
 
     def __init__(
@@ -58,8 +60,10 @@ class FittedImages(ImageSource):
         num_steps: int,
         batch_size: int,
         seed: int,
+        boosting: Boosting | None = None,
     ):
         super().__init__()
+        self.boosting = boosting
         self.image_shape, self.objective = tuple(image_shape), objective
         self._teachers, self._student = teachers, student
         self._num_classes, self._num_steps = num_classes, num_steps
@@ -72,8 +76,15 @@ class FittedImages(ImageSource):
         """Numbers of noise behind one image."""
 
     @abc.abstractmethod
-    def start(self, noise: KerasTensor) -> tuple[list[KerasTensor], list[float]]:
-        """What is fitted, of noise `(B, width)`, and the learning rate of each."""
+    def start(
+        self, noise: KerasTensor, seed: KerasTensor
+    ) -> tuple[list[KerasTensor], list[float]]:
+        """What is fitted, of noise `(B, width)`, and the learning rate of each.
+
+        Args:
+            noise: of the images.
+            seed: `(2,)`, of what else is random.
+        """
 
     @abc.abstractmethod
     def draw(self, values: Sequence[KerasTensor]) -> KerasTensor:
@@ -99,10 +110,8 @@ class FittedImages(ImageSource):
     def next_batches(self, element: KerasTensor) -> Batch:
         """The batch of the smallest loss on the way."""
         noise = ops.cast(element[:, 0], keras.config.floatx())
-        labels = asked_classes(noise, self._num_classes)
-        values, rates = self.start(noise[:, self._num_classes :])
-        # Bits of the noise: as random, and the same if the run is resumed.
-        seed = tf.cast(noise[0, :2] * 2.0**16, tf.int32)
+        labels, seed = self.labels(element), self.seed_of(element)
+        values, rates = self.start(noise[:, self._num_classes :], seed)
         shape = (element.shape[0] or tf.shape(element)[0], *self.image_shape)
 
         def fit(step, values, means, squares, least, best):
@@ -128,8 +137,19 @@ class FittedImages(ImageSource):
         self.finish(values)
         return Batch(best[None])
 
+    def labels(self, element: KerasTensor) -> KerasTensor:
+        """The classes `(B,)` that a batch is asked for."""
+        return asked_classes(element[:, 0], self._num_classes)
+
+    def seed_of(self, element: KerasTensor) -> KerasTensor:
+        """`(2,)`, bits of the noise: as random, and the same in a resumed run."""
+        return tf.cast(element[0, 0, :2] * 2.0**16, tf.int32)
+
     def _loss(self, images, labels) -> KerasTensor:
         teachers = self._teachers(images, self.objective.needs)
+        if self.boosting:
+            weighted = self.boosting.weighted(teachers.logits)
+            teachers = teachers._replace(logits=weighted)
         student = self._student(images, training=False)
         rule, where = self._teachers.rule, self.objective.method.adversarial_on
         logits = student["logits"], teachers.logits
@@ -158,7 +178,9 @@ class InvertedImages(FittedImages):
         """One number per pixel and channel."""
         return int(np.prod(self.image_shape))
 
-    def start(self, noise: KerasTensor) -> tuple[list[KerasTensor], list[float]]:
+    def start(
+        self, noise: KerasTensor, seed: KerasTensor
+    ) -> tuple[list[KerasTensor], list[float]]:
         """The pixels, standard normal."""
         return [tf.reshape(noise, (-1, *self.image_shape))], [_PIXEL_RATE]
 
@@ -184,6 +206,8 @@ class LatentImages(FittedImages):
     Args:
         generator: noise `(B, Z)` to normalised images.
         optimizer: of the generator; the copy is fitted at its learning rate, too.
+        fresh: whether the copy starts each time from fresh weights, and the latents
+            move at its rate (Zhang et al., DENSE, NeurIPS 2022).
         **options: as in `FittedImages`.
     """
 
@@ -192,9 +216,12 @@ class LatentImages(FittedImages):
         generator: keras.Model,
         optimizer: keras.optimizers.Optimizer,
         *args,
+        fresh: bool = False,
         **options,
     ):
         self.generator, self.optimizer = generator, optimizer
+        first = generator.trainable_variables if fresh else ()
+        self._first = [tf.constant(np.array(weight)) for weight in first]
         super().__init__(*args, image_shape=generator.output_shape[1:], **options)
         self.state = {"generator": generator, "generator_optimizer": optimizer}
         optimizer.build(generator.trainable_variables)
@@ -205,11 +232,24 @@ class LatentImages(FittedImages):
         """Z."""
         return self.generator.input_shape[-1]
 
-    def start(self, noise: KerasTensor) -> tuple[list[KerasTensor], list[float]]:
-        """Latents, then the generator's weights."""
+    def start(
+        self, noise: KerasTensor, seed: KerasTensor
+    ) -> tuple[list[KerasTensor], list[float]]:
+        """Latents, then the generator's weights, or fresh ones."""
         weights = list(map(tf.convert_to_tensor, self.generator.trainable_variables))
-        rates = [self.optimizer.learning_rate] * len(weights)
-        return [noise, *weights], [_LATENT_RATE, *rates]
+        if self._first:  # mixed within a layer they are another draw of the same kind
+            weights = [
+                tf.reshape(
+                    tf.random.experimental.stateless_shuffle(
+                        tf.reshape(first, [-1]), seed + [1, place]
+                    ),
+                    first.shape,
+                )
+                for place, first in enumerate(self._first)
+            ]
+        rate = self.optimizer.learning_rate
+        latent_rate = rate if self._first else _LATENT_RATE
+        return [noise, *weights], [latent_rate] + [rate] * len(weights)
 
     def draw(self, values: Sequence[KerasTensor]) -> KerasTensor:
         """What the copy makes of the latents."""
@@ -218,8 +258,15 @@ class LatentImages(FittedImages):
         return self.generator.stateless_call(weights, still, latents, training=True)[0]
 
     def finish(self, values: Sequence[KerasTensor]) -> None:
-        """The way from the end back is the generator's gradient (Reptile)."""
+        """The way from the end back is the generator's gradient (Reptile).
+
+        Of one that starts afresh each time the end is kept, to be looked at.
+        """
         weights = self.generator.trainable_variables
+        if self._first:
+            for weight, end in zip(weights, values[1:], strict=True):
+                weight.assign(end)
+            return
         ways = [weight - end for weight, end in zip(weights, values[1:], strict=True)]
         self.optimizer.apply(ways, weights)
 

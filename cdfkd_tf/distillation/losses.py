@@ -251,6 +251,20 @@ def cross_entropy(
     return -ops.mean(ops.sum(chosen * ops.log_softmax(_exact(logits)), axis=-1))
 
 
+def hard_cross_entropy(logits: KerasTensor, labels: KerasTensor) -> KerasTensor:
+    """As `cross_entropy`, each image times 1 - p of its label, a constant.
+
+    What is right already counts little (Dai et al., Co-Boosting, ICLR 2024).
+
+    Args:
+        logits: `(B, C)`, unnormalised.
+        labels: `(B,)`.
+    """
+    chosen = ops.one_hot(labels, logits.shape[-1], dtype=keras.config.floatx())
+    values = ops.sum(chosen * ops.log_softmax(_exact(logits)), axis=-1)
+    return -ops.mean(ops.stop_gradient(1 - ops.exp(values)) * values)
+
+
 def total_variation(images: KerasTensor) -> KerasTensor:
     """How rough images are: Euclidean norms of the differences between neighbours.
 
@@ -398,6 +412,13 @@ def _cross_entropy(outputs: Outputs, method: Method) -> KerasTensor:
     return cross_entropy(joined, outputs.labels)
 
 
+def _hard_cross_entropy(outputs: Outputs, method: Method) -> KerasTensor:
+    """The same, of images that are asked for a class."""
+    joined = outputs.rule(outputs.teachers.logits)
+    labels = ops.argmax(joined, axis=-1) if outputs.labels is None else outputs.labels
+    return hard_cross_entropy(joined, labels)
+
+
 TERMS = {
     "header": Term(_header, frozenset({"header_per_teacher"})),
     "feature": Term(
@@ -414,6 +435,7 @@ TERMS = {
     "bn": Term(_bn, frozenset({"bn_statistics"}), roles=("generator",)),
     "bn_mean": Term(_bn_mean, frozenset({"bn_statistics"}), roles=("generator",)),
     "cross_entropy": Term(_cross_entropy, roles=("generator",)),
+    "hard_cross_entropy": Term(_hard_cross_entropy, roles=("generator",)),
     "total_variation": Term(
         lambda o, _: total_variation(o.images), roles=("generator",)
     ),

@@ -30,6 +30,15 @@ PUBLISHED = {
 }
 # One batch of fitted images, then many steps of the student on all that are kept.
 FITTED = PUBLISHED | {"student_steps": 400, "steps_per_epoch": 1, "schedule": "cosine"}
+# One-shot federated learning: a fresh generator for each batch, and all are kept.
+ONE_SHOT = FITTED | {
+    "ensemble": "mean",
+    "epochs": 200,
+    "student_steps": 100,
+    "synthesis_steps": 30,
+    "bank_size": 51_200,
+    "student_learning_rate": 0.01,
+}
 # The rest follows from teachers, images and machine, see `schedule`.
 AUTOMATIC = {
     "student": "auto",
@@ -59,6 +68,9 @@ class Method:
             `all`, or those where student and teachers `agree` or `disagree`.
         fits: whether each batch is fitted by gradient steps of its own, together with
             a copy of the generator, see `fitting`.
+        fresh: whether that copy starts each time from fresh weights.
+        boosts: whether the weights of the teachers' logits move, and the kept images
+            away from what the teachers agree on, see `boosting`.
         temperature: of the softmaxes of `kl`.
         generator_temperature: the same for the generator; 0: as `temperature`.
         batch_statistics: whether the teachers' BatchNormalizations take mean and
@@ -75,6 +87,8 @@ class Method:
     teacher_gradient: bool = True
     adversarial_on: str = "all"
     fits: bool = False
+    fresh: bool = False
+    boosts: bool = False
     temperature: float = 1.0
     generator_temperature: float = 0.0
     batch_statistics: bool = False
@@ -151,6 +165,40 @@ METHODS = {
             "student_learning_rate": 0.2,
             "generator_learning_rate": 5e-3,
         },
+    ),
+    # Zhang et al., DENSE, NeurIPS 2022. As there: the target is the mean of logits,
+    # each batch has a generator of its own, and noise that moves with it; the BN term,
+    # here a mean over teachers, weighs 5, as the sum over their five does. Not: images
+    # varied while they are fitted; the student makes equally many steps after each
+    # batch, drawn evenly over the classes, instead of passes over a growing bank; the
+    # first BatchNormalization weighs five times as much as the others.
+    "dense": Method(
+        divergence="kl",
+        student={"ensemble": 1.0},
+        generator={"bn": 5.0, "cross_entropy": 1.0, "ensemble": -1.0},
+        sharing="single",
+        adversarial_on="disagree",
+        fits=True,
+        fresh=True,
+        temperature=20.0,
+        generator_temperature=1.0,
+        recipe=ONE_SHOT,
+    ),
+    # Dai et al., Co-Boosting, ICLR 2024. As there: cross-entropy of hard images, one
+    # weight per teacher, images moved away from what the teachers answer. Not: images
+    # are moved once, when they are kept, not anew in each step; sizes, lengths and
+    # draws are those of `dense`. What is reported of the ensemble is the plain mean.
+    "coboosting": Method(
+        divergence="kl",
+        student={"ensemble": 1.0},
+        generator={"hard_cross_entropy": 1.0, "ensemble": -1.0},
+        sharing="single",
+        fits=True,
+        fresh=True,
+        boosts=True,
+        temperature=4.0,
+        generator_temperature=3.0,
+        recipe=ONE_SHOT,
     ),
     # Yin et al., CVPR 2020, with the weights of their CIFAR-10 code, where the first
     # BatchNormalization weighs ten times as much as the others, here five times. The

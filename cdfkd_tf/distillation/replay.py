@@ -31,7 +31,8 @@ class Ring(keras.layers.Layer):
 
     Attributes:
         written: how many images it was ever given.
-        classes: `(N,)`, of the teachers' mean; -1: nothing there yet.
+        classes: `(N,)`, of the teachers' mean, or that the images were asked for; -1:
+            nothing there yet.
         images: `(N, *image_shape)`, normalised; half precision is finer than bytes.
     """
 
@@ -118,7 +119,10 @@ class ReplayedImages(ImageSource):
                 *((width,) for width in widths if features and width),
             ],
         )
+        self._boosting = getattr(generated, "boosting", None)
         self.state = {**generated.state, "ring": self.ring}
+        if self._boosting:
+            self.state["teacher_weights"] = self._boosting.weights
         self.trackers, self.needs = generated.trackers, generated.needs
 
     def dataset(self, first_step: int) -> tf.data.Dataset:
@@ -143,7 +147,15 @@ class ReplayedImages(ImageSource):
     def next_batches(self, element: Any) -> Batch:
         """One new batch goes into the ring; then K are drawn."""
         noise, places, *others = element
-        self._keep(self.generated.next_batches(noise).images[0])
+        images, labels = self.generated.next_batches(noise).images[0], None
+        if self._boosting:
+            labels = self.generated.labels(noise)
+            images = self._boosting.moved_away(images, self.generated.seed_of(noise))
+        self._keep(images, labels)
+        if self._boosting:
+            batches = self.ring.written.value // self._batch_size
+            logits = tf.convert_to_tensor(self.ring.answers[0])
+            self._boosting.reweigh(logits, self.ring.classes.value, batches)
         kept = self._drawn(places[..., 0])
         if self.fixed:
             images, *answers = others[0]
@@ -160,9 +172,11 @@ class ReplayedImages(ImageSource):
                 for a, b in zip(kept, others, strict=True)
             ]
         images, logits, *features = (ops.swapaxes(each, 0, 1) for each in kept)
+        if self._boosting:
+            logits = self._boosting.weighted(logits)
         return Batch(images, TeacherOutputs(logits, features, [], []))
 
-    def _keep(self, images: KerasTensor) -> None:
+    def _keep(self, images: KerasTensor, labels: KerasTensor | None = None) -> None:
         # The teachers see what the student will see.
         images = ops.cast(images, "float16")
         outputs = self._teachers(self.normalise(images))
@@ -172,8 +186,9 @@ class ReplayedImages(ImageSource):
         if context.num_replicas_in_sync > 1:
             values = [context.all_gather(each, axis=0) for each in values]
         images, logits, *features = values
-        classes = ops.argmax(self._teachers.combined(logits), axis=-1)
-        self.ring.write(images, [logits, *features], classes)
+        if labels is None:
+            labels = ops.argmax(self._teachers.combined(logits), axis=-1)
+        self.ring.write(images, [logits, *features], labels)
 
     def _drawn(self, places: KerasTensor) -> list[KerasTensor]:
         """Images and answers for places in [0, 1), evenly over the classes."""

@@ -5,8 +5,10 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from cdfkd_tf.distillation.boosting import Boosting
 from cdfkd_tf.distillation.fitting import InvertedImages, LatentImages
-from cdfkd_tf.distillation.losses import Objective
+from cdfkd_tf.distillation.losses import Objective, hard_cross_entropy
+from cdfkd_tf.distillation.replay import ReplayedImages
 from cdfkd_tf.networks.generators import asked_classes
 from cdfkd_tf.teachers.ensemble import TeacherEnsemble
 from tests import toys
@@ -97,3 +99,66 @@ def test_generator_moves_towards_where_its_copy_ended(networks):
     )
     assert len(next(source.observe())) == BATCH
     assert set(source.state) == {"generator", "generator_optimizer"}
+
+
+def _one_shot(networks, row, **more):
+    keras.utils.set_random_seed(0)
+    generator, adam = toys.generator(), keras.optimizers.Adam(1e-3)
+    teachers, _ = networks
+    args, options = _options(networks, toys.method(row).generator, 2, row=row)
+    if toys.method(row).boosts:
+        more["boosting"] = Boosting(teachers, np.full(1, 0.1, "float32"))
+    source = LatentImages(generator, adam, *args, fresh=True, **options, **more)
+    ring = {"size": 2 * BATCH, "student_steps": 1, "batch_size": BATCH, "seed": 0}
+    return ReplayedImages(source, teachers, **ring)
+
+
+def test_fresh_generators_start_from_the_first_weights_mixed(networks):
+    kept = _one_shot(networks, "dense")
+    source, first = kept.generated, kept.generated.generator.get_weights()
+    elements = list(source.dataset(0).take(2))
+    starts = [
+        source.start(e[:, 0, toys.CLASSES :], source.seed_of(e)) for e in elements
+    ]
+    kernels = [values[1].numpy() for values, _ in starts]
+    assert (kernels[0] != kernels[1]).any() and (kernels[0] != first[0]).any()
+    for kernel in kernels:
+        np.testing.assert_array_equal(np.sort(kernel, None), np.sort(first[0], None))
+    assert [float(rate) for rate in starts[0][1]] == pytest.approx([1e-3] * 3)
+    images = kept.next_batches(next(iter(kept.dataset(0)))).images
+    assert np.isfinite(images).all()
+    moved = np.abs(source.generator.get_weights()[0] - kernels[0]).max()
+    assert 0 < moved <= 2.1e-3  # two steps of Adam from the first start
+
+
+def test_boosting_moves_weights_and_kept_images_by_their_formulas(networks):
+    kept = _one_shot(networks, "coboosting")
+    noise, *rest = next(iter(kept.dataset(0)))
+    made = kept.generated.next_batches(noise).images[0].numpy()
+    batch = kept.next_batches((noise, *rest))
+    ring, labels = kept.ring, kept.generated.labels(noise).numpy()
+    np.testing.assert_array_equal(ring.classes[:BATCH], labels)
+    far = np.abs(np.array(ring.images)[:BATCH].astype("float32") - made)
+    np.testing.assert_allclose(far[far > 0.01], 0.1, atol=2e-3)
+    logits = np.array(ring.answers[0])[:BATCH]
+    joined = logits.mean(1)  # the weights were equal
+    shares = np.exp(joined - joined.max(-1, keepdims=True))
+    shares /= shares.sum(-1, keepdims=True)
+    gradient = np.einsum("nc,ntc->t", shares - np.eye(toys.CLASSES)[labels], logits)
+    weights = np.array(kept.state["teacher_weights"].values)
+    expected = 0.5 - 0.01 * 0.99 * np.sign(gradient)
+    np.testing.assert_allclose(weights, expected, rtol=1e-5)
+    drawn = np.array(batch.teachers.logits)[0]
+    distances = np.abs(drawn[:, None] - logits * 2 * weights[:, None]).max((2, 3))
+    assert distances.min(1).max() < 1e-4
+
+
+def test_hard_cross_entropy_counts_what_is_wrong():
+    logits, labels = np.log([[0.9, 0.1], [0.2, 0.8]]).astype("float32"), [0, 0]
+    expected = -(0.1 * np.log(0.9) + 0.8 * np.log(0.2)) / 2
+    with tf.GradientTape() as tape:
+        variable = tf.Variable(logits)
+        value = hard_cross_entropy(variable, labels)
+    np.testing.assert_allclose(value, expected, rtol=1e-5)
+    slopes = np.array([0.1, 0.8])[:, None] * ([[0.9, 0.1], [0.2, 0.8]] - np.eye(2)[0])
+    np.testing.assert_allclose(tape.gradient(value, variable), slopes / 2, rtol=1e-4)
