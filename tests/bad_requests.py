@@ -176,6 +176,8 @@ COMBINATIONS = [
         "1 headers and there are 2 teachers"),
     Bad("a term that nothing feeds", f"{DISTILL} --teachers={{without_bn}} "
         "--generator_loss=header=0", "no teacher has BatchNormalization"),
+    Bad("views of images that are not fitted", f"{DISTILL} --generator_loss=contrast=1",
+        "Use --method=cmi"),
     Bad("features of another width", f"{DISTILL} --teachers={{wide}},{{wide}} "
         "--student_loss=feature=0.2", "--student_loss=feature=0", quick=True),
 ]  # fmt: skip

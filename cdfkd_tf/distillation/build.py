@@ -232,7 +232,10 @@ def _build_source(config, spec, method, networks, real) -> ImageSource:
 
 
 def _reads_features(method) -> bool:
-    return "features" in Objective("student", method).needs
+    """Whether the student does, or what compares new images with kept ones."""
+    roles = ("student", "generator")
+    needs = frozenset().union(*(Objective(role, method).needs for role in roles))
+    return not needs.isdisjoint({"features", "views"})
 
 
 def _fitted(config, spec, method, student, teachers, generator) -> FittedImages:
@@ -384,6 +387,11 @@ def available_method(
             "--images=generated without --bank_size."
         )
     missing = unavailable(teachers, student, project=config.project_features)
+    if not method.fits and "inverted" not in method.images:
+        missing["views"] = (
+            "only of images that are fitted the teachers see a piece, too. Use "
+            "--method=cmi, or --images=inverted."
+        )
     return drop_unavailable_terms(method, missing, _given_weights(config))
 
 

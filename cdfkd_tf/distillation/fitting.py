@@ -25,7 +25,7 @@ from cdfkd_tf.distillation.image_source import (
 )
 from cdfkd_tf.distillation.losses import Objective, Outputs
 from cdfkd_tf.networks.generators import asked_classes
-from cdfkd_tf.teachers.ensemble import TeacherEnsemble
+from cdfkd_tf.teachers.ensemble import TeacherEnsemble, TeacherOutputs
 
 _PIXEL_RATE, _LATENT_RATE = 0.1, 0.01  # of Adam
 _BETAS, _EPSILON = (0.5, 0.999), 1e-8
@@ -68,7 +68,7 @@ class FittedImages(ImageSource):
         self._teachers, self._student = teachers, student
         self._num_classes, self._num_steps = num_classes, num_steps
         self._batch_size, self._seed = batch_size, seed
-        self.trackers = objective.trackers
+        self.trackers, self.needs = objective.trackers, objective.needs
 
     @property
     @abc.abstractmethod
@@ -107,8 +107,15 @@ class FittedImages(ImageSource):
             first_step=first_step,
         )
 
-    def next_batches(self, element: KerasTensor) -> Batch:
-        """The batch of the smallest loss on the way."""
+    def next_batches(
+        self, element: KerasTensor, earlier: TeacherOutputs | None = None
+    ) -> Batch:
+        """The batch of the smallest loss on the way.
+
+        Args:
+            element: of `dataset`.
+            earlier: the teachers' for images made before, where a term reads them.
+        """
         noise = ops.cast(element[:, 0], keras.config.floatx())
         labels, seed = self.labels(element), self.seed_of(element)
         values, rates = self.start(noise[:, self._num_classes :], seed)
@@ -118,7 +125,8 @@ class FittedImages(ImageSource):
             with tf.GradientTape() as tape:
                 tape.watch(values)
                 images = self.draw(values)
-                loss = self._loss(self.vary(images, seed + [0, step]), labels)
+                now = seed + [0, step]
+                loss = self._loss(self.vary(images, now), labels, now, earlier)
             gradients = tape.gradient(loss, values)
             moved = [
                 _adam(*parts, tf.cast(step + 1, loss.dtype))
@@ -145,8 +153,10 @@ class FittedImages(ImageSource):
         """`(2,)`, bits of the noise: as random, and the same in a resumed run."""
         return tf.cast(element[0, 0, :2] * 2.0**16, tf.int32)
 
-    def _loss(self, images, labels) -> KerasTensor:
-        teachers = self._teachers(images, self.objective.needs)
+    def _loss(self, images, labels, seed, earlier) -> KerasTensor:
+        teachers, views = self._teachers(images, self.needs), None
+        if "views" in self.needs:
+            views = self._teachers(pieces(images, seed))
         if self.boosting:
             weighted = self.boosting.weighted(teachers.logits)
             teachers = teachers._replace(logits=weighted)
@@ -154,7 +164,30 @@ class FittedImages(ImageSource):
         rule, where = self._teachers.rule, self.objective.method.adversarial_on
         logits = student["logits"], teachers.logits
         counted = counted_images(where, *map(self._teachers.combined, logits))
-        return self.objective(Outputs(student, teachers, rule, counted, labels, images))
+        fixed = rule, counted, labels, images, views, earlier
+        return self.objective(Outputs(student, teachers, *fixed))
+
+
+def pieces(images: KerasTensor, seed: KerasTensor) -> KerasTensor:
+    """Of each image a square piece of a quarter of its area or more, enlarged.
+
+    Every other one or so is mirrored.
+
+    Args:
+        images: `(B, height, width, channels)`.
+        seed: `(2,)`.
+    """
+    count = tf.shape(images)[0]
+    drawn = tf.random.stateless_uniform([4, count], seed)
+    side = tf.sqrt(0.25 + 0.75 * drawn[0])
+    top, left = (1 - side) * drawn[1], (1 - side) * drawn[2]
+    mirrored = drawn[3] < 0.5
+    starts = tf.where(mirrored, left + side, left)
+    ends = tf.where(mirrored, left, left + side)
+    boxes = tf.stack([top, starts, top + side, ends], axis=1)
+    size = images.shape[1:3]
+    found = tf.image.crop_and_resize(images, boxes, tf.range(count), size)
+    return tf.cast(found, images.dtype)
 
 
 def _adam(value, gradient, mean, square, rate, step):

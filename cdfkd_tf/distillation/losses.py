@@ -25,6 +25,7 @@ FIRST_BN_WEIGHT = 5.0  # the first BatchNormalization of each teacher; the rest 
 # Norms have no gradient at zero; under the root this keeps it finite.
 _TINY = 1e-12
 _ABSENT = -1e9  # logit of a class that a teacher does not know, within a softmax
+_CONTRAST_TEMPERATURE = 0.1
 MEAN = tf.distribute.ReduceOp.MEAN
 
 
@@ -42,6 +43,8 @@ class Outputs:
         counted: `(B,)`, factors of the images' divergences; None: all are 1.
         labels: `(B,)`, the classes that the images shall show; None: any.
         images: `(B, height, width, channels)`, normalised, where terms may read them.
+        views: the teachers' for a piece of each image, where a term reads them.
+        earlier: the teachers' for E images made before, where a term reads them.
     """
 
     student: Mapping[str, Any]
@@ -50,6 +53,8 @@ class Outputs:
     counted: KerasTensor | None = None
     labels: KerasTensor | None = None
     images: KerasTensor | None = None
+    views: TeacherOutputs | None = None
+    earlier: TeacherOutputs | None = None
 
     @property
     def teacher_logits(self) -> KerasTensor:
@@ -287,6 +292,24 @@ def length(tensor: KerasTensor) -> KerasTensor:
     return ops.mean(ops.sqrt(squares + _TINY))
 
 
+def contrast(
+    views: KerasTensor, originals: KerasTensor, earlier: KerasTensor
+) -> KerasTensor:
+    """How hard it is to tell by a view which image it is of, in nats.
+
+    Cross-entropy over all images, by the views' scalar products with them (InfoNCE;
+    Fang et al., IJCAI 2021, at their temperature): small where images are unlike.
+
+    Args:
+        views: `(B, W)`, of length 1.
+        originals: `(B, W)`, of the same images.
+        earlier: `(E, W)`, of other images.
+    """
+    known = ops.concatenate([originals, earlier])
+    alike = ops.matmul(views, ops.transpose(known)) / _CONTRAST_TEMPERATURE
+    return -ops.mean(ops.diagonal(ops.log_softmax(alike, axis=-1)))
+
+
 def attention_map_gap(
     student_maps: Sequence[KerasTensor],
     teacher_maps: Sequence[Sequence[KerasTensor]],
@@ -419,6 +442,21 @@ def _hard_cross_entropy(outputs: Outputs, method: Method) -> KerasTensor:
     return hard_cross_entropy(joined, labels)
 
 
+def _contrast(outputs: Outputs, method: Method) -> KerasTensor:
+    """By the mean of the teachers' cosines."""
+    seen = outputs.views, outputs.teachers, outputs.earlier
+    return contrast(*map(_directions, seen))
+
+
+def _directions(teachers: TeacherOutputs) -> KerasTensor:
+    """Features, of teachers without any all logits, with length 1 in sum: `(B, W)`."""
+    known = [each for each in teachers.features if each is not None]
+    rows = list(map(_exact, known or ops.unstack(teachers.logits, axis=1)))
+    squares = [ops.sum(ops.square(row), axis=-1, keepdims=True) for row in rows]
+    rows = [row / ops.sqrt(s + _TINY) for row, s in zip(rows, squares)]
+    return ops.concatenate(rows, axis=-1) / len(rows) ** 0.5
+
+
 TERMS = {
     "header": Term(_header, frozenset({"header_per_teacher"})),
     "feature": Term(
@@ -439,6 +477,7 @@ TERMS = {
     "total_variation": Term(
         lambda o, _: total_variation(o.images), roles=("generator",)
     ),
+    "contrast": Term(_contrast, frozenset({"views"}), roles=("generator",)),
     "l2": Term(lambda o, _: length(o.images), roles=("generator",)),
     "entropy": Term(lambda o, _: entropy(o.teacher_logits), roles=("generator",)),
     "balance": Term(

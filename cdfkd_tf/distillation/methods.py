@@ -166,6 +166,25 @@ METHODS = {
             "generator_learning_rate": 5e-3,
         },
     ),
+    # Fang et al., IJCAI 2021, with the settings of their CIFAR-10 code. As there: each
+    # batch has a generator of its own and 200 steps of Adam, the classes it is asked
+    # for, and views that are to be nearer to their own images than to all others, of
+    # the batch and of earlier ones. Not: views are compared by the cosine of the
+    # teachers' features, where the paper learns a map of them; each image has a piece
+    # of its own for a view; several teachers; the first BatchNormalization weighs five
+    # times as much as the others; images are drawn evenly over the teachers' classes.
+    "cmi": Method(
+        divergence="kl",
+        student={"ensemble": 1.0},
+        generator={"bn": 1.0, "cross_entropy": 1.0, "ensemble": -0.5, "contrast": 0.8},
+        sharing="single",
+        adversarial_on="agree",
+        fits=True,
+        fresh=True,
+        temperature=20.0,
+        generator_temperature=1.0,
+        recipe=FITTED | {"epochs": 200, "synthesis_steps": 200, "bank_size": 51_200},
+    ),
     # Zhang et al., DENSE, NeurIPS 2022. As there: the target is the mean of logits,
     # each batch has a generator of its own, and noise that moves with it; the BN term,
     # here a mean over teachers, weighs 5, as the sum over their five does. Not: images

@@ -147,7 +147,9 @@ class ReplayedImages(ImageSource):
     def next_batches(self, element: Any) -> Batch:
         """One new batch goes into the ring; then K are drawn."""
         noise, places, *others = element
-        images, labels = self.generated.next_batches(noise).images[0], None
+        earlier = [self._earlier(places)] if "views" in self.needs else []
+        images = self.generated.next_batches(noise, *earlier).images[0]
+        labels = None
         if self._boosting:
             labels = self.generated.labels(noise)
             images = self._boosting.moved_away(images, self.generated.seed_of(noise))
@@ -175,6 +177,14 @@ class ReplayedImages(ImageSource):
         if self._boosting:
             logits = self._boosting.weighted(logits)
         return Batch(images, TeacherOutputs(logits, features, [], []))
+
+    def _earlier(self, places: KerasTensor) -> TeacherOutputs:
+        """Answers to B of the kept images; zeros while there is none."""
+        filled = tf.minimum(self.ring.written.value, self.ring.classes.shape[0])
+        chosen = tf.cast(places[:, 0, 1] * tf.cast(filled, places.dtype), "int32")
+        kept = map(tf.convert_to_tensor, self.ring.answers)
+        logits, *features = (tf.gather(each, chosen) for each in kept)
+        return TeacherOutputs(logits, features, [], [])
 
     def _keep(self, images: KerasTensor, labels: KerasTensor | None = None) -> None:
         # The teachers see what the student will see.

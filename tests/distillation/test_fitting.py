@@ -6,8 +6,10 @@ import pytest
 import tensorflow as tf
 
 from cdfkd_tf.distillation.boosting import Boosting
-from cdfkd_tf.distillation.fitting import InvertedImages, LatentImages
+from cdfkd_tf.distillation.distiller import Distiller
+from cdfkd_tf.distillation.fitting import InvertedImages, LatentImages, pieces
 from cdfkd_tf.distillation.losses import Objective, hard_cross_entropy
+from cdfkd_tf.distillation.optimizers import CoupledSGD
 from cdfkd_tf.distillation.replay import ReplayedImages
 from cdfkd_tf.networks.generators import asked_classes
 from cdfkd_tf.teachers.ensemble import TeacherEnsemble
@@ -110,7 +112,7 @@ def _one_shot(networks, row, **more):
         more["boosting"] = Boosting(teachers, np.full(1, 0.1, "float32"))
     source = LatentImages(generator, adam, *args, fresh=True, **options, **more)
     ring = {"size": 2 * BATCH, "student_steps": 1, "batch_size": BATCH, "seed": 0}
-    return ReplayedImages(source, teachers, **ring)
+    return ReplayedImages(source, teachers, **ring, features=row == "cmi")
 
 
 def test_fresh_generators_start_from_the_first_weights_mixed(networks):
@@ -162,3 +164,29 @@ def test_hard_cross_entropy_counts_what_is_wrong():
     np.testing.assert_allclose(value, expected, rtol=1e-5)
     slopes = np.array([0.1, 0.8])[:, None] * ([[0.9, 0.1], [0.2, 0.8]] - np.eye(2)[0])
     np.testing.assert_allclose(tape.gradient(value, variable), slopes / 2, rtol=1e-4)
+
+
+def test_pieces_of_even_ramps_are_ramps_of_half_the_range_or_more():
+    ramp = np.linspace(0, 1, 9, dtype="float32")[None, None, :, None]
+    images = np.broadcast_to(ramp, (50, 9, 9, 1))
+    seen = pieces(tf.constant(images), tf.constant([0, 1])).numpy()[..., 0]
+    np.testing.assert_allclose(seen, np.broadcast_to(seen[:, :1], seen.shape))
+    rows = seen[:, 0]
+    assert rows.min() >= 0 and rows.max() <= 1
+    np.testing.assert_allclose(np.diff(rows, 2), 0, atol=1e-6)
+    ends = rows[:, -1] - rows[:, 0]
+    assert (np.abs(ends) >= 0.5 - 1e-6).all() and 10 < (ends < 0).sum() < 40
+
+
+def test_cmi_moves_student_and_generator_by_views_of_its_images(networks):
+    source, (teachers, student) = _one_shot(networks, "cmi"), networks
+    engine = Distiller(student, teachers, toys.method("cmi"), source)
+    engine.compile(CoupledSGD(0.02))
+    before = {n: np.array(p.variables[0]) for n, p in engine.state.items()}
+    for element in source.dataset(0).take(2):
+        engine.student_step(source.next_batches(element), 0)
+    after = {name: np.array(part.variables[0]) for name, part in engine.state.items()}
+    moved = {name for name in before if (before[name] != after[name]).any()}
+    assert moved == {"student", "student_optimizer", "generator", "ring"}
+    assert engine.term_means()["generator_contrast"] > 0
+    assert len(source.ring.answers) == 3  # features, too: what views are compared by

@@ -230,6 +230,24 @@ def test_total_variation_and_l2_are_norms_averaged_over_images():
     np.testing.assert_allclose(losses.length(images), expected, rtol=1e-5)
 
 
+def test_contrast_is_the_cross_entropy_of_the_own_image_among_all(outputs):
+    def directions(teachers):  # each teacher's cosine counts alike
+        rows = [f for f in teachers.features if f is not None]
+        return [np.array(f) / np.linalg.norm(f, axis=1, keepdims=True) for f in rows]
+
+    earlier, views = (
+        outputs.teachers._replace(features=[draw(n, *f.shape[1:]) for f in known])
+        for n in (3, 6)
+        for known in [[f for f in outputs.teachers.features if f is not None]]
+    )
+    seen = map(directions, (views, outputs.teachers, earlier))
+    cosines = np.mean([v @ np.concatenate([o, e]).T for v, o, e in zip(*seen)], 0)
+    p = softmax(cosines / 0.1)
+    expected = -np.log(p[np.arange(6), np.arange(6)]).mean()
+    both = dataclasses.replace(outputs, views=views, earlier=earlier)
+    np.testing.assert_allclose(term("contrast", both), expected, rtol=1e-4)
+
+
 def test_entropy_is_the_mean_over_predictions(logits):
     p = softmax(logits[0])
     expected = -(p * np.log(p)).sum(-1).mean()

@@ -24,7 +24,12 @@ def test_cdfkd_mfs_is_asymmetric():
     assert method.generator == {"header": -1.0, "bn": 0.1}
 
 
-DATA_FREE = sorted(name for name, row in METHODS.items() if row.generator)
+# That which compares views of fitted images is tested with these.
+DATA_FREE = sorted(
+    name
+    for name, row in METHODS.items()
+    if row.generator and "contrast" not in row.generator
+)
 
 
 @pytest.mark.parametrize("num_teachers", [3, pytest.param(1, marks=pytest.mark.slow)])
