@@ -8,7 +8,7 @@ import shutil
 import tempfile
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import keras
 import numpy as np
@@ -32,6 +32,9 @@ from cdfkd_tf.pipeline.steps import Run, description_of, save_network
 from cdfkd_tf.runtime.precision import global_state_restored
 from cdfkd_tf.teachers.ensemble import TeacherEnsemble
 from cdfkd_tf.workdir import Workdir, read_history
+
+if TYPE_CHECKING:
+    from cdfkd_tf.tuning.summary import Summary
 
 Images = np.ndarray | tf.data.Dataset
 Model = keras.Model | str | pathlib.Path | Answer
@@ -350,7 +353,7 @@ def search(
     image_shape: tuple[int, int, int] | None = None,
     workdir: str | pathlib.Path | None = None,
     **options: Any,
-):
+) -> "Summary":
     """Looks for settings with which several classifiers are distilled best.
 
     Every trial is a run like `distill`'s. It is judged by accuracy on held-out real

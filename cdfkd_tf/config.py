@@ -726,6 +726,14 @@ def existing(flag: str, paths: Iterable[str], *, several: bool = False) -> list[
 
     Also `experiments/*` of the package, where it is not in this folder.
 
+    Args:
+        flag: what messages call them by.
+        paths: as given; one without wildcards need not exist.
+        several: whether one may stand for many.
+
+    Returns:
+        Paths in the order given, those of a wildcard sorted.
+
     Raises:
         RequestError: wildcards that fit nothing or, unless `several` may be, too much.
     """

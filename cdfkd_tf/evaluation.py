@@ -127,8 +127,8 @@ def compute_metrics(
     """The measured part of results.json.
 
     Args:
-        outputs: from `predict_all`.
-        labels: likewise; None: accuracies are None.
+        outputs: from `predict_all`, `(n, C)` each.
+        labels: likewise, `(n,)`; None: accuracies are None.
         ensemble: whose teachers' names and sizes are reported.
         student: likewise.
 
@@ -204,8 +204,8 @@ def warn_of_unknown_classes(
     """Warns of teachers that never pick a class of which there are many images.
 
     Args:
-        outputs: from `predict_all`.
-        labels: likewise; None: there is nothing to warn of.
+        outputs: from `predict_all`, `(n, C)` each.
+        labels: likewise, `(n,)`; None: there is nothing to warn of.
         ensemble: the teachers.
         class_names: C names.
     """

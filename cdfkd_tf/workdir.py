@@ -90,7 +90,13 @@ class Workdir:
         return read_json(self._progress).get(step, {})
 
     def note(self, step: str, options: dict[str, Any], *, done: bool) -> None:
-        """Remembers with which options `step` was begun, or finished."""
+        """Remembers with which options `step` was begun, or finished.
+
+        Args:
+            step: its name.
+            options: name -> value, of what it depends on; JSON holds them.
+            done: whether it is finished.
+        """
         entry = {"options": options, "done": done}
         write_json(self._progress, {**read_json(self._progress), step: entry})
 

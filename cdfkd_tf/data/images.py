@@ -105,7 +105,14 @@ class RealImages:
         return tfds.as_numpy(self._evaluation().batch(batch_size).prefetch(2))
 
     def some_training_pixels(self, count: int, seed: list[int]) -> np.ndarray:
-        """Up to `count` training images in [0, 1], drawn without their labels."""
+        """Up to `count` training images, drawn without their labels.
+
+        Returns:
+            `(n, *image_shape)` in [0, 1], float32.
+
+        Raises:
+            RequestError: there are none.
+        """
         _, total = self._read(self._train)
         drawn = np.random.default_rng(seed).permutation(total)[:count]
         return self._chosen(drawn)[0]

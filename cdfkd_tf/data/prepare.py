@@ -25,7 +25,11 @@ _RECOMPRESSED = ("fashion_mnist",)
 
 
 class TfdsExamples:
-    """The examples of a prepared TFDS data set; an image is decoded on demand."""
+    """The examples of a prepared TFDS data set; an image is decoded on demand.
+
+    Args:
+        builder: from `prepared_builder`.
+    """
 
     def __init__(self, builder: tfds.core.DatasetBuilder):
         self._builder = builder
@@ -36,7 +40,7 @@ class TfdsExamples:
         return self._builder.info.splits[split].num_examples
 
     def read(self, split: str) -> tf.data.Dataset:
-        """Elements `{"image": encoded bytes, "label": int64, ...}`, in order."""
+        """Scalars `{"image": encoded bytes, "label": int64, ...}`, in order."""
         return self._builder.as_dataset(
             split=split,
             decoders={"image": tfds.decode.SkipDecoding()},
@@ -44,7 +48,11 @@ class TfdsExamples:
         )
 
     def decode(self, encoded: tf.Tensor) -> tf.Tensor:
-        """The image of one example in [0, 1], `(height, width, channels)`."""
+        """The image of one example, of its scalar bytes.
+
+        Returns:
+            `(height, width, channels)` in [0, 1], float32.
+        """
         pixels = self._builder.info.features["image"].decode_example(encoded)
         return tf.cast(pixels, tf.float32) / 255.0
 

@@ -35,7 +35,7 @@ def draw(kind: str, count: int, shape: tuple[int, int, int], seed: int) -> np.nd
 
 
 def to_bytes(images: np.ndarray) -> np.ndarray:
-    """Images in [0, 1] as whole numbers, 0 to 255; what lies outside is cut."""
+    """Images of any shape in [0, 1] as uint8, 0 to 255; what lies outside is cut."""
     return np.rint(np.clip(images, 0, 1) * 255).astype("uint8")
 
 
@@ -79,7 +79,10 @@ def strokes(
 def dead_leaves(
     count: int, shape: tuple[int, int, int], rng: np.random.Generator
 ) -> np.ndarray:
-    """Shapes that cover each other, many small and few large, partly textured."""
+    """Shapes that cover each other, many small and few large, partly textured.
+
+    Arguments and result as of `strokes`.
+    """
     y, x = _grid(shape)
     images = np.broadcast_to(_colours(count, shape[2], rng), (count, *shape)).copy()
     # From one leaf on plain ground to a ground that is covered whole.
@@ -103,7 +106,10 @@ def dead_leaves(
 def figures(
     count: int, shape: tuple[int, int, int], rng: np.random.Generator
 ) -> np.ndarray:
-    """One thing each, of one to five shaded parts; most upright, mirrored, on black."""
+    """One thing each, of one to five shaded parts; most upright, mirrored, on black.
+
+    Arguments and result as of `strokes`.
+    """
     y, x = _grid(shape)
     each, most = (count, 1, 1, 1), 5
     ground = _colours(count, shape[2], rng) * (rng.random(each) < 0.3)
@@ -140,7 +146,10 @@ def figures(
 def level_lines(
     count: int, shape: tuple[int, int, int], rng: np.random.Generator
 ) -> np.ndarray:
-    """Where blurred dead leaves and spectra pass a level, drawn bright on black."""
+    """Where blurred dead leaves and spectra pass a level, drawn bright on black.
+
+    Arguments and result as of `strokes`.
+    """
     grey = [
         kind(count, (*shape[:2], 1), rng)[..., 0] for kind in (dead_leaves, spectra)
     ]
@@ -150,7 +159,10 @@ def level_lines(
 def spectra(
     count: int, shape: tuple[int, int, int], rng: np.random.Generator
 ) -> np.ndarray:
-    """Noise whose amplitude falls with a power of the frequency, 1/f and its like."""
+    """Noise whose amplitude falls with a power of the frequency, 1/f and its like.
+
+    Arguments and result as of `strokes`.
+    """
     height, width, channels = shape
     frequency = np.hypot(
         np.fft.fftfreq(height)[:, None] * height, np.fft.rfftfreq(width) * width
@@ -168,7 +180,10 @@ def spectra(
 def gradients(
     count: int, shape: tuple[int, int, int], rng: np.random.Generator
 ) -> np.ndarray:
-    """Plain ground, linear and radial shades, stripes and checks."""
+    """Plain ground, linear and radial shades, stripes and checks.
+
+    Arguments and result as of `strokes`.
+    """
     y, x = _grid(shape)
     angle = rng.uniform(0, 2 * np.pi, (count, 1, 1))
     along = x * np.cos(angle) + y * np.sin(angle)
@@ -203,13 +218,18 @@ def stretched(images: np.ndarray) -> np.ndarray:
     return ((images - low) / np.maximum(high - low, 1e-6)).astype("float32")
 
 
-def traced(grey: np.ndarray, shape, rng: np.random.Generator) -> np.ndarray:
+def traced(
+    grey: np.ndarray, shape: tuple[int, int, int], rng: np.random.Generator
+) -> np.ndarray:
     """Lines where blurred images pass a level, within an ellipse, bright on black.
 
     Args:
         grey: `(n, height, width)` in [0, 1].
         shape: `(height, width, channels)` of the result.
         rng: draws blur, level, width, colour and ellipse.
+
+    Returns:
+        `(n, height, width, channels)` in [0, 1], float32.
     """
     unit = max(shape[:2]) / 28  # blur and line width were found at 28 pixels
     lines = np.empty_like(grey, "float32")

@@ -58,11 +58,15 @@ class DatasetSpec:
         return any(value != 0.5 for value in (*self.mean, *self.std))
 
     def normalise(self, images: Any) -> Any:
-        """Images in [0, 1] as the networks take them; channels last."""
+        """Images `(..., channels)` in [0, 1] as the networks take them."""
         return (images - list(self.mean)) / list(self.std)
 
     def denormalise(self, images: Any) -> Any:
-        """The way back; values that no image can hold leave [0, 1]."""
+        """The way back; values that no image can hold leave [0, 1].
+
+        Args:
+            images: `(..., channels)`, normalised.
+        """
         return images * list(self.std) + list(self.mean)
 
 

@@ -35,7 +35,16 @@ Kind = Callable[[int, tuple[int, int, int], int], np.ndarray]
 
 
 def white_noise(count: int, shape: tuple[int, int, int], seed: int) -> np.ndarray:
-    """Independent normal pixels around middle grey, uint8: the cheapest baseline."""
+    """Independent normal pixels around middle grey: the cheapest baseline.
+
+    Args:
+        count: n.
+        shape: `(height, width, channels)`.
+        seed: of all that is random.
+
+    Returns:
+        `(n, height, width, channels)`, uint8; a deviation is a quarter of the range.
+    """
     noise = np.random.default_rng([seed, 200]).standard_normal((count, *shape))
     return procedural.to_bytes(0.5 + 0.25 * noise.astype("float32"))
 

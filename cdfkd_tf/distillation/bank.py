@@ -57,6 +57,8 @@ class Bank:
 def automatic_size(spec: DatasetSpec, minutes: float) -> int:
     """How many images a bank keeps if nothing is said: 256 MB, at most 40,000.
 
+    A byte per pixel and channel is counted.
+
     Args:
         spec: of the images.
         minutes: for the whole run; 0: any. Few minutes are for learning, not drawing.
@@ -92,6 +94,9 @@ def fill(
         needs: see `ask`.
         seconds: that this may take; None: any. There are fewer images then, as many
             as were found at first where a call goes on.
+
+    Raises:
+        RunError: see `ask`.
     """
     shape = spec.image_shape
     answer = _asked(teachers, spec, features, needs)
@@ -362,21 +367,33 @@ class BankedImages(ImageSource):
         return tf.data.Dataset.counter(first_step).map(draw).prefetch(2)
 
     def next_batches(self, element: Any) -> Batch:
-        """The element's images and answers, with the leading axis K."""
+        """The element's images and answers, with the leading axis K.
+
+        Args:
+            element: images `(B, K, height, width, channels)`, 0 to 255; logits
+                `(B, K, T, C)`; features `(B, K, W_i)`, if kept.
+        """
         images, *answers = (ops.swapaxes(array, 0, 1) for array in element)
         logits, *features = (ops.cast(x, keras.config.floatx()) for x in answers)
         return Batch(images, TeacherOutputs(logits, features, [], []))
 
     def normalise(self, images: KerasTensor) -> KerasTensor:
-        """Of bytes: K batches of numbers would take four times as much memory."""
+        """Images `(..., height, width, channels)` of 0 to 255, normalised."""
         return self._spec.normalise(ops.cast(images, keras.config.floatx()) / 255)
 
     def observe(self) -> Iterator[np.ndarray]:
-        """The held-out images, normalised, in parts of a batch."""
+        """The first held-out images, see `held_out`."""
         return self.held_out(OBSERVED)
 
     def held_out(self, most: int | None = None) -> Iterator[np.ndarray]:
-        """Images of the bank's kinds that no step sees, as `observe`; None: all."""
+        """Images of the bank's kinds that no step sees, as of `observe`.
+
+        Args:
+            most: how many; None: all.
+
+        Returns:
+            Batches `(b, height, width, channels)`, normalised, float32.
+        """
         images = self._held_out[:most]
         for start in range(0, len(images), self._batch_size):
             part = images[start : start + self._batch_size]

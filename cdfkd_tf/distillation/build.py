@@ -118,7 +118,19 @@ def _with_images(method: Method, config: RunConfig) -> Method:
 def build_student(
     config: RunConfig, spec: DatasetSpec, num_teachers: int
 ) -> keras.Model:
-    """A fresh student, its headers shared as method and request say."""
+    """A fresh student, its headers shared as method and request say.
+
+    Args:
+        config: the request.
+        spec: of the images.
+        num_teachers: T.
+
+    Returns:
+        See `students.build_student`; 1 header, or T.
+
+    Raises:
+        RequestError: as `find_backbone` and `students.build_student`.
+    """
     sharing = config.student_headers or METHODS[config.method].sharing
     backbone = AUTOMATIC_BACKBONE if config.student == "auto" else config.student
     return students.build_student(
@@ -132,7 +144,11 @@ def build_student(
 
 
 def build_generator(config: RunConfig, spec: DatasetSpec) -> keras.Model:
-    """A fresh generator of the data set's images."""
+    """A fresh generator of normalised images `(B, *spec.image_shape)` from noise.
+
+    Raises:
+        RequestError: see `generators.build_generator`.
+    """
     return generators.build_generator(
         config.generator,
         spec.image_shape,
@@ -326,7 +342,13 @@ def _seconds_to_ask(config: RunConfig) -> float | None:
 
 
 def bank_size(config: RunConfig, spec: DatasetSpec, method: Method) -> int:
-    """How many images are kept with the teachers' answers; 0: none are."""
+    """How many images are kept with the teachers' answers; 0: none are.
+
+    Args:
+        config: whose `bank_size` is taken, or else `automatic_size`.
+        spec: of the images.
+        method: with the request's images, from `build_method`.
+    """
     if not keeps_answers(config, method):
         return 0
     return config.bank_size or automatic_size(spec, config.minutes)
@@ -488,6 +510,11 @@ def build_projection(
 ) -> keras.Model:
     """Linear maps from each header's features to its teacher's width.
 
+    Args:
+        student: with as many headers, H, as there are teachers.
+        teachers: that all show features.
+        seed: of the maps; each header's own follows from it.
+
     Returns:
         A model from `(B, H, W)` to a list of H tensors `(B, W_i)`.
     """
@@ -518,6 +545,10 @@ def networks_to_keep(
 
     Devices and converters know no half precision; fused kernels and replicas leave
     traces in the networks that trained.
+
+    Returns:
+        `student`, normalised images to a stack of headers, and `generator`, noise to
+        normalised images.
     """
     builders = {
         "student": lambda: build_student(config, spec, len(distiller.teachers)),

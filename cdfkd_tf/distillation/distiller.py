@@ -79,7 +79,7 @@ class Distiller(keras_internals.WithoutSymbolicBuild, keras.Model):
 
     @property
     def student_variables(self) -> list[keras.Variable]:
-        """What the student's optimiser moves."""
+        """What the student's optimiser moves: floats, of any shape."""
         extra = self.projection.trainable_variables if self.projection else []
         variables = [*self.student.trainable_variables, *extra]
         return list(filter(numerics.is_float, variables))
@@ -107,7 +107,7 @@ class Distiller(keras_internals.WithoutSymbolicBuild, keras.Model):
             data: one element of the source's data set.
 
         Returns:
-            Running mean of each term over the epoch, by name.
+            Running mean of each term over the epoch, a scalar, by name.
         """
         run = self.distribute_strategy.run
         batches = run(self._compiled(self.prepare), args=(data,))
@@ -122,6 +122,12 @@ class Distiller(keras_internals.WithoutSymbolicBuild, keras.Model):
 
         Neither teachers nor generator move during the student's steps, so that the
         teachers see all images as one large batch.
+
+        Args:
+            data: a replica's part of an element of the source's data set.
+
+        Returns:
+            Images `(K, B, ...)`, logits `(K, B, T, C)`, features `(K, B, W_i)`.
         """
         batch = self.source.next_batches(data)
         if batch.teachers is not None:
@@ -160,8 +166,12 @@ class Distiller(keras_internals.WithoutSymbolicBuild, keras.Model):
         """The image source's own step, see `ImageSource.update`."""
         self.source.update(data, self.forward)
 
-    def test_step(self, data) -> dict[str, KerasTensor]:
-        """Accuracy of each header and of all, joined. `data`: `(images, labels)`."""
+    def test_step(self, data: Any) -> dict[str, KerasTensor]:
+        """Accuracy in [0, 1] so far, of each header and of all, joined, by name.
+
+        Args:
+            data: normalised images `(B, height, width, channels)`, labels `(B,)`.
+        """
         images, labels = data
         logits = self.student(images, training=False)["logits"]
         columns = [self.teachers.combined(logits), *ops.unstack(logits, axis=1)]
@@ -195,7 +205,7 @@ class Distiller(keras_internals.WithoutSymbolicBuild, keras.Model):
         return self.test_function
 
     def term_means(self) -> dict[str, KerasTensor]:
-        """Running mean of each term over the epoch, by name."""
+        """Running mean of each term over the epoch, a scalar, by name."""
         return {name: tracker.result() for name, tracker in self.trackers.items()}
 
     def _traced(self, function: Callable) -> Callable:

@@ -59,7 +59,16 @@ class AggregatorFit:
 def student_outputs(
     student: keras.Model, batches: Iterable[tuple[np.ndarray, np.ndarray]]
 ) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """The student's outputs for all batches of normalised images, and their labels."""
+    """The student's outputs for all batches, and their labels.
+
+    Args:
+        student: a stack of headers.
+        batches: at least one, of normalised images `(B, height, width, channels)` and
+            labels `(B,)`.
+
+    Returns:
+        `logits` `(n, H, C)` and `features` `(n, H, W)` by name; labels `(n,)`.
+    """
     parts, labels = zip(*((student.predict_on_batch(x), y) for x, y in batches))
     outputs = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
     return outputs, np.concatenate(labels)

@@ -95,7 +95,7 @@ class FittedImages(ImageSource):
         return images
 
     def finish(self, values: Sequence[KerasTensor]) -> None:
-        """What is learned from the fitted values; most learn nothing."""
+        """Learns from the fitted values, shaped as of `start`; most do not."""
 
     def dataset(self, first_step: int) -> tf.data.Dataset:
         """Endless noise, `(B, 1, C + width)`: of classes, then of images."""
@@ -110,10 +110,10 @@ class FittedImages(ImageSource):
     def next_batches(
         self, element: KerasTensor, earlier: TeacherOutputs | None = None
     ) -> Batch:
-        """The batch of the smallest loss on the way.
+        """The images of the smallest loss on the way, `(1, B, *image_shape)`.
 
         Args:
-            element: of `dataset`.
+            element: noise `(B, 1, C + width)`.
             earlier: the teachers' for images made before, where a term reads them.
         """
         noise = ops.cast(element[:, 0], keras.config.floatx())
@@ -214,15 +214,15 @@ class InvertedImages(FittedImages):
     def start(
         self, noise: KerasTensor, seed: KerasTensor
     ) -> tuple[list[KerasTensor], list[float]]:
-        """The pixels, standard normal."""
+        """The pixels, `(B, *image_shape)`, standard normal, and Adam's rate."""
         return [tf.reshape(noise, (-1, *self.image_shape))], [_PIXEL_RATE]
 
     def draw(self, values: Sequence[KerasTensor]) -> KerasTensor:
-        """The pixels as they are."""
+        """The pixels `(B, *image_shape)` as they are."""
         return values[0]
 
     def vary(self, images: KerasTensor, seed: KerasTensor) -> KerasTensor:
-        """All shifted and mirrored alike."""
+        """All `(B, height, width, channels)` shifted and mirrored alike."""
         shifts = 2 * _JITTER + 1
         drawn = tf.random.stateless_uniform([3], seed, 0, 2 * shifts, tf.int32)
         images = tf.roll(images, drawn[:2] % shifts - _JITTER, axis=[1, 2])
@@ -268,7 +268,7 @@ class LatentImages(FittedImages):
     def start(
         self, noise: KerasTensor, seed: KerasTensor
     ) -> tuple[list[KerasTensor], list[float]]:
-        """Latents, then the generator's weights, or fresh ones."""
+        """Latents `(B, Z)`; the generator's weights, or fresh ones; the rates."""
         weights = list(map(tf.convert_to_tensor, self.generator.trainable_variables))
         if self._first:  # mixed within a layer they are another draw of the same kind
             weights = [
@@ -285,15 +285,19 @@ class LatentImages(FittedImages):
         return [noise, *weights], [latent_rate] + [rate] * len(weights)
 
     def draw(self, values: Sequence[KerasTensor]) -> KerasTensor:
-        """What the copy makes of the latents."""
+        """What the copy makes of the latents, `(B, *image_shape)`."""
         latents, *weights = values
         still = list(map(tf.convert_to_tensor, self.generator.non_trainable_variables))
         return self.generator.stateless_call(weights, still, latents, training=True)[0]
 
     def finish(self, values: Sequence[KerasTensor]) -> None:
-        """The way from the end back is the generator's gradient (Reptile).
+        """Moves the generator: the way back from the ends is its gradient.
 
-        Of one that starts afresh each time the end is kept, to be looked at.
+        That is Reptile (Nichol et al., 2018). Of a generator that starts afresh each
+        time the end is kept, to be looked at.
+
+        Args:
+            values: fitted latents, which are not read, and weights.
         """
         weights = self.generator.trainable_variables
         if self._first:
@@ -304,6 +308,9 @@ class LatentImages(FittedImages):
         self.optimizer.apply(ways, weights)
 
     def observe(self) -> Iterator[np.ndarray]:
-        """Images of held-out noise, from which the fitting would start."""
+        """Images of held-out noise, from which the fitting would start.
+
+        Batches as of `ImageSource.observe`.
+        """
         seeds = [self._seed, HELD_OUT_SEED]
         return self._sample.batches(watching_noise(OBSERVED, self.width, seeds))

@@ -61,15 +61,29 @@ class ImageSource(abc.ABC):
     def dataset(self, first_step: int) -> tf.data.Dataset:
         """What `fit` iterates over: one element per iteration, from a step on.
 
-        An element holds whole batches; replicas and hosts each get a part of it.
+        An element holds whole batches, B first; replicas and hosts each get a part.
+
+        Args:
+            first_step: how many iterations are done already.
         """
 
     @abc.abstractmethod
     def next_batches(self, element: Any) -> Batch:
-        """The images of one iteration, made of an element of `dataset`."""
+        """The images of one iteration, made of a replica's part of an element.
+
+        Args:
+            element: of `dataset`.
+        """
 
     def normalise(self, images: KerasTensor) -> KerasTensor:
-        """Images of one batch, normalised as the data set says; most are already."""
+        """Images of one batch as the data set normalises them; most are already.
+
+        Args:
+            images: `(B, height, width, channels)`, as `next_batches` gives them.
+
+        Returns:
+            The same shape, floats.
+        """
         return images
 
     def update(self, element: Any, student: keras.Model) -> None:  # noqa: B027
@@ -125,7 +139,7 @@ class DatasetImages(ImageSource):
         return self._images.training(self._batch_size, self._seed, first_step)[0]
 
     def next_batches(self, element: Any) -> Batch:
-        """The element's images, as the one batch of an iteration."""
+        """The element's images, `(1, B, *image_shape)`, as an iteration's one batch."""
         return Batch(element[0][None])
 
 
@@ -197,10 +211,16 @@ class GeneratedImages(ImageSource):
         )
 
     def next_batches(self, element: KerasTensor) -> Batch:
-        """Images for the student's K steps.
+        """Images for the student's K steps, without gradient.
 
         The generator runs batch by batch: its BatchNormalizations use the statistics
         of one batch.
+
+        Args:
+            element: noise `(B, K + 1, Z)`; the last of each row is for `update`.
+
+        Returns:
+            Normalised images `(K, B, height, width, channels)`.
         """
         # As one function K calls are traced once; replicas cannot meet within one.
         alone = tf.distribute.get_strategy().num_replicas_in_sync == 1
@@ -215,7 +235,12 @@ class GeneratedImages(ImageSource):
         return Batch(ops.stop_gradient(ops.stack(batches)))
 
     def update(self, element: KerasTensor, student: keras.Model) -> None:
-        """Moves the generator alone; student and teachers only pass gradients."""
+        """Moves the generator alone; student and teachers only pass gradients.
+
+        Args:
+            element: noise `(B, K + 1, Z)`, of which the last is read.
+            student: normalised images to logits and features.
+        """
         statistics = [] if self._updates_statistics else student.non_trainable_variables
         with restoring(statistics):
             numerics.minimise(
@@ -254,14 +279,14 @@ class GeneratedImages(ImageSource):
         return self.objective(Outputs(outputs, teachers, rule, counted, labels, images))
 
     def observe(self) -> Iterator[np.ndarray]:
-        """Images of held-out noise; looking moves nothing."""
+        """Images of held-out noise, see `ImageSource.observe`; nothing moves."""
         width, seeds = self.generator.input_shape[-1], [self._seed, HELD_OUT_SEED]
         return self._sample.batches(watching_noise(OBSERVED, width, seeds))
 
 
 @contextmanager
 def restoring(variables: Sequence[keras.Variable]) -> Iterator[None]:
-    """Gives variables back the values they had, when the block ends."""
+    """Gives variables of any shape back their values, when the block ends well."""
     before = [tf.identity(variable.value) for variable in variables]
     yield
     for variable, value in zip(variables, before):
@@ -284,14 +309,14 @@ class Sampler:
         self.traced = tf.function(self.generate, reduce_retracing=True)
 
     def generate(self, noise: KerasTensor) -> KerasTensor:
-        """One batch; statistics move."""
+        """Images `(n, height, width, channels)` of `(n, Z)`; moving statistics move."""
         return self._generator(noise, training=True)
 
     def __call__(self, noise: np.ndarray) -> np.ndarray:
         return np.concatenate(list(self.batches(noise)))
 
     def batches(self, noise: np.ndarray) -> Iterator[np.ndarray]:
-        """The same, batch by batch."""
+        """What a call gives, `batch_size` images at a time; nothing moves."""
         for start in range(0, len(noise), self._batch_size):
             with restoring(self._generator.non_trainable_variables):
                 images = self.traced(noise[start:][: self._batch_size])

@@ -193,7 +193,12 @@ def bn_gap(
 
 
 class BnGap(NamedTuple):
-    """What `bn_gap` is of a teacher with so many BatchNormalizations."""
+    """What `bn_gap` is of a teacher with so many BatchNormalizations.
+
+    Attributes:
+        value: a scalar.
+        layers: their number.
+    """
 
     value: KerasTensor
     layers: int
@@ -511,7 +516,11 @@ class Objective:
         }
 
     def __call__(self, outputs: Outputs) -> KerasTensor:
-        """The weighted sum of all terms; logs each term's true value."""
+        """The weighted sum of all terms, a scalar; logs each term's true value.
+
+        Raises:
+            tf.errors.InvalidArgumentError: as it runs, a term that is not finite.
+        """
         total = 0.0
         for term, weight in self.weights.items():
             name = f"{self.role}_{term}"

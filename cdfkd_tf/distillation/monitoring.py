@@ -247,7 +247,10 @@ def effective_classes(shares: np.ndarray) -> float:
     """How many classes are as good as in use: the exponential of the entropy.
 
     Args:
-        shares: of each class, summing to 1.
+        shares: `(C,)`, of each class, summing to 1.
+
+    Returns:
+        From 1, all images in one class, to C.
     """
     return math.exp(-sum(share * math.log(share) for share in shares if share))
 

@@ -38,7 +38,7 @@ def check_finite(parts: dict[str, keras.Model | keras.optimizers.Optimizer]) -> 
 
 
 def is_float(variable: keras.Variable) -> bool:
-    """Whether it may be trained: counters and seeds are whole numbers."""
+    """Whether a variable of any shape may be trained: counters are whole numbers."""
     return keras.backend.is_float_dtype(variable.dtype)
 
 
@@ -77,10 +77,13 @@ def minimise(
     *,
     clip: float = 0.0,
 ) -> None:
-    """Moves `variables` by one gradient step; arguments as in `apply_gradients`.
+    """Moves `variables` by one gradient step, see `apply_gradients`.
 
     Args:
         loss: computes a scalar, averaged over this replica's batch.
+        optimizer: of these variables.
+        variables: what moves.
+        clip: largest global norm of the gradient; 0: any.
     """
     with tf.GradientTape() as tape:
         # Inside the tape: replicas sum gradients, low precision scales them.
@@ -103,7 +106,8 @@ def apply_gradients(
 
     Args:
         optimizer: of these variables.
-        gradients: one per variable, of the scaled loss, to be summed over replicas.
+        gradients: one per variable and shaped like it, of the scaled loss, to be
+            summed over replicas; None: the loss does not depend on it.
         variables: what moves.
         clip: largest global norm of the unscaled gradient; 0: any.
     """

@@ -21,6 +21,9 @@ class CoupledSGD(keras.optimizers.SGD):
         momentum: above 0.
         l2: decay on every trainable variable, BatchNormalization and biases included.
         nesterov: step along `g + momentum * v`.
+
+    Raises:
+        ValueError: if momentum is not above 0.
     """
 
     def __init__(

@@ -63,7 +63,13 @@ class Ring(keras.layers.Layer):
     def write(
         self, images: KerasTensor, answers: list[KerasTensor], classes: KerasTensor
     ) -> None:
-        """Puts a batch in the place of the oldest; the size is a multiple of it."""
+        """Puts a batch in the place of the oldest; N is a multiple of B.
+
+        Args:
+            images: `(B, *image_shape)`, normalised.
+            answers: `(B, ...)` each, as the constructor's, the logits first.
+            classes: `(B,)`, of the teachers together.
+        """
         size, batch = self.classes.shape[0], tf.shape(images)[0]
         written = tf.convert_to_tensor(self.written)
         place = tf.cast(written % size, "int32")
@@ -145,7 +151,15 @@ class ReplayedImages(ImageSource):
         return tf.data.Dataset.zip(tuple(parts))
 
     def next_batches(self, element: Any) -> Batch:
-        """One new batch goes into the ring; then K are drawn."""
+        """One new batch goes into the ring; then K are drawn.
+
+        Args:
+            element: this replica's part of one of `dataset`.
+
+        Returns:
+            Images `(K, B, height, width, channels)` in half precision, logits
+            `(K, B, T, C)` and features `(K, B, W_i)`, if kept.
+        """
         noise, places, *others = element
         earlier = [self._earlier(places)] if "views" in self.needs else []
         images = self.generated.next_batches(noise, *earlier).images[0]
@@ -212,7 +226,7 @@ class ReplayedImages(ImageSource):
         return [tf.gather(tf.convert_to_tensor(each), chosen) for each in kept]
 
     def normalise(self, images: KerasTensor) -> KerasTensor:
-        """In the arithmetic of losses: they are kept in half of it."""
+        """Images `(B, ...)`, normalised in half precision, in that of the losses."""
         return ops.cast(images, keras.config.floatx())
 
     def update(self, element: Any, student: keras.Model) -> None:
@@ -222,7 +236,8 @@ class ReplayedImages(ImageSource):
     def observe(self) -> Iterator[np.ndarray]:
         """Images of held-out noise; and of the mixed-in kinds, held out, too.
 
-        Of a source that has none to show: what it made last.
+        Of a source that has none to show: what it made last. Batches as of
+        `ImageSource.observe`.
         """
         fixed = self.fixed.observe() if self.fixed else ()
         seen = itertools.chain(self.generated.observe(), fixed)

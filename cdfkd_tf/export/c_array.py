@@ -85,7 +85,8 @@ def write_c_array(
 
     Args:
         model: Keras model, images in [0, 1] to probabilities.
-        calibration: images in [0, 1] that fix value ranges.
+        calibration: images `(n, height, width, channels)` in [0, 1] that fix value
+            ranges.
         description: from `describe`.
         path: the folder to write.
     """

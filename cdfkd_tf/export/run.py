@@ -256,6 +256,9 @@ def describe(
         class_names: one per class, in the order of the outputs.
         method: how the student was taught.
         student: its backbone.
+
+    Returns:
+        Field -> value, as JSON holds them; sides of the images in pixels.
     """
     height, width, channels = spec.image_shape
     return {

@@ -53,7 +53,11 @@ class Runner(abc.ABC):
         """Probabilities `(B, C)`, float32, of images `(B, *image_shape)` in [0, 1]."""
 
     def repeated(self, images: np.ndarray) -> Callable[[], Any]:
-        """A function that computes the probabilities of `images` each time anew."""
+        """A function that computes the probabilities of images each time anew.
+
+        Args:
+            images: `(B, *image_shape)` in [0, 1].
+        """
         return lambda: self(images)
 
     def latency(self, image: np.ndarray) -> float:

@@ -58,7 +58,11 @@ class Node:
 
 
 def constant(value: Any, what: str) -> np.ndarray:
-    """`value`, if it depends on no image."""
+    """`value` as an array of its shape, if it depends on no image.
+
+    Raises:
+        Unsupported: it does; `what` it is goes into the message.
+    """
     if isinstance(value, Symbol):
         raise Unsupported(f"its {what} depend on the images")
     return np.asarray(value)

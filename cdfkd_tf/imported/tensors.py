@@ -55,7 +55,7 @@ class Symbol:
         return self.axes[axis % self.rank]
 
     def with_tensor(self, tensor: KerasTensor) -> "Symbol":
-        """Another tensor whose axes lie alike."""
+        """Another tensor, of as many axes, which lie alike."""
         return dataclasses.replace(self, tensor=tensor)
 
     def moved(self, axes: Sequence[int]) -> "Symbol":
@@ -91,7 +91,15 @@ class Symbol:
         )
 
     def without(self, axes: Sequence[int], tensor: KerasTensor) -> "Symbol":
-        """What is left of the layout when an operation took some of the file's axes."""
+        """What is left of the layout when an operation took some of the file's axes.
+
+        Args:
+            axes: of the file, those that are gone.
+            tensor: what the operation made, its axes in the order of before.
+
+        Raises:
+            Unsupported: the axis of the images is among them.
+        """
         gone = {axis % self.rank for axis in axes}
         if self.batch in gone:
             raise Unsupported("the images of a batch are mixed")
@@ -172,6 +180,9 @@ def aligned(
 
     Returns:
         Pairs of neighbouring axes with the same product, as small as can be.
+
+    Raises:
+        Unsupported: products that differ.
     """
     groups: list[tuple[list[int], list[int]]] = []
     old, new = 0, 0
@@ -205,6 +216,9 @@ def with_batch(
         symbol: what is reshaped.
         target: sides, -1 for one that follows from the others.
         fixed: the count of images that the file was made for; None: any.
+
+    Raises:
+        Unsupported: maps of open sides.
     """
     shape = symbol.shape
     if None in shape:

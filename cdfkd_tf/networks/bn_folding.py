@@ -50,6 +50,9 @@ def folded_weights(
     Args:
         convolution: one of `CONVOLUTIONS`, without activation.
         norm: reads its output and nothing else does.
+
+    Returns:
+        Kernel as of the convolution; bias `(channels,)`, of what comes out.
     """
     scale, shift = bn_scale_and_shift(norm)
     kernel = np.array(convolution.kernel)

@@ -30,6 +30,14 @@ def applications() -> list[str]:
 def load_application(name: str, width: float, spec: DatasetSpec) -> keras.Model:
     """A network of `keras.applications` for these images, with fresh weights.
 
+    Args:
+        name: one of `applications`.
+        width: its `alpha`, a factor on its channels; 1: as published.
+        spec: of the images.
+
+    Returns:
+        Images `(B, *image_shape)` to maps, without a classifier on top.
+
     Raises:
         RequestError: an image size or a width that it does not have.
     """
@@ -53,6 +61,14 @@ def load_application(name: str, width: float, spec: DatasetSpec) -> keras.Model:
 
 def load_student(name: str, width: float, spec: DatasetSpec) -> keras.Model:
     """The network in a file, for images of this size, with its weights.
+
+    Args:
+        name: a file that `load_network` reads.
+        width: 1; others are refused.
+        spec: of the images.
+
+    Returns:
+        A functional model of `(B, *image_shape)`, without models inside.
 
     Raises:
         RequestError: an unreadable file, a network that shows no layers, takes other
@@ -139,6 +155,9 @@ def trunk_of(
         image: symbolic, normalised.
         spec: of the images.
         feature_layers: as `find_backbone` takes them.
+
+    Returns:
+        Its maps, each about half as wide as the one before; no last block to copy.
 
     Raises:
         RequestError: no maps, or layers named that have none or do not fit together.

@@ -77,6 +77,14 @@ def dafl(
 
     The two inner BatchNormalizations have epsilon 0.8, as published: it damps them,
     and training relies on it.
+
+    Args:
+        latent: `(B, Z)`.
+        image_shape: `(height, width, channels)` to come.
+        width: factor on the channels.
+
+    Returns:
+        Maps `(B, height, width, channels)`, sides rounded up to multiples of 4.
     """
     tensor = _project(latent, image_shape, scale_width(128, width), shrink=4)
     tensor = batch_norm(tensor, name="latent_bn")
@@ -93,7 +101,10 @@ def dafl(
 def dcgan(
     latent: KerasTensor, image_shape: tuple[int, int, int], width: float
 ) -> KerasTensor:
-    """Four transposed convolutions of stride 2 (Radford et al., DCGAN, ICLR 2016)."""
+    """Four transposed convolutions of stride 2 (Radford et al., DCGAN, ICLR 2016).
+
+    As `dafl`; sides are rounded up to multiples of 16.
+    """
     tensor = _project(latent, image_shape, scale_width(512, width), shrink=16)
     tensor = batch_norm(tensor, name="latent_bn")
     for index, filters in enumerate((256, 128, 64, 64), start=1):

@@ -222,7 +222,7 @@ def with_old_functions(value: Any) -> Any:
 
 @keras.saving.register_keras_serializable("cdfkd_tf", "hard_sigmoid_of_keras_2")
 def hard_sigmoid_of_keras_2(x: KerasTensor) -> KerasTensor:
-    """`min(max(0.2 x + 0.5, 0), 1)`; that of Keras 3 has the slope 1/6."""
+    """`min(max(0.2 x + 0.5, 0), 1)`, any shape; that of Keras 3 has the slope 1/6."""
     return ops.clip(0.2 * x + 0.5, 0.0, 1.0)
 
 

@@ -57,6 +57,8 @@ def conv(
 ) -> KerasTensor:
     """Convolution of `(B, height, width, channels)`, padded by `kernel // 2`.
 
+    Weights begin normal of variance 2 / fan-out (He et al., ICCV 2015).
+
     A 1x1 convolution with a stride reads every `stride`-th pixel first: on CPUs the
     filter gradient of the strided one crashes TensorFlow 2.21 (at most 8 channels, 56
     pixels and more). Pooling over single pixels is that choice as a plain layer.
@@ -87,13 +89,27 @@ def batch_norm(
     affine: bool = True,
     dtype: str | None = None,
 ) -> KerasTensor:
-    """BatchNormalization with the published momentum; `affine`: scale and shift."""
+    """BatchNormalization of `(B, ..., channels)` with the published momentum, 0.9.
+
+    Args:
+        tensor: symbolic.
+        name: of the layer.
+        epsilon: added to the variance.
+        affine: whether scale and shift are learned.
+        dtype: policy of its arithmetic; None: Keras's.
+    """
     options = {"momentum": 0.9, "epsilon": epsilon, "dtype": dtype, "name": name}
     return layers.BatchNormalization(center=affine, scale=affine, **options)(tensor)
 
 
 def cropped(tensor: KerasTensor, sides: tuple[int, int], *, name: str) -> KerasTensor:
-    """The middle of maps `(B, *sides, channels)`; as they are where nothing is over."""
+    """The middle `(B, *sides, channels)` of larger maps; others as they are.
+
+    Args:
+        tensor: symbolic, `(B, height, width, channels)`, at least as large.
+        sides: height and width that stay; an odd rest goes below and to the right.
+        name: of the layer.
+    """
     extra = [have - want for have, want in zip(tensor.shape[1:3], sides)]
     if not any(extra):
         return tensor
@@ -102,12 +118,14 @@ def cropped(tensor: KerasTensor, sides: tuple[int, int], *, name: str) -> KerasT
 
 
 def relu(tensor: KerasTensor) -> KerasTensor:
-    """Rectifier as a layer."""
+    """`max(x, 0)` of a tensor of any shape, as a layer."""
     return layers.ReLU()(tensor)
 
 
 def separable_encoder(tensor: KerasTensor, filters: int, *, name: str) -> KerasTensor:
-    """The header's encoder: halves the resolution, ends with `filters` channels.
+    """The header's encoder: halves `(B, height, width, channels)`, rounding up.
+
+    Ends with `filters` channels.
 
     Two pairs of a depthwise 3x3 and a pointwise convolution; the first keeps the
     input's width and has stride 2 (CDFKD-MFS, the header encoders of the multi-level

@@ -47,7 +47,13 @@ class _Front(NamedTuple):
 
 
 class FoundValues(NamedTuple):
-    """Which values a network expects: a key of `KNOWN` or `NORMALISED`, and why."""
+    """Which values a network expects, and why.
+
+    Attributes:
+        values: a key of `KNOWN`, or `NORMALISED`.
+        evidence: for people.
+        is_certain: read, not guessed.
+    """
 
     values: str
     evidence: str

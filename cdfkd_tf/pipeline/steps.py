@@ -214,10 +214,14 @@ class Run:
         save_network(network, getattr(self.workdir, name))
 
     def take_statistics(self, student: keras.Model, images: np.ndarray) -> int:
-        """Gives the student the BatchNormalization statistics of images in [0, 1].
+        """Gives the student the BatchNormalization statistics of some images.
+
+        Args:
+            student: changed in place.
+            images: `(n, height, width, channels)` in [0, 1].
 
         Returns:
-            How many images.
+            n.
         """
         normalised = self.spec.normalise(images).astype("float32")
         count = reestimate(student, normalised, self.config.batch_size)
@@ -244,7 +248,11 @@ class Run:
             seed: of their noise or their choice; the run's seed counts too.
 
         Returns:
-            Batches no larger than those of the training.
+            Batches `(b, height, width, channels)`, float32, no larger than those of
+            the training.
+
+        Raises:
+            RequestError: there are no such images.
         """
         config, size = self.config, self.config.batch_size
         if self.method.has_generator:
@@ -269,10 +277,12 @@ class Run:
             yield part.astype("float32") / 255 if part.dtype == "uint8" else part
 
     def calibration_pool(self, count: int, seed: int) -> np.ndarray:
-        """Images in [0, 1] to calibrate integer files on, at least `count`.
+        """Images to calibrate integer files on, at least `count`.
 
-        The trained generator's, and earlier generators' if kept; where the method has
-        no generator: real training images.
+        `unlabelled_batches`, and earlier generators' images if kept.
+
+        Returns:
+            `(n, height, width, channels)` in [0, 1], float32.
         """
         images = list(self.unlabelled_batches(count, seed))
         if self.method.generator and self.workdir.earlier_images.exists():
@@ -287,6 +297,8 @@ class Run:
     ) -> Iterable[tuple[np.ndarray, np.ndarray | None]]:
         """Batches of images in [0, 1] to measure on, and of their labels.
 
+        `(b, height, width, channels)` and `(b,)`, classes from 0 on.
+
         Can be iterated many times; batches are no larger than those of the training.
         Without real images, or with `--evaluation_split=none`, they are generated and
         the labels are None.
@@ -300,8 +312,9 @@ class Run:
     def aggregator_samples(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Batches of normalised images and labels that the aggregator learns from.
 
-        The few real ones; with `--labelled_samples=0` generated ones, labelled with
-        the class that the teachers answer together.
+        `(b, height, width, channels)` and `(b,)`, classes from 0 on. The few real
+        ones; with `--labelled_samples=0` generated ones, labelled with the class that
+        the teachers answer together.
         """
         config, size = self.config, self.config.batch_size
         if config.labelled_samples:

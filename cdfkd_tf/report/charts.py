@@ -15,7 +15,12 @@ _WIDTH, _HEIGHT = 4.4, 2.9  # inches
 
 
 class Chart(NamedTuple):
-    """A drawing and its caption, which also stands for it where it cannot be seen."""
+    """A drawing and its caption, which also stands for it where it cannot be seen.
+
+    Attributes:
+        svg: an `<svg>` element, for the middle of a page.
+        caption: plain text.
+    """
 
     svg: Markup
     caption: str
@@ -73,6 +78,12 @@ def points(
     """One dot per pair of what stands `across`, a number or a word, and a value `up`.
 
     Positive numbers across that differ more than twentyfold: a logarithmic scale.
+
+    Args:
+        pairs: at least one.
+        caption: what the chart shows.
+        across: name of the horizontal axis.
+        up: name of the vertical one.
     """
     figure, axes = _figure()
     places, values = zip(*pairs)

@@ -47,7 +47,10 @@ def is_graph(model: keras.Model) -> bool:
 
 
 def input_of_only_call(layer: keras.layers.Layer) -> KerasTensor | None:
-    """The symbolic tensor that a layer reads; None if it is not called just once."""
+    """The symbolic tensor, of any shape, that a layer reads.
+
+    None if it is not called just once, in functional models.
+    """
     if len(layer._inbound_nodes) != 1:
         return None
     return layer._inbound_nodes[0].input_tensors[0]
@@ -158,7 +161,7 @@ def variable_index(
 
 
 def adam_slots(optimizer: keras.optimizers.Adam, variable: keras.Variable) -> tuple:
-    """Adam's running means of a variable's gradient and of its square."""
+    """Adam's running means of a variable's gradient and its square, shaped like it."""
     index = optimizer._get_variable_index(variable)
     return optimizer._momentums[index], optimizer._velocities[index]
 

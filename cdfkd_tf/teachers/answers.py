@@ -124,6 +124,10 @@ def kind_of_rows(rows: np.ndarray, is_linear: bool, teacher: str) -> str:
 def check_finite_rows(rows: np.ndarray, teacher: str) -> None:
     """Refuses answers that are NaN or infinite.
 
+    Args:
+        rows: `(n, C)`.
+        teacher: what the message calls it.
+
     Raises:
         RequestError: some are.
     """
@@ -137,11 +141,16 @@ def check_finite_rows(rows: np.ndarray, teacher: str) -> None:
 def variation(once: np.ndarray, again: np.ndarray, teacher: str) -> float:
     """How much answers to the same images differ, as a share of their spread.
 
+    Args:
+        once: answers `(n, C)`.
+        again: answers to the same images.
+        teacher: what the message calls it.
+
     Returns:
-        0 where nobody would see it.
+        Mean absolute difference over the deviation between images; 0 up to 0.001.
 
     Raises:
-        RequestError: answers that are mostly noise.
+        RequestError: it is above 0.5, answers are mostly noise.
     """
     spread = float(np.std(once, axis=0).mean())
     share = float(np.abs(once - again).mean()) / max(spread, 1e-9)
@@ -155,6 +164,6 @@ def variation(once: np.ndarray, again: np.ndarray, teacher: str) -> float:
 
 
 def softmax(rows: np.ndarray) -> np.ndarray:
-    """Of each row."""
+    """Softmax of each row of logits `(..., C)`."""
     powers = np.exp(rows - rows.max(-1, keepdims=True))
     return powers / powers.sum(-1, keepdims=True)

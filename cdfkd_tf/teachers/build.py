@@ -156,8 +156,8 @@ def build_teachers(
         names: files to load, or what to call the models.
         models: the teachers, where they are in memory; `release` of the ensemble
             gives them back as they were.
-        labelled: gives real images to find out on which pixel values teachers expect;
-            called only if that is asked for.
+        labelled: gives real images, normalised `(n, height, width, channels)`, to find
+            out on which pixel values teachers expect; called only if that is asked for.
         class_map: which classes they know; None: all those of `spec`.
 
     Raises:

@@ -129,10 +129,13 @@ class TeacherEnsemble:
         return tf.function(self.__call__, reduce_retracing=True, autograph=False)
 
     def combined(self, logits: KerasTensor) -> KerasTensor:
-        """Logits `(B, C)` of all teachers, or of a student's headers, by the rule.
+        """The answers of all teachers, or of a student's headers, as one, by the rule.
 
         Args:
             logits: `(B, T, C)`, or `(B, H, C)`.
+
+        Returns:
+            Logits `(B, C)`, see `Rule`.
         """
         return self.rule(logits)
 

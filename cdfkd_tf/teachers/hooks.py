@@ -88,7 +88,7 @@ class HookedModel:
         """Its output, in the place of logits, and what is inside as far as needed.
 
         Args:
-            images: as the model expects them.
+            images: `(B, ...)`, sides and values as the model expects them.
             needs: out of `INNER`, and `BY_BATCH`: BatchNormalizations take mean and
                 variance of these images instead of those they stored. Without any, they
                 are folded, with the weights as they stood at the last `fold`, or else

@@ -76,7 +76,7 @@ class Rule:
 
     @property
     def mixture(self) -> tuple[np.ndarray, float]:
-        """Weights and sharpness; with `mean` as if the rule were competence."""
+        """Weights `(T, C)` and sharpness; with `mean` as if it were competence."""
         if self.weights is None:
             return _shares(self.competence**POWER), SHARPNESS
         return self.weights, self.sharpness

@@ -13,7 +13,7 @@ SIDE = 24
 def conv_block(
     tensor: keras.KerasTensor, filters: int, stride: int = 1
 ) -> keras.KerasTensor:
-    """Convolution, BatchNormalization, ReLU."""
+    """Convolution 3x3, BatchNormalization, ReLU of `(B, height, width, channels)`."""
     tensor = layers.Conv2D(filters, 3, stride, padding="same", use_bias=False)(tensor)
     return layers.ReLU()(layers.BatchNormalization(momentum=0.9)(tensor))
 

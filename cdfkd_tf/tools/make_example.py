@@ -72,6 +72,9 @@ def write_images(
         folder: gets `train` and `test`, with a folder per digit.
         side: pixels of the square images.
         seed: of the split.
+
+    Returns:
+        For train and test, images `(n, side, side, 1)`, float32, and labels `(n,)`.
     """
     digits = load_digits()
     parts = train_test_split(

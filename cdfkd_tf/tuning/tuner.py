@@ -149,6 +149,11 @@ def trial_config(
 ) -> RunConfig:
     """The run that a trial with these options is, in its folder.
 
+    Args:
+        config: of the search.
+        options: name -> value, of what this trial varies.
+        folder: the trial's own workdir.
+
     Raises:
         RequestError: options that fit no run, or not the given teachers.
     """

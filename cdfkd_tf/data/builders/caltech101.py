@@ -6,10 +6,11 @@ stratified 80/20 split that is the same on every file system.
 """
 
 import pathlib
+from typing import Any
 
 import tensorflow_datasets as tfds
 
-from cdfkd_tf.data.builders.stratified import StratifiedBuilder
+from cdfkd_tf.data.builders.stratified import Examples, StratifiedBuilder
 from cdfkd_tf.errors import RequestError
 
 URL = "https://data.caltech.edu/records/mzrjq-6wc02/files/caltech-101.zip?download=1"
@@ -22,12 +23,16 @@ class Caltech101Stratified(StratifiedBuilder):
     NUM_CLASSES = 101
 
     @property
-    def url_infos(self):
+    def url_infos(self) -> dict[str, Any]:
         """The size and checksum that TFDS's own builder registers."""
         return {URL: tfds.builder_cls("caltech101").url_infos[URL]}
 
-    def list_examples(self, dl_manager):
-        """See the base class."""
+    def list_examples(self, dl_manager: tfds.download.DownloadManager) -> Examples:
+        """See the base class.
+
+        Raises:
+            RequestError: an archive with other classes, or a class without images.
+        """
         archive = dl_manager.download_and_extract(URL)
         inner = archive / "caltech-101" / "101_ObjectCategories.tar.gz"
         root = pathlib.Path(dl_manager.extract(inner)) / "101_ObjectCategories"

@@ -5,9 +5,10 @@ Optical Recognition of Handwritten Digits, Alpaydin and Kaynak, 1998).
 """
 
 import numpy as np
+import tensorflow_datasets as tfds
 from PIL import Image
 
-from cdfkd_tf.data.builders.stratified import StratifiedBuilder
+from cdfkd_tf.data.builders.stratified import Examples, StratifiedBuilder
 
 SIDE = 16
 
@@ -17,7 +18,7 @@ class Digits(StratifiedBuilder):
 
     IMAGE_SHAPE, NUM_CLASSES, HAS_FILES = (SIDE, SIDE, 1), 10, False
 
-    def list_examples(self, dl_manager):
+    def list_examples(self, dl_manager: tfds.download.DownloadManager) -> Examples:
         """See the base class."""
         from sklearn.datasets import load_digits
 
@@ -28,7 +29,7 @@ class Digits(StratifiedBuilder):
 
 
 def enlarge(image: np.ndarray) -> np.ndarray:
-    """8x8 with values 0..16 to 16x16x1 with values 0..255, bilinear."""
+    """`(8, 8)` with values 0..16 to `(16, 16, 1)`, uint8, bilinear."""
     large = Image.fromarray(image.astype("float32")).resize(
         (SIDE, SIDE), Image.Resampling.BILINEAR
     )

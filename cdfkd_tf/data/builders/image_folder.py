@@ -120,7 +120,7 @@ class FolderExamples:
         return len(self._files.get(split, ()))
 
     def read(self, split: str) -> tf.data.Dataset:
-        """Elements `{"image": path, "label": int64}`; no file is opened."""
+        """Scalars `{"image": path, "label": int64}` in order; no file is opened."""
         files, classes = zip(*self._files[split])
         labels = [self.class_names.index(name) for name in classes]
         table = {
@@ -130,7 +130,14 @@ class FolderExamples:
         return tf.data.Dataset.from_tensor_slices(table)
 
     def decode(self, path: tf.Tensor) -> tf.Tensor:
-        """The image of one example in [0, 1], float32 of the data set's size."""
+        """The image of one example in [0, 1], float32 `(height, width, channels)`.
+
+        Args:
+            path: a scalar, from `read`.
+
+        Raises:
+            ValueError: within the pipeline, a file that cannot be read, by its name.
+        """
         spec = self._spec
 
         def load(path: bytes) -> np.ndarray:

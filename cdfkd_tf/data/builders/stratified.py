@@ -8,6 +8,8 @@ import tensorflow_datasets as tfds
 
 from cdfkd_tf.data.sampling import stratified_split
 
+Examples = tuple[Sequence[tuple[Any, Any, int]], Sequence[str]]
+
 
 class StratifiedBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     """Splits `train` and `test`, seeded and stratified, the same on every machine.
@@ -24,10 +26,16 @@ class StratifiedBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True)
     HAS_FILES = True
 
     @abc.abstractmethod
-    def list_examples(
-        self, dl_manager: tfds.download.DownloadManager
-    ) -> tuple[Sequence[tuple[Any, Any, int]], Sequence[str]]:
-        """All examples in a fixed order: key, image or its file, label; class names."""
+    def list_examples(self, dl_manager: tfds.download.DownloadManager) -> Examples:
+        """All examples in a fixed order, and the class names.
+
+        Args:
+            dl_manager: fetches and unpacks what is needed.
+
+        Returns:
+            Rows of key, image (uint8, `IMAGE_SHAPE`) or its file, and label, 0 to
+            C - 1; C names.
+        """
 
     def _info(self) -> tfds.core.DatasetInfo:
         features = {
