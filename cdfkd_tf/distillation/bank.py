@@ -5,6 +5,7 @@ are asked once per image, outside the training graph. Draws are balanced over th
 classes that the teachers see: of plain draws half may fall into one class.
 """
 
+import itertools
 import json
 import math
 import pathlib
@@ -21,12 +22,15 @@ from keras import KerasTensor, ops
 from cdfkd_tf.data.specs import DatasetSpec
 from cdfkd_tf.data.transfer_set import Kind, mixture
 from cdfkd_tf.distillation.image_source import OBSERVED, Batch, ImageSource
-from cdfkd_tf.errors import RunError
 from cdfkd_tf.runtime.files import replacing
 from cdfkd_tf.teachers.ensemble import TeacherEnsemble, TeacherOutputs
 
 _MOST_DRAWN = 16.0  # times as often as the average image, for those of rare classes
 _TINY = 1e-6
+# Of a bank; each is drawn, asked about and learned from for itself, so that hosts can
+# keep some of them each and together learn what one would.
+PARTS = 8
+_APART = 100_000_007  # the seeds of two parts
 _TOLD_EVERY = 10  # seconds
 # To see how near to the teachers' own a kind of images is: so many of them, or as many
 # as have so many pixels if these are fewer, but not fewer than the last.
@@ -38,20 +42,59 @@ class Bank:
     """Images and the teachers' answers to them.
 
     Attributes:
-        images: `(N, height, width, channels)`, uint8.
-        logits: `(N, T, C)`, float32.
-        features: T arrays `(N, W_i)`, float32; empty if not asked for.
+        images: `(n, height, width, channels)`, uint8, of this process's parts.
+        logits: `(n, T, C)`, float32.
+        features: T arrays `(n, W_i)`, float32; empty if not asked for.
+        part_sizes: N in parts, of all processes together.
+        own_parts: those of this process.
         shares: kind -> share, of one that was filled.
-        class_counts: `(C,)`, how many images the teachers' mean puts into each class.
+        class_counts: `(C,)`, how many of all N images the teachers' mean puts into
+            each class, of one that was filled.
     """
 
     def __init__(
-        self, images: np.ndarray, logits: np.ndarray, features: Sequence[np.ndarray]
+        self,
+        images: np.ndarray,
+        logits: np.ndarray,
+        features: Sequence[np.ndarray],
+        *,
+        part_sizes: Sequence[int] = (),
+        own_parts: range = range(1),
     ):
         self.images, self.logits, self.features = images, logits, list(features)
+        self.part_sizes = tuple(part_sizes) or (len(images),)
+        self.own_parts = own_parts
 
     def __len__(self) -> int:
-        return len(self.images)
+        """N, of all processes together."""
+        return sum(self.part_sizes)
+
+
+def sizes_of_parts(count: int) -> tuple[int, ...]:
+    """As equal as can be: `PARTS` of them, or one of a few images."""
+    parts = PARTS if count >= PARTS else 1
+    ends = [count * (part + 1) // parts for part in range(parts)]
+    return tuple(np.diff(ends, prepend=0).tolist())
+
+
+def parts_of_this_process(count: int, strategy: tf.distribute.Strategy) -> range:
+    """Each host has as many of `count` parts, or all, where that cannot be."""
+    hosts, index = _hosts_of(strategy)
+    each = count // hosts if count % hosts == 0 else 0
+    return range(index * each, (index + 1) * each) if each else range(count)
+
+
+def _hosts_of(strategy) -> tuple[int, int]:
+    """How many processes train together, and which of them this is."""
+    resolver = strategy.cluster_resolver
+    hosts = strategy.num_replicas_in_sync // _replicas_here(strategy)
+    return hosts, (resolver.task_id or 0) if resolver else 0
+
+
+def _replicas_here(strategy) -> int:
+    """How many replicas this process has."""
+    alone = strategy.num_replicas_in_sync == 1
+    return 1 if alone else len(strategy.extended.worker_devices)
 
 
 def automatic_size(spec: DatasetSpec, minutes: float) -> int:
@@ -81,6 +124,8 @@ def fill(
     seconds: float | None = None,
 ) -> Bank:
     """Draws a mixture of the kinds that suits the teachers, and asks them.
+
+    Each process fills its own parts.
 
     Args:
         kinds: from `transfer_set.kinds_of`.
@@ -123,16 +168,25 @@ def fill(
     mixed = ", ".join(f"{share:.0%} {kind}" for kind, share in shares.items())
     waiting = f"; asking takes about {count * each:.0f} s" if count * each > 20 else ""
     print(f"Images to learn from: {count}, {mixed}{waiting}.", flush=True)
-    images = mixture(kinds, shares, count, shape, seed)
+    strategy, sizes = tf.distribute.get_strategy(), sizes_of_parts(count)
+    own = parts_of_this_process(len(sizes), strategy)
     bank = ask(
-        *(teachers, images, spec, folder),
+        teachers,
+        np.concatenate(
+            [mixture(kinds, shares, sizes[p], shape, seed + p * _APART) for p in own]
+        ),
+        spec,
+        folder,
         batch_size=batch_size,
         features=features,
         needs=needs,
+        part_sizes=sizes,
+        own_parts=own,
     )
     bank.shares = shares
     classes = np.argmax(teachers.combined(bank.logits), axis=-1)
-    bank.class_counts = np.bincount(classes, minlength=bank.logits.shape[-1])
+    counts = np.bincount(classes, minlength=bank.logits.shape[-1])
+    bank.class_counts = counts if len(own) == len(sizes) else _summed(counts, strategy)
     print(
         f"The teachers see {np.count_nonzero(bank.class_counts)} of "
         f"{len(bank.class_counts)} classes in them, the rarest in "
@@ -152,35 +206,36 @@ def ask(
     features: bool = False,
     needs: frozenset[str] = frozenset(),
     note: Callable[[str], None] = print,
+    part_sizes: Sequence[int] = (),
+    own_parts: range = range(1),
 ) -> Bank:
     """Asks all teachers for their answers, and keeps these as they come.
 
     What an interrupted call has asked is not asked again, as long as images and
-    teachers are the same. Within the scope of a strategy each replica asks for its
-    share, and all processes get, and keep, the answers of all.
+    teachers are the same. Within the scope of a strategy each replica of this process
+    asks for its share; processes need not wait for each other.
 
     Args:
         teachers: frozen.
-        images: `(N, height, width, channels)`, uint8.
+        images: `(n, height, width, channels)`, uint8.
         spec: of the images.
         folder: where answers are kept.
         batch_size: images asked at once.
         features: whether the teachers' features are wanted, too.
         needs: what of the teachers' forward pass is not as usual, see `Teacher`.
         note: is told what was found and how far it is.
-
-    Raises:
-        RunError: another process has other images.
+        part_sizes: as of a `Bank`; empty: these images are one part.
+        own_parts: likewise.
     """
     strategy, told = tf.distribute.get_strategy(), time.monotonic()
     answer = _asked(teachers, spec, features, needs, batch_size, strategy)
     first = answer(images[:batch_size])
-    resolver = strategy.cluster_resolver
-    if resolver and resolver.task_id:  # the first process has the folder itself
-        folder = folder / f"process_{resolver.task_id}"
+    _, index = _hosts_of(strategy)
+    if index:  # the first process has the folder itself
+        folder = folder / f"process_{index}"
     folder.mkdir(parents=True, exist_ok=True)
     arrays, record = [], folder / "answered.json"
-    done = _common(_answered(folder, record, images, first), images, strategy)
+    done = _answered(folder, record, images, first)
     for index, values in enumerate(first):
         file, shape = folder / f"answers_{index}.npy", (len(images), *values.shape[1:])
         mode = "r+" if done else "w+"
@@ -189,18 +244,30 @@ def ask(
         )
     if done and done < len(images):
         note(f"{done} of {len(images)} images were answered before.")
-    for start in range(done, len(images), batch_size):
-        part = images[start : start + batch_size]
-        for array, values in zip(arrays, answer(part)):
-            array[start : start + len(part)] = values[: len(part)]
-        if start // batch_size % 16 == 15:
-            _keep(arrays, record, start + len(part), images)
+    own_sizes = [part_sizes[part] for part in own_parts] if part_sizes else []
+    batches = _full_batches(own_sizes or [len(images)], batch_size)
+    for number, (start, end) in enumerate(batches):
+        if end <= done:
+            continue
+        for array, values in zip(arrays, answer(images[start:end])):
+            array[start:end] = values
+        if number % 16 == 15:
+            _keep(arrays, record, end, images)
         if time.monotonic() - told > _TOLD_EVERY:
             told = time.monotonic()
-            note(f"{start + len(part)} of {len(images)} images are answered.")
+            note(f"{end} of {len(images)} images are answered.")
     _keep(arrays, record, len(images), images)
     logits, *rest = (np.array(array) for array in arrays)
-    return Bank(images, logits, rest)
+    return Bank(images, logits, rest, part_sizes=part_sizes, own_parts=own_parts)
+
+
+def _full_batches(sizes, batch_size) -> Iterator[tuple[int, int]]:
+    """First and last of each batch; no batch holds images of two parts. The last of a
+    part has some of the one before, too: it shall be as large, for its statistics."""
+    for begin, last in itertools.pairwise([0, *itertools.accumulate(sizes)]):
+        for start in range(begin, last, batch_size):
+            end = min(start + batch_size, last)
+            yield max(begin, end - batch_size), end
 
 
 def _asked(
@@ -224,43 +291,42 @@ def _asked(
     def answer_by_shares(images: np.ndarray) -> list[np.ndarray]:
         whole = np.resize(images, (batch_size, *images.shape[1:]))  # repeats the first
         normalised = np.asarray(spec.normalise(whole / 255), "float32")
-        joined = gathered(_by_replica(normalised, strategy))
+        joined = by_replica(_by_replica(normalised, strategy))
         return [np.asarray(v, "float32")[: len(images)] for v in joined]
 
     @tf.function(autograph=False)
-    def gathered(shares):
-        outputs = strategy.run(
-            lambda share: kept(teachers(share, needs)), args=(shares,)
-        )
-        return [strategy.gather(values, axis=0) for values in outputs]
+    def by_replica(parts):
+        found = strategy.run(lambda part: kept(teachers(part, needs)), args=(parts,))
+        found = [strategy.experimental_local_results(values) for values in found]
+        return [tf.concat(values, axis=0) for values in found]
 
     # Statistics of a batch are those of the whole one.
-    several = strategy and strategy.num_replicas_in_sync > 1 and not needs
+    several = strategy and _replicas_here(strategy) > 1 and not needs
     return answer_by_shares if several else answer
 
 
 def _by_replica(rows: np.ndarray, strategy):
-    """Of rows, as many as a multiple of the replicas, each gets an equal share."""
+    """Of rows, as many as a multiple of them, each replica of this process gets an
+    equal share."""
+    devices = _replicas_here(strategy)
 
     def share(context):
-        parts = np.split(rows, context.num_replicas_in_sync)
-        return tf.constant(parts[context.replica_id_in_sync_group])
+        parts = np.split(rows, devices)
+        return tf.constant(parts[context.replica_id_in_sync_group % devices])
 
     return strategy.experimental_distribute_values_from_function(share)
 
 
-def _common(done: int, images: np.ndarray, strategy) -> int:
-    """How many images all processes have answers to, of the same images."""
-    if strategy.num_replicas_in_sync == 1:
-        return done
-    own = [[done, zlib.crc32(images.tobytes())]] * strategy.num_replicas_in_sync
-    found = strategy.gather(_by_replica(np.array(own), strategy), axis=0).numpy()
-    if len(set(found[:, 1])) > 1:
-        raise RunError(
-            "The processes of this run drew different images to learn from. Start all "
-            "with the same command, versions and kind of machine."
-        )
-    return int(found[:, 0].min())
+def _summed(counts: np.ndarray, strategy) -> np.ndarray:
+    """The sum of what all processes counted."""
+    devices = _replicas_here(strategy)
+
+    def once(context):
+        first = context.replica_id_in_sync_group % devices == 0
+        return tf.constant(counts * first)
+
+    values = strategy.experimental_distribute_values_from_function(once)
+    return strategy.reduce("SUM", values, axis=None).numpy()
 
 
 def _answered(folder, record, images, first) -> int:
@@ -317,9 +383,12 @@ def drawing_weights(classes: np.ndarray | tf.Tensor, num_classes: int) -> tf.Ten
 class BankedImages(ImageSource):
     """Batches drawn from a bank.
 
+    A batch is drawn evenly from all parts, one after the other: a host, which learns
+    from some rows of it, needs to have the parts of these alone.
+
     Args:
         bank: images and answers.
-        classes: `(N,)`, the class that each image is counted for.
+        classes: `(n,)`, the class that each image of this process is counted for.
         spec: of the images.
         student_steps: K, batches per element.
         batch_size: B over all replicas.
@@ -343,24 +412,33 @@ class BankedImages(ImageSource):
         self._spec, self._batch_size, self._seed = spec, batch_size, seed
         self._held_out = held_out
         num_classes = bank.logits.shape[-1]
-        self._bounds = tf.cumsum(drawing_weights(classes, num_classes))
+        ends = np.cumsum([0, *(bank.part_sizes[part] for part in bank.own_parts)])
+        weights = [
+            drawing_weights(classes[start:end], num_classes)
+            for start, end in itertools.pairwise(ends)
+        ]
+        # Where in [0, 1) of the whole bank each of its images ends.
+        parts = len(bank.part_sizes)
+        first = bank.own_parts.start / parts
+        self._bounds = first + tf.cumsum(tf.concat(weights, 0)) / parts
 
     def dataset(self, first_step: int) -> tf.data.Dataset:
         """Endless elements `(images, answers)`, each `(B, K, ...)`.
 
-        Element i depends on the seed and i alone.
+        Element i depends on the seed and i alone. Of rows that other hosts learn from
+        it holds any images.
         """
         kept = (self.bank.images, self.bank.logits, *self.bank.features)
         kept = [tf.constant(array) for array in kept]
-        bounds = self._bounds
+        bounds, rows = self._bounds, tf.range(self._batch_size, dtype="float64")
         shape = [self._batch_size, self.student_steps]
 
         def draw(step):
             seed = tf.stack([tf.constant(self._seed, tf.int64), step])
-            places = tf.random.stateless_uniform(
-                [shape[0] * shape[1]], seed=seed, maxval=bounds[-1], dtype=bounds.dtype
-            )
-            chosen = tf.reshape(tf.searchsorted(bounds, places, side="right"), shape)
+            within = tf.random.stateless_uniform(shape, seed, dtype=bounds.dtype)
+            places = tf.reshape((rows[:, None] + within) / shape[0], [-1])
+            chosen = tf.searchsorted(bounds, places, side="right")
+            chosen = tf.reshape(tf.minimum(chosen, len(bounds) - 1), shape)
             images, *answers = (tf.gather(array, chosen) for array in kept)
             return tf.cast(images, "float32"), *answers
 

@@ -315,7 +315,8 @@ def _banked(config, spec, method, teachers, count) -> BankedImages:
     names = [teacher.name for teacher in teachers.teachers]
     for doubt in doubts(teachers.rule, bank.logits, names, known_as):
         warnings.warn(doubt, DistillationWarning, stacklevel=2)
-    parts = (bank.logits[start:][:_PART] for start in range(0, len(bank), _PART))
+    starts = range(0, len(bank.logits), _PART)
+    parts = (bank.logits[start:][:_PART] for start in starts)
     classes = [np.argmax(teachers.combined(part), axis=-1) for part in parts]
     return BankedImages(
         bank,

@@ -20,7 +20,7 @@ keras.config.set_floatx("float64")
 keras.config.set_dtype_policy("float64")
 
 from cdfkd_tf.data.specs import plain_spec
-from cdfkd_tf.distillation.bank import ask
+from cdfkd_tf.distillation.bank import Bank, BankedImages, ask, sizes_of_parts
 from cdfkd_tf.distillation.checkpoints import TrainingState
 from cdfkd_tf.distillation.numerics import apply_gradients
 from cdfkd_tf.distillation.replay import ReplayedImages
@@ -138,6 +138,22 @@ def asked_by_shares(mirrored):
     return shares, found.logits.tolist()
 
 
+def banked():
+    """Fixed images that are mixed with those of a ring."""
+    rng, sizes = np.random.default_rng(0), sizes_of_parts(21)
+    images = rng.integers(0, 256, (21, *toys.SHAPE), dtype="uint8")
+    logits = rng.normal(size=(21, 2, toys.CLASSES))
+    return BankedImages(
+        Bank(images, logits, [], part_sizes=sizes, own_parts=range(len(sizes))),
+        logits.mean(axis=1).argmax(axis=-1),
+        plain_spec("none", toys.SHAPE, toys.CLASSES),
+        student_steps=STEPS,
+        batch_size=BATCH,
+        seed=0,
+        held_out=images,
+    )
+
+
 def masks():
     """What Dropout lets through on each of two replicas, twice."""
     strategy = choose_strategy("mirrored", BATCH)
@@ -162,6 +178,7 @@ def main():
     found["dfq, resumed"] = compare(alone["dfq"], trained_in_two_parts("dfq"))
     # A ring written over by the third iteration; and all that a generator may do.
     options = {"kept": 2 * BATCH, "num_classes": toys.CLASSES, "mean_decay": 0.5}
+    options["fixed"] = banked()
     terms = {"header": -1.0, "bn_mean": 1.0, "cross_entropy": 1.0}
     row = toys.method(generator=terms, adversarial_on="disagree")
     kept = trained("one_device", row, **options)

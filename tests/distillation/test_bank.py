@@ -102,6 +102,42 @@ def test_banked_images_are_a_function_of_seed_and_step():
     assert (next(iter(_source(seed=6).dataset(0)))[1] != next(later)[1]).numpy().any()
 
 
+def test_hosts_with_some_parts_each_draw_together_what_one_with_all_draws():
+    sizes, images = bank.sizes_of_parts(67), _images(67)
+    logits = np.random.default_rng(1).normal(size=(67, 2, toys.CLASSES))
+    ends = np.cumsum([0, *sizes])
+
+    def drawn(first, last):
+        own = slice(ends[first], ends[last])
+        kept = bank.Bank(
+            images[own],
+            logits[own],
+            [],
+            part_sizes=sizes,
+            own_parts=range(first, last),
+        )
+        classes = kept.logits.mean(axis=1).argmax(axis=-1)
+        options = {"student_steps": 50, "batch_size": 6, "seed": 5, "held_out": images}
+        source = bank.BankedImages(kept, classes, SPEC, **options)
+        assert len(source.bank) == 67
+        return next(iter(source.dataset(3)))
+
+    whole, one, other = drawn(0, 8), drawn(0, 4), drawn(4, 8)
+    for all_rows, first, last in zip(whole, one, other, strict=True):
+        np.testing.assert_array_equal(all_rows[:3], first[:3])
+        np.testing.assert_array_equal(all_rows[3:], last[3:])
+    seen = {tuple(row) for row in whole[1].numpy().reshape(300, -1)}
+    assert len(seen) > 60  # of 67: no part is left out
+
+
+def test_parts_go_to_hosts_where_they_can_be_shared():
+    sizes = bank.sizes_of_parts(67)
+    assert (sum(sizes), len(sizes), max(sizes) - min(sizes)) == (67, 8, 1)
+    assert bank.sizes_of_parts(5) == (5,)
+    alone = tf.distribute.get_strategy()
+    assert bank.parts_of_this_process(8, alone) == range(8)
+
+
 def test_banked_draws_are_even_over_the_classes_of_the_mean():
     source = _source(count=400, batch_size=400, student_steps=10)
     logits = next(iter(source.dataset(0)))[1].numpy()
