@@ -143,8 +143,9 @@ def banked():
     rng, sizes = np.random.default_rng(0), sizes_of_parts(21)
     images = rng.integers(0, 256, (21, *toys.SHAPE), dtype="uint8")
     logits = rng.normal(size=(21, 2, toys.CLASSES))
+    features = [rng.normal(size=(21, toys.WIDTH)) for _ in range(2)]
     return BankedImages(
-        Bank(images, logits, [], part_sizes=sizes, own_parts=range(len(sizes))),
+        Bank(images, logits, features, part_sizes=sizes, own_parts=range(len(sizes))),
         logits.mean(axis=1).argmax(axis=-1),
         plain_spec("none", toys.SHAPE, toys.CLASSES),
         student_steps=STEPS,
