@@ -21,7 +21,8 @@ def write_onnx(
         model: Keras model, images `(B, height, width, channels)` in [0, 1] to
             probabilities `(B, C)`, without `Normalization` layers; B is any number.
         calibration: none.
-        description: becomes the entry `metadata.json` of the file's own metadata.
+        description: becomes the entry `metadata.json` of the file's own metadata, its
+            classes the entry `labels`, too.
         path: the file to write.
     """
     import onnx
@@ -34,8 +35,11 @@ def write_onnx(
     converted, _ = tf2onnx.convert.from_function(serve, serve.input_signature)
     for value in (*converted.graph.input, *converted.graph.output):
         value.type.tensor_type.shape.dim[0].dim_param = "batch"
-    text = json.dumps(description, ensure_ascii=False)
-    onnx.helper.set_model_props(converted, {_KEY: text})
+    entries = {_KEY: description, "labels": list(description["classes"])}
+    onnx.helper.set_model_props(
+        converted,
+        {key: json.dumps(entry, ensure_ascii=False) for key, entry in entries.items()},
+    )
     onnx.checker.check_model(converted)
     onnx.save(converted, str(path))
 

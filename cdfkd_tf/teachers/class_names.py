@@ -1,5 +1,6 @@
 """Which classes each given teacher knows, by their names; equal names are one class."""
 
+import ast
 import json
 import pathlib
 import warnings
@@ -12,6 +13,7 @@ from cdfkd_tf.teachers.class_map import ClassMap
 
 # Inside a model file that is an archive, or within a SavedModel's folder.
 _LISTS, _METADATA = ("classes.txt", "labels.txt"), "metadata.json"
+_ENTRIES = ("labels", "classes", "names")  # of an ONNX file's own metadata
 _FOLDERS = ("", "assets", "assets.extra")
 
 
@@ -22,7 +24,8 @@ def told_classes(
 ) -> list[tuple[str, ...]] | None:
     """Names of the classes that each teacher knows, in the order of its columns.
 
-    From `--teacher_classes`; else from inside the model files or beside them:
+    From `--teacher_classes`; else from inside the model files (of ONNX: its metadata's
+    `labels`, `classes` or `names`) or beside them:
     `MODEL.classes.txt` (for MODEL.keras) or `classes.txt`, a name per line.
 
     Args:
@@ -133,7 +136,9 @@ def _found(file: pathlib.Path, load: Callable[[], Any]) -> tuple[str, ...]:
 
 
 def _inside(file: pathlib.Path) -> tuple[str, ...]:
-    if file.is_dir():
+    if file.suffix == ".onnx":
+        texts = _onnx_metadata(file)
+    elif file.is_dir():
         parts = {
             name: (file / folder / name)
             for folder in _FOLDERS
@@ -149,11 +154,33 @@ def _inside(file: pathlib.Path) -> tuple[str, ...]:
             }
     else:
         return ()
-    for name in _LISTS:
+    for name in (*_LISTS, *_ENTRIES):
         if name in texts:
-            return _lines(texts[name])
+            return _entry(texts[name])
     try:
         classes = json.loads(texts.get(_METADATA, "{}")).get("classes", ())
     except (ValueError, AttributeError):
         return ()
     return tuple(map(str, classes)) if isinstance(classes, list) else ()
+
+
+def _entry(text: str) -> tuple[str, ...]:
+    """A list or a table of places as JSON or Python writes them, or a name per line."""
+    try:
+        value = ast.literal_eval(text)
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return _lines(text)
+    if isinstance(value, dict):  # of places, numbers or their text
+        value = [value[key] for key in sorted(value, key=lambda key: str(key).rjust(9))]
+    return tuple(map(str, value)) if isinstance(value, list) else _lines(text)
+
+
+def _onnx_metadata(file: pathlib.Path) -> dict[str, str]:
+    """Entry -> text; empty without the package, or of what is no such file."""
+    try:
+        import onnx
+
+        proto = onnx.load(file, load_external_data=False)
+    except Exception:  # whoever opens the network says what is wrong with it
+        return {}
+    return {entry.key: entry.value for entry in proto.metadata_props}

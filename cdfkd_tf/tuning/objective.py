@@ -18,6 +18,7 @@ from cdfkd_tf.networks.aggregators import (
     build_aggregator,
 )
 from cdfkd_tf.runtime.files import replacing
+from cdfkd_tf.teachers.rules import Rule
 
 POOL = "generated_pool.npz"  # within a trial's folder
 _IMAGES = 256
@@ -75,14 +76,17 @@ def held_out_accuracy(run: Any, images: np.ndarray, labels: np.ndarray) -> float
     return float(np.mean(logits.argmax(-1) == labels[held_out]))
 
 
-def pooled_agreement(student: keras.Model, trials: Sequence[pathlib.Path]) -> float:
+def pooled_agreement(
+    student: keras.Model, rule: Rule, trials: Sequence[pathlib.Path]
+) -> float:
     """Share of all trials' generated images on which student and teachers agree.
 
     A trial's own images alone would tell nothing: those of a weak generator are easy
     to agree on. Every trial's count alike.
 
     Args:
-        student: normalised images to logits `(B, H, C)`; their mean over H counts.
+        student: normalised images to logits `(B, H, C)`.
+        rule: of its teachers, by which its headers are joined.
         trials: folders of distilled trials, each with the images that it kept.
 
     Raises:
@@ -91,8 +95,9 @@ def pooled_agreement(student: keras.Model, trials: Sequence[pathlib.Path]) -> fl
     shares = []
     for folder in trials:
         with np.load(folder / POOL, allow_pickle=False) as pool:
-            logits = student.predict(pool["images"], verbose=0)["logits"].mean(axis=1)
-            shares.append(np.mean(_finite(logits).argmax(-1) == pool["classes"]))
+            logits = student.predict(pool["images"], verbose=0)["logits"]
+            classes = np.asarray(rule(_finite(logits))).argmax(-1)
+            shares.append(np.mean(classes == pool["classes"]))
     return float(np.mean(shares))
 
 

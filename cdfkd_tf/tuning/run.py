@@ -152,7 +152,9 @@ def _sum_up(shared: RunConfig, workdir: Workdir, perform, open_run) -> Summary:
         if not shared.labelled_samples:
             # On all images: early trials were judged on fewer than late ones.
             student = load_network(Workdir(folder).student, "student")
-            outcome["objective"] = pooled_agreement(student, folders)
+            config = trial_config(shared, outcome["options"], folder)
+            rule = open_run(config).teachers.rule
+            outcome["objective"] = pooled_agreement(student, rule, folders)
         if measures and outcome["test_accuracy"] is None:
             config = trial_config(shared, outcome["options"], folder)
             outcome["test_accuracy"] = _test_accuracy(config, perform)

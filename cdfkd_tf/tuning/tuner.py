@@ -135,7 +135,8 @@ class SearchTuner(keras_tuner.Tuner):
         objective.keep_images(run)
         pools = sorted(folder.parent.glob(f"trial_*/{objective.POOL}"))
         student = run.network("student", "distill")
-        return objective.pooled_agreement(student, [pool.parent for pool in pools])
+        folders = [pool.parent for pool in pools]
+        return objective.pooled_agreement(student, run.teachers.rule, folders)
 
     @functools.cached_property
     def _labelled(self) -> tuple:

@@ -35,6 +35,16 @@ def test_names_are_told_by_the_flag_or_beside_and_inside_the_files(tmp_path):
         assert told_classes("", files, lambda: models) is None
 
 
+@table("entry", ['["owl", "dog"]', "{0: 'owl', 1: 'dog'}", "owl\ndog"])
+def test_names_are_read_from_the_metadata_of_onnx_files(entry, tmp_path):
+    onnx = pytest.importorskip("onnx")
+    graph = onnx.helper.make_graph([], "network", [], [])
+    model = onnx.helper.make_model(graph)
+    onnx.helper.set_model_props(model, {"names": entry})
+    onnx.save(model, tmp_path / "a.onnx")
+    assert told_classes("", [tmp_path / "a.onnx"]) == [("owl", "dog")]
+
+
 @table(
     "flag, words",
     [
