@@ -333,6 +333,12 @@ def read_results(file: pathlib.Path) -> dict[str, Any]:
     return known
 
 
+def _within_task(entry: dict[str, Any], before: str) -> str:
+    """What of teachers of different classes is right if it is known whom to ask."""
+    share = entry.get("task_accuracy")
+    return "" if share is None else f"{before}{_percent(share)} among one's classes"
+
+
 def summary(results: dict[str, Any], workdir: str) -> str:
     """The results as a small table for people; what was not measured is left out."""
     teachers, ensemble = results["teachers"], results["teacher_ensemble"]
@@ -343,10 +349,12 @@ def summary(results: dict[str, Any], workdir: str) -> str:
     ]
     cost = sum(entry["latency_ms"] or 0 for entry in results.get("teacher_costs", []))
     note = f"{cost:.2f} ms per image, all of them as TFLite float32" if cost else ""
+    note += _within_task(ensemble, ", " * bool(note))
     rule = ensemble.get("rule") or "mean"
     name = "teachers' mean" if rule == "mean" else f"teachers by {rule}"
     rows.append((name, _size(ensemble), ensemble["accuracy"], note))
     note = f"agrees with the teachers on {_percent(student['agreement'])}"
+    note += _within_task(student, ", ")
     name = "student, mean of headers" if rule == "mean" else f"student by {rule}"
     rows.append((name, _size(student), student["accuracy"], note))
     fitted = aggregator["kind"] not in ("mean", "competence")

@@ -202,9 +202,11 @@ def test_results_of_another_format_are_refused(results):
 
 
 def test_summary_leaves_out_what_was_not_measured(results):
-    results.record("teacher_ensemble", {"parameters": 1234, "accuracy": 0.5})
+    together = {"parameters": 1234, "accuracy": 0.5, "task_accuracy": 0.75}
+    results.record("teacher_ensemble", together)
     text = summary(read(results), "runs/x")
     assert "1,234 weights" in text and "50.00%" in text and "runs/x" in text
+    assert "75.00% among one's classes" in text
     assert "student" not in text
 
 

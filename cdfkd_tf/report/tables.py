@@ -59,7 +59,10 @@ def comparison(results: Mapping[str, Any]) -> Table:
         entries.append(
             ("*student, int8", {**int8, "parameters": student["parameters"]})
         )
-    return _table("Teachers and student", "", _COSTS, entries)
+    columns = dict(_COSTS)
+    if results["teacher_ensemble"].get("task_accuracy") is not None:
+        columns["among one teacher's classes"] = ("task_accuracy", SHARE)
+    return _table("Teachers and student", "", columns, entries)
 
 
 def readings(results: Mapping[str, Any]) -> Table | None:
