@@ -21,24 +21,43 @@ PAGES = [
     for pattern in ("*.md", "docs/*.md", "experiments/**/*.md")
     for page in sorted(ROOT.glob(pattern))
 ]
-COMMAND = re.compile(r"^ *(?:python main\.py|cdfkd-tf) +(.*)$", re.MULTILINE)
+COMMAND = re.compile(
+    r"^ *(?:python main\.py|cdfkd-tf|(?=make demo)) *(.*)$", re.MULTILINE
+)
 # Downloads, days on a GPU, or another's file.
-ELSEWHERE = ("cifar100", "...", "a.pt")
+ELSEWHERE = ("cifar100", "=...", "a.pt")
 
 
 def commands():
-    """The arguments of every command of this program on the pages, predictions last."""
-    text = "\n".join(page.read_text() for page in PAGES).replace("\\\n", " ")
-    found = {tuple(c.partition(" #")[0].split()) for c in COMMAND.findall(text)}
-    return sorted(found, key=lambda arguments: ("predict" in arguments[0], arguments))
+    """Page -> arguments of its commands of this program that no page before has."""
+    demo = re.search(r"main\.py (.*quickstart.*)", (ROOT / "Makefile").read_text())[1]
+    found, seen = {}, set()
+    for page in PAGES:
+        text = page.read_text().replace("\\\n", " ")
+        given = [c.partition(" #")[0] for c in COMMAND.findall(text)]
+        given = [tuple((demo if "make" in c else c).split()) for c in given]
+        new = [c for c in dict.fromkeys(given) if c not in seen]
+        seen.update(new)
+        found[page.relative_to(ROOT).as_posix()] = new
+    return found
+
+
+def runs_here(arguments):
+    """Whether what it needs is here."""
+    return not any(word in given for word in ELSEWHERE for given in arguments)
+
+
+RUN = [page for page, given in commands().items() if any(map(runs_here, given))]
 
 
 def test_commands_on_the_pages_are_right_requests(monkeypatch):
     monkeypatch.chdir(ROOT)
-    flags = [c for c in commands() if c[0].startswith("--") and "=..." not in c[0]]
+    given = [c for of_page in commands().values() for c in of_page]
+    flags = [c for c in given if c[0].startswith("--") and "=..." not in c[0]]
     assert len(flags) > 8
     for arguments in flags:
         assert parse(*arguments).workdir, arguments
+    assert len(RUN) >= 6 and sum(map(runs_here, given)) >= 14
 
 
 def literals(module):
@@ -127,33 +146,41 @@ def test_teacher_model_is_the_mean_of_logits_of_what_each_teacher_takes():
 
 
 @pytest.mark.slow
-def test_commands_on_the_pages_run(tmp_path, monkeypatch, data_dir):
-    """Each with two steps of narrow networks, in one folder, as a reader would."""
+@pytest.mark.parametrize("page", RUN)
+def test_commands_on_the_pages_run(page, tmp_path, monkeypatch, data_dir):
+    """In the page's order and one folder, with two steps of narrow networks."""
     monkeypatch.chdir(tmp_path)
+    given = list(filter(runs_here, commands()[page]))
+    onnx = any(".onnx" in argument for command in given for argument in command)
+    if onnx:
+        pytest.importorskip("tf2onnx", reason="pip install -e '.[onnx]'")
     for index, name in enumerate("abc"):
-        toys.classifier(seed=index).save(f"{name}.keras")
+        model = toys.classifier(seed=index)
+        model.save(f"{name}.keras")
+        if onnx:
+            model.export(f"{name}.onnx", format="onnx", verbose=False)
     toys.image_folder(tmp_path / "images", toys.CLASS_NAMES)
     (tmp_path / "images" / "test" / "ant").rename(tmp_path / "pictures")
     (tmp_path / "images" / "test" / "ant").symlink_to(tmp_path / "pictures")
-    few = (*TWO_STEPS, "--bank_size=64", "--max_trials=1")
-    few = [flag for flag in few if not flag.startswith("--data_dir")]
-    few += [f"--data_dir={data_dir}", "--teacher_input=0..1"]
-    ran = 0
-    # What others read is written first.
-    for arguments in sorted(commands(), key=lambda words: words[0] != "make-example"):
-        if any(word in argument for word in ELSEWHERE for argument in arguments):
-            continue
-        given = [a for a in arguments if not a.startswith("--minutes")]
-        if not given[0].startswith("--"):
-            given += ["--epochs=1"] * (given[0] == "make-example")
-        elif "predict" not in given[0]:
-            given += few
-            if any("labelled_samples" in argument for argument in given):
-                given += ["--labelled_samples=4"]  # there are few images
-        if any("three_models" in argument for argument in given):  # in their place
-            known = (f"{own},{','.join(toys.CLASS_NAMES[1:])}" for own in "abc")
-            given += ["--teachers=a.keras,b.keras,c.keras", "--minutes=0.1"]
-            given += [f"--teacher_classes={';'.join(known)}", "--labelled_samples=0"]
-        assert run_main(*given) == 0, arguments
-        ran += 1
-    assert ran >= 8
+    for arguments in given:
+        assert run_main(*shortened(arguments, data_dir)) == 0, arguments
+
+
+def shortened(arguments, data_dir):
+    """The same with few steps, and with models that are here."""
+    given = [a for a in arguments if not a.startswith("--minutes")]
+    if not given[0].startswith("--"):
+        return given + ["--epochs=1"] * (given[0] == "make-example")
+    if "predict" in given[0]:
+        return given
+    given += [flag for flag in TWO_STEPS if not flag.startswith("--data_dir")]
+    given += [f"--data_dir={data_dir}", "--bank_size=64", "--max_trials=1"]
+    given += ["--teacher_input=0..1", "--teacher_network=lenet", "--num_teachers=2"]
+    given += ["--student_steps=1", "--aggregator_epochs=2"]
+    if any("labelled_samples" in argument for argument in given):
+        given += ["--labelled_samples=4"]  # there are few images
+    if any("three_models" in argument for argument in given):  # in their place
+        known = (f"{own},{','.join(toys.CLASS_NAMES[1:])}" for own in "abc")
+        given += ["--teachers=a.keras,b.keras,c.keras", "--minutes=0.1"]
+        given += [f"--teacher_classes={';'.join(known)}", "--labelled_samples=0"]
+    return given
