@@ -1,6 +1,7 @@
 """Prepared TFDS data sets: found, made from the files at hand, or refused."""
 
 import contextlib
+import importlib
 import io
 import pathlib
 import shutil
@@ -14,11 +15,13 @@ from etils import epath
 from tensorflow_datasets.core.download import resource
 from tensorflow_datasets.core.download.resource import get_dl_fname
 
-# Importing a builder registers it.
-from cdfkd_tf.data.builders import caltech101, digits, mini_imagenet, mnist_5k  # noqa: F401
 from cdfkd_tf.data.builders.image_folder import FolderExamples
 from cdfkd_tf.data.specs import DatasetSpec
 from cdfkd_tf.errors import RequestError, reason
+
+for _name in ("caltech101", "digits", "mini_imagenet", "mnist_5k"):
+    # Importing it registers its builder.
+    importlib.import_module(f"cdfkd_tf.data.builders.{_name}")
 
 # Copies go round whose bytes are compressed anew; what they hold is the same.
 _RECOMPRESSED = ("fashion_mnist",)

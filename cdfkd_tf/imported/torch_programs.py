@@ -4,6 +4,7 @@ PyTorch writes them as ONNX in memory, BatchNormalizations kept; that is opened.
 """
 
 import contextlib
+import importlib
 import io
 import json
 import pathlib
@@ -109,7 +110,7 @@ def _opened(torch: Any, name: str, program: Any, *inputs: Any, **options: Any):
 
 def _torch(name: Any) -> Any:
     try:
-        import onnxscript  # noqa: F401
+        importlib.import_module("onnxscript")  # which PyTorch's exporter uses
         import torch
     except ImportError as error:
         raise RequestError(

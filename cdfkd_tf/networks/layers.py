@@ -170,7 +170,7 @@ def log_shares(
     sharpness: float,
     mask: np.ndarray | None = None,
 ) -> KerasTensor:
-    """What each row of logits brings into a mixture that hears sure rows more.
+    """What each row of logits brings into a mixture that weighs sure rows more.
 
     Logarithm of `w_kc exp(-b H_k) p_kc`, with `p_k` the softmax of row k over the
     classes that it knows, and `H_k` its entropy in nats.

@@ -1,4 +1,4 @@
-"""Keeps the libraries' chatter off standard error, so that our own lines are seen."""
+"""Keeps messages of the libraries off standard error, so that our own are seen."""
 
 import contextlib
 import logging
@@ -31,7 +31,7 @@ def quiet_stderr(log: BinaryIO | None = None) -> Iterator[None]:
 
 
 def quiet_tensorflow(first: Callable[[], Any] = lambda: None) -> Any:
-    """Imports TensorFlow with only its Python errors left audible.
+    """Imports TensorFlow, which from then on logs errors of its Python part alone.
 
     Args:
         first: what must come before TensorFlow's first operation.

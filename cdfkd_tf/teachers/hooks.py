@@ -224,7 +224,7 @@ def _by_batch(norm, inputs) -> KerasTensor:
 
 
 def _channels_last(norm, inputs) -> tuple[KerasTensor, KerasTensor, KerasTensor]:
-    """A BatchNormalization's input, its own axis last, and what it remembers."""
+    """A BatchNormalization's input, its own axis last; moving mean and variance."""
     if norm.axis not in (-1, len(inputs.shape) - 1):
         inputs = ops.moveaxis(inputs, norm.axis, -1)
     with tf.init_scope():  # it is frozen: constants of whatever is traced

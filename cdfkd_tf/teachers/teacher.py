@@ -325,7 +325,7 @@ class Teacher:
         }
 
     def _first_bn_inputs(self, images: tf.Tensor) -> tuple | None:
-        """Of the first BatchNormalization with a memory: its input, and the memory."""
+        """Input, mean and variance of the first BatchNormalization that was trained."""
         for inputs, mean, variance in self._network(images, INNER)[0].bn:
             if mean.numpy().any() or (variance.numpy() != 1).any():
                 return inputs, mean, variance
