@@ -171,8 +171,8 @@ class RunConfig:
 
     teachers: tuple[str, ...] = _teachers(
         (),
-        "Comma list of .keras files or SavedModel folders; empty: WORKDIR/teachers, "
-        "trained if missing.",
+        "Comma list of files (.keras, .h5, .onnx, .pt2 ...) or SavedModel folders; "
+        "empty: WORKDIR/teachers, trained if missing.",
         searched=False,
         path=True,
     )

@@ -5,7 +5,9 @@ In the repository they are `experiments/`; a wheel has that folder inside the pa
 """
 
 import difflib
+import itertools
 import pathlib
+import re
 
 from cdfkd_tf.errors import RequestError
 
@@ -44,8 +46,15 @@ def recipe_page() -> str:
     """What `--recipe=list` prints: each name and what its file says first."""
     known = recipes()
     width = max(map(len, known))
-    firsts = {n: file.read_text("utf-8").splitlines()[0] for n, file in known.items()}
-    return "\n".join(f"{n:{width}}  {line.lstrip('# ')}" for n, line in firsts.items())
+    return "\n".join(f"{n:{width}}  {_sentence(file)}" for n, file in known.items())
+
+
+def _sentence(file: pathlib.Path) -> str:
+    """The first of the comment that a flagfile begins with."""
+    lines = file.read_text("utf-8").splitlines()
+    comment = itertools.takewhile(lambda line: line.startswith("#"), lines)
+    text = " ".join(line.lstrip("# ") for line in comment)
+    return re.split(r"(?<=[.?!]) (?=[A-Z])", text)[0]
 
 
 def shipped(path: str) -> str:

@@ -7,9 +7,11 @@ import contextlib
 import importlib
 import io
 import json
+import logging
 import pathlib
 import re
 import sys
+import warnings
 import zipfile
 from collections.abc import Iterator
 from typing import Any
@@ -17,7 +19,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from cdfkd_tf.errors import RequestError, one_line
+from cdfkd_tf.errors import RequestError, one_line, reason
 from cdfkd_tf.imported.onnx_files import open_onnx
 from cdfkd_tf.imported.tensors import Unsupported
 
@@ -50,16 +52,16 @@ def from_torch(module: Any, example: Any, name: str = "network") -> keras.Model:
         the module expects, with the module's BatchNormalizations.
 
     Raises:
-        RequestError: PyTorch or onnxscript is missing, PyTorch cannot export the
-            module, or an operator of it has no counterpart: which one.
+        RequestError: PyTorch or onnxscript is missing, the module does not take the
+            example, PyTorch cannot export it, or an operator of it has no counterpart:
+            which one.
     """
     torch = _torch(name)
-    image = torch.as_tensor(example, dtype=torch.float32)
     with _inference(module), torch.no_grad():
-        expected = module(image).numpy()
+        image, expected = _asked(torch, name, module, example)
         automatic = ({0: torch.export.Dim.AUTO},)
         model = _opened(torch, name, module, (image,), dynamic_shapes=automatic)
-        answer = np.asarray(model(image.movedim(1, -1).numpy()))
+        answer = np.asarray(model(image.movedim(1, -1).cpu().numpy()))
     gap = np.abs(answer - expected).max()
     if not gap <= _DIFFERENCE * np.abs(expected).max():
         raise RequestError(
@@ -87,18 +89,37 @@ def open_program(path: pathlib.Path) -> keras.Model:
     """
     torch = _torch(path)
     _check_program(torch, path)
-    with without_triton():
+    with _quiet():
         program = torch.export.load(path)
     return _opened(torch, path.stem, program)
 
 
+def _asked(torch: Any, name: str, module: Any, example: Any) -> tuple[Any, np.ndarray]:
+    """The example as a tensor, and what the module answers."""
+    try:
+        image = torch.as_tensor(example, dtype=torch.float32)
+        rows = module(image)
+        if not isinstance(rows, torch.Tensor):
+            raise TypeError(f"it answers a {type(rows).__name__}, not one tensor")
+    except Exception as error:  # anybody's module
+        got = tuple(example.shape) if hasattr(example, "shape") else repr(example)[:50]
+        raise RequestError(
+            f"{name} must take its example, a batch of images (images, channels, "
+            f"height, width), and answer rows of classes; got {got}. "
+            f"{reason(error, 300)} A module that takes or answers otherwise: wrap it."
+        ) from error
+    return image, rows.cpu().numpy()
+
+
 def _opened(torch: Any, name: str, program: Any, *inputs: Any, **options: Any):
     try:
-        with without_triton():
+        with _quiet():
             made = torch.onnx.export(
                 program, *inputs, optimize=False, dynamo=True, verbose=False, **options
             )
     except Exception as error:  # of any of PyTorch's parts
+        while error.__cause__:
+            error = error.__cause__
         raise RequestError(
             f"PyTorch cannot export {name} as ONNX: {one_line(error, 300)}"
         ) from error
@@ -114,8 +135,8 @@ def _torch(name: Any) -> Any:
         import torch
     except ImportError as error:
         raise RequestError(
-            f"{name} is of PyTorch, and {error.name} is missing: pip install torch "
-            f"onnxscript, or export it where they are: {_EXPORT}."
+            f"{name} is of PyTorch, and {error.name} is missing: pip install "
+            f"'cdfkd_tf[torch]', or export it where PyTorch is: {_EXPORT}."
         ) from None
     return torch
 
@@ -131,6 +152,23 @@ def without_triton() -> Iterator[None]:
     finally:
         if not is_there:
             del sys.modules["triton"]
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """The same without what PyTorch prints, logs and warns of meanwhile."""
+    level = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    with (
+        without_triton(),
+        warnings.catch_warnings(action="ignore"),
+        contextlib.redirect_stdout(io.StringIO()),
+        contextlib.redirect_stderr(io.StringIO()),
+    ):
+        try:
+            yield
+        finally:
+            logging.disable(level)
 
 
 @contextlib.contextmanager

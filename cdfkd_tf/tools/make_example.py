@@ -45,6 +45,7 @@ def _make(options: argparse.Namespace) -> None:
     from cdfkd_tf.tools.example_networks import SIDE, TEACHERS
 
     train, test = write_images(folder / "images", SIDE, options.seed)
+    print(f"Images in {folder / 'images'}. Training three teachers, a minute or two:")
     for index, (name, build) in enumerate(TEACHERS.items()):
         keras.utils.set_random_seed(options.seed * 10 + index)
         model, scale, from_logits = build()
@@ -58,7 +59,10 @@ def _make(options: argparse.Namespace) -> None:
         images, labels = test
         accuracy = model.evaluate(images * scale, labels, verbose=0)[1]
         model.save(folder / f"{name}.keras")
-        print(f"{folder / name}.keras: {accuracy:.2%} of {len(labels)} test images")
+        print(
+            f"{folder / name}.keras: {accuracy:.2%} of {len(labels)} test images",
+            flush=True,
+        )
     files = ",".join(str(folder / f"{name}.keras") for name in TEACHERS)
     print(f"Now: cdfkd-tf --teachers={files} --image_folder={folder / 'images'}")
 
