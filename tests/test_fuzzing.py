@@ -20,6 +20,7 @@ from cdfkd_tf.distillation.checkpoints import TrainingState
 from cdfkd_tf.errors import RequestError, RunError
 from cdfkd_tf.networks.loading import SavedModelClassifier, load_classifier
 from tests import toys
+from tests.rows import rows
 
 pytestmark = pytest.mark.slow
 SECONDS = 20  # for one case
@@ -112,7 +113,7 @@ def good(tmp_path_factory):
     return {path.name: path.read_bytes() for path in folder.glob("*.*")}, folder, mark
 
 
-@pytest.mark.parametrize(
+@rows(
     "name, damage",
     [
         ("plain.keras", damaged),

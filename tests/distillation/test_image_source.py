@@ -7,6 +7,7 @@ from cdfkd_tf.data.images import RealImages
 from cdfkd_tf.data.specs import spec_of
 from cdfkd_tf.distillation.image_source import DatasetImages, ImageSource, Sampler
 from tests import toys
+from tests.rows import rows
 from tests.toys import moved, values_of
 
 
@@ -55,7 +56,7 @@ def test_every_other_image_is_of_the_running_mean_which_follows_the_generator():
         np.testing.assert_allclose(images[start::2], expected, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("where", ["agree", "disagree"])
+@rows("where", ["agree", "disagree"])
 def test_generator_counts_the_images_where_student_and_teachers_agree_or_not(where):
     row = toys.method("cdfkd", generator={"ensemble": -1.0}, adversarial_on=where)
     engine, noise = toys.distiller(row), toys.latents()

@@ -203,7 +203,7 @@ def test_bn_mean_term_is_a_weighted_mean_over_layers(outputs):
     )
 
 
-@pytest.mark.parametrize("asked", [True, False])
+@rows("asked", [True, False])
 def test_cross_entropy_term_is_of_the_asked_classes_or_the_likeliest(outputs, asked):
     p = softmax(outputs.teachers.logits.mean(1))
     labels = np.array([0, 1, 2, 3, 4, 0]) if asked else p.argmax(-1)

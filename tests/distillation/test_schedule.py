@@ -99,7 +99,7 @@ def test_fitted_steps_fill_the_minutes_and_are_remembered(tmp_path, monkeypatch)
     assert note == {"epochs": 10, "steps_per_epoch": made.steps_per_epoch}
 
 
-@pytest.mark.parametrize("each, epochs", [(10, 10), (20, 5), (4, 20)])
+@rows("each, epochs", [(10, 10), (20, 5), (4, 20)])
 def test_training_ends_in_time_whatever_an_epoch_takes(each, epochs, monkeypatch):
     now = [0.0]
     monkeypatch.setattr(schedule.time, "monotonic", lambda: now[0])

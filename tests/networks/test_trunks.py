@@ -45,7 +45,7 @@ def maps_of(name, **kwargs):
     return find_backbone(name, SPEC, **kwargs)(keras.Input((32, 32, 3)), 1.0).maps
 
 
-@pytest.mark.parametrize(
+@rows(
     "side, levels",
     [(8, [(8, 64)]), (28, [(14, 16), (7, 64)]), (64, [(32, 16), (16, 16), (8, 64)])],
 )
