@@ -24,7 +24,8 @@ _SHARE = 5  # the student is at most a fifth of its teachers
 _UPDATES = 8000  # of the student, where neither minutes nor epochs are given
 _LONGEST = 30.0  # minutes that these may take; then there are fewer, but
 _FEWEST = 1000
-_TIMED = 3  # iterations, after the one that traces
+_TIMED = 3  # iterations, after the one that traces; of slow ones fewer
+_TIMED_SECONDS = 5.0
 _RECENT = 5  # ends of epochs between which speed is measured
 LONGER = 2  # times the planned epochs there may be, if the machine gets faster
 # Of the time to come: ends of epochs, the student's way to disk.
@@ -156,13 +157,13 @@ def seconds_per_iteration(distiller: Distiller) -> float:
     elements, step = iter(dataset), distiller.make_train_function()
     with restoring(_variables(distiller.state)):
         step(elements)
-        begun = time.monotonic()
-        for _ in range(_TIMED):
+        begun, seconds, count = time.monotonic(), 0.0, 0
+        while count < _TIMED and seconds < _TIMED_SECONDS:
             step(elements)
-        seconds = time.monotonic() - begun
+            count, seconds = count + 1, time.monotonic() - begun
     for metric in distiller.metrics:
         metric.reset_state()
-    return seconds / _TIMED
+    return seconds / count
 
 
 def _variables(state: dict[str, Any]) -> list[keras.Variable]:

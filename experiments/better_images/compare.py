@@ -6,8 +6,10 @@ Three teachers of three makes learn the first 10,000 training images of Fashion-
 each row distils them into the student that `--student=auto` chooses, without these
 images, in so many minutes. Measured on the whole test split; --split=validation takes
 4,000 other training images, to choose settings by. Runs stand in processes of their
-own, one after the other, on an otherwise idle machine; what is in table.json is not
-done again. Writes table.json, table.md and minutes.png into --output.
+own, one after the other, on an otherwise idle machine. What is in table.json is not
+done again, so that a call can be stopped and go on, and another can add rows, minutes
+or seeds. After each run all that is there of the split is written: table.json, table.md
+and minutes.png in --output.
 
 --data_dir is TFDS's folder, or one with the four files of Fashion-MNIST
 (train-images-idx3-ubyte.gz ...). Rows with pictures need --pictures, a folder or
@@ -136,6 +138,32 @@ def train_teachers(folder: pathlib.Path, data_dir: str, epochs: int) -> list[str
     return files
 
 
+def measured_on(split: str, data_dir: str) -> tuple[np.ndarray, np.ndarray]:
+    """Images and labels of `test`, or of `validation`: training images, too."""
+    if split == "test":
+        return arrays("test", data_dir)
+    x, y = arrays("train", data_dir)
+    return x[SEEN : SEEN + CHOSEN_BY], y[SEEN : SEEN + CHOSEN_BY]
+
+
+class Table:
+    """What was measured, kept in a file: run's name -> numbers."""
+
+    def __init__(self, file: pathlib.Path):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        self._file = file
+        self.rows = json.loads(file.read_text()) if file.exists() else {}
+
+    def complete(self, name: str, run, arguments: tuple) -> None:
+        """Calls `run` in a process of its own, if there is nothing of that name."""
+        if name in self.rows:
+            return
+        with multiprocessing.get_context("spawn").Pool(1) as pool:
+            self.rows[name] = pool.apply(run, arguments)
+        print(name, self.rows[name], flush=True)
+        self._file.write_text(json.dumps(self.rows, indent=1) + "\n")
+
+
 def one_run(row: str, minutes: float, seed: int, options) -> dict[str, float]:
     """Distils once; accuracies and agreement in [0, 1], seconds of the distillation."""
     files = train_teachers(options.folder, options.data_dir, options.teacher_epochs)
@@ -146,12 +174,7 @@ def one_run(row: str, minutes: float, seed: int, options) -> dict[str, float]:
     begun = time.monotonic()
     result = cdfkd_tf.distill(files, minutes=minutes, seed=seed, verbose=2, **given)
     seconds = time.monotonic() - begun
-    if options.split == "test":
-        x, y = arrays("test", options.data_dir)
-    else:
-        x, y = (
-            part[SEEN : SEEN + CHOSEN_BY] for part in arrays("train", options.data_dir)
-        )
+    x, y = measured_on(options.split, options.data_dir)
     found = result.evaluate(x.astype("uint8"), y)
     return {
         "accuracy": found["student"]["accuracy"],
@@ -164,40 +187,46 @@ def one_run(row: str, minutes: float, seed: int, options) -> dict[str, float]:
     }
 
 
-def accuracies(table: dict, row: str, minutes: float) -> list[float]:
-    """Of all seeds, in percent."""
-    start = f"{row}/{minutes:g}/"
-    return [100 * r["accuracy"] for key, r in table.items() if key.startswith(start)]
+def accuracies(table: dict, split: str) -> dict[str, dict[float, list[float]]]:
+    """Row -> minutes -> accuracies of all seeds, in percent."""
+    found = {}
+    for key, run in table.items():
+        row, minutes, _, measured = key.rsplit("/", 3)
+        if measured == split:
+            points = found.setdefault(row, {})
+            points.setdefault(float(minutes), []).append(100 * run["accuracy"])
+    return {row: dict(sorted(points.items())) for row, points in found.items()}
 
 
-def summary(table: dict, rows: list[str], minutes: list[float]) -> str:
-    """The table as Markdown: mean and deviation over seeds."""
-    some = next(iter(table.values()))
+def summary(found: dict, teachers: float, ensemble: float) -> str:
+    """The table as Markdown: mean and deviation over seeds, and how many these are."""
+    minutes = sorted({m for points in found.values() for m in points})
     lines = [
-        f"Teachers' mean {some['teachers']:.1%}, ensemble {some['ensemble']:.1%}.\n",
+        f"Teachers' mean {teachers:.1%}, ensemble {ensemble:.1%}.\n",
         f"| minutes | {' | '.join(f'{m:g}' for m in minutes)} |",
         f"|---{'|---' * len(minutes)}|",
     ]
-    for row in rows:
-        found = [accuracies(table, row, m) for m in minutes]
-        cells = [f"{np.mean(v):.1f} ± {np.std(v):.1f}" if v else "-" for v in found]
+    for row, points in found.items():
+        cells = [
+            f"{np.mean(v):.1f} ± {np.std(v):.1f} ({len(v)})" if v else "-"
+            for v in (points.get(m) for m in minutes)
+        ]
         lines.append(f"| {row} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
-def draw(table: dict, rows: list[str], minutes: list[float], file: pathlib.Path):
+def draw(found: dict, teachers: float, file: pathlib.Path) -> None:
     """Accuracy against minutes, one line per row, the teachers' mean dashed."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.subplots()
-    for row in rows:
-        points = {m: v for m in minutes if (v := accuracies(table, row, m))}
+    for row, points in found.items():
         centre = [np.mean(values) for values in points.values()]
         spread = [np.std(values) for values in points.values()]
         axes.errorbar(list(points), centre, spread, marker="o", label=row)
-    mean = 100 * next(iter(table.values()))["teachers"]
-    axes.axhline(mean, color="grey", linestyle="--", label="teachers' mean")
+    axes.axhline(100 * teachers, color="grey", linestyle="--", label="teachers' mean")
+    minutes = sorted({m for points in found.values() for m in points})
     axes.set_xscale("log", base=2)
     axes.set_xticks(minutes, [f"{m:g}" for m in minutes])
     axes.set(xlabel="minutes", ylabel="accuracy, %")
@@ -205,40 +234,37 @@ def draw(table: dict, rows: list[str], minutes: list[float], file: pathlib.Path)
     figure.savefig(file, dpi=150)
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """Runs what is missing, then writes table and figure."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rows", default="cdfkd_plus,cdfkd_mfs,noise")
-    parser.add_argument("--minutes", default="1,2,4,8")
-    parser.add_argument("--seeds", default="0,1,2")
+def add_options(parser: argparse.ArgumentParser, seeds: str) -> None:
+    """What every comparison on these teachers takes."""
+    parser.add_argument("--seeds", default=seeds)
     parser.add_argument("--split", default="test", choices=("test", "validation"))
     parser.add_argument("--data_dir", default="")
-    parser.add_argument("--pictures", default="builtin")
     parser.add_argument("--teacher_epochs", default=12, type=int)
     parser.add_argument("--folder", default="runs/better_images", type=pathlib.Path)
     parser.add_argument("--output", default=HERE, type=pathlib.Path)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Runs what is missing; table and figure of all that is there."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rows", default="cdfkd_plus,cdfkd_mfs,noise")
+    parser.add_argument("--minutes", default="1,2,4,8")
+    parser.add_argument("--pictures", default="builtin")
+    add_options(parser, seeds="0,1,2")
     options = parser.parse_args(arguments)
     rows = options.rows.split(",")
     if unknown := set(rows) - set(ROWS):
         parser.error(f"no rows {', '.join(unknown)}; there are {', '.join(ROWS)}")
     minutes = [float(value) for value in options.minutes.split(",")]
-    file = options.output / "table.json"
-    options.output.mkdir(parents=True, exist_ok=True)
-    table = json.loads(file.read_text()) if file.exists() else {}
-    processes = multiprocessing.get_context("spawn")
+    table = Table(options.output / "table.json")
     for seed in map(int, options.seeds.split(",")):
         for row, time_given in ((row, m) for m in minutes for row in rows):
-            key = f"{row}/{time_given:g}/{seed}/{options.split}"
-            if key in table:
-                continue
-            with processes.Pool(1) as pool:  # nothing traced, nothing in memory
-                given = (row, time_given, seed, options)
-                table[key] = pool.apply(one_run, given)
-            print(key, table[key], flush=True)
-            file.write_text(json.dumps(table, indent=1) + "\n")
-    text = summary(table, rows, minutes)
-    (options.output / "table.md").write_text(text + "\n")
-    draw(table, rows, minutes, options.output / "minutes.png")
+            name = f"{row}/{time_given:g}/{seed}/{options.split}"
+            table.complete(name, one_run, (row, time_given, seed, options))
+            run, found = table.rows[name], accuracies(table.rows, options.split)
+            text = summary(found, run["teachers"], run["ensemble"])
+            (options.output / "table.md").write_text(text + "\n")
+            draw(found, run["teachers"], options.output / "minutes.png")
     print(text)
 
 
