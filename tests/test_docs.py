@@ -177,7 +177,7 @@ def shortened(arguments, data_dir):
         return given
     given += [flag for flag in TWO_STEPS if not flag.startswith("--data_dir")]
     given += [f"--data_dir={data_dir}", "--bank_size=64", "--max_trials=1"]
-    given += ["--teacher_input=0..1", "--teacher_network=lenet", "--num_teachers=2"]
+    given += ["--teacher_input=0..1", "--teacher_network=wrn10_1", "--num_teachers=2"]
     given += ["--student_steps=1", "--aggregator_epochs=2"]
     if any("labelled_samples" in argument for argument in given):
         given += ["--labelled_samples=4"]  # there are few images
