@@ -47,8 +47,9 @@ SPLITS = {
     },
 }
 # What student and rivals share, where methods bring something for larger networks.
-SMALL = {"student": "auto", "batch_size": 64, "report": False, "export_formats": ()}
-ONE_SHOT = {"epochs": 60, "student_steps": 100, "bank_size": 3840}
+SMALL = {"student": "auto", "generator_width": 0.25, "batch_size": 64}
+SMALL |= {"report": False, "export_formats": ()}
+ONE_SHOT = {"epochs": 40, "student_steps": 150, "bank_size": 2560}
 FED = {"epochs": 20, "steps_per_epoch": 30, "student_steps": 5, "ensemble": "mean"}
 # Row -> options. The last three replace images, target or both by what is not to be
 # had: what limits the student is seen in what they gain.

@@ -44,7 +44,7 @@ def main(minutes: float = 1.0) -> None:
     models = [classifier(names, seed, x, y) for seed, names in enumerate(KNOWN)]
 
     result = cdfkd_tf.distill(
-        list(zip(models, KNOWN)), teacher_input="normalised", minutes=minutes, verbose=2
+        list(zip(models, KNOWN)), teacher_input="0..1", minutes=minutes, verbose=2
     )
     measured = result.evaluate(test_x, test_y)
     print("the rule", measured["teacher_ensemble"])
