@@ -7,7 +7,7 @@ see partitions.py; students of at most a fifth of their weights learn from them.
 done of a partition and seed stands in FOLDER/DATASET_SPLIT/PARTITION_SEED/rows.json and
 is not done again: a run may be stopped and called again, and several may work on
 different seeds or partitions side by side. Each call ends with table.md and
-accuracy.png of all that is there. A student takes about a minute on one core.
+accuracy.png of all that is there, the seconds that each row took among it.
 --split=validation measures on other training images, for choosing.
 """
 
