@@ -11,6 +11,7 @@ import cdfkd_tf
 from cdfkd_tf.errors import RequestError
 from cdfkd_tf.imported.torch_programs import from_torch, without_triton
 from cdfkd_tf.networks.loading import load_classifier
+from experiments.own_teachers import zoo
 from tests.rows import rows
 from tests.toys import classifier
 
@@ -117,3 +118,14 @@ def test_program_file_is_refused_where_it_would_run_more(module, tmp_path):
             new.writestr(name, content)
     with pytest.raises(RequestError, match=r"the call torch\.hub\.load|torch\.hub"):
         load_classifier(bad)
+
+
+@pytest.mark.parametrize(
+    "name", ["lenet", "mobilenet_v3_small", "shufflenet_v2_x1_0", "ghostnet_100"]
+)
+def test_network_of_the_zoo_is_opened_with_its_batch_norms(name, tmp_path):
+    try:
+        difference, largest, kept, norms, _ = zoo.measured(name, tmp_path / "a.onnx")
+    except ImportError as error:
+        pytest.skip(str(error))
+    assert difference < 1e-5 * largest and kept == norms
