@@ -5,6 +5,7 @@ leave a mark. All damage is drawn from seeds, see conftest.py.
 """
 
 import contextlib
+import gc
 import io
 import json
 import random
@@ -24,6 +25,14 @@ from tests.rows import rows
 
 pytestmark = pytest.mark.slow
 SECONDS = 20  # for one case
+
+
+@pytest.fixture(scope="module", autouse=True)
+def without_earlier_tests():
+    """Each of hundreds of files would have the garbage of a whole run looked through."""
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 @contextlib.contextmanager
