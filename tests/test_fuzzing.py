@@ -29,7 +29,7 @@ SECONDS = 20  # for one case
 
 @pytest.fixture(scope="module", autouse=True)
 def without_earlier_tests():
-    """Each of hundreds of files would have the garbage of a whole run looked through."""
+    """Each of hundreds of files would have a whole run's garbage looked through."""
     gc.freeze()
     yield
     gc.unfreeze()
