@@ -17,6 +17,7 @@ from cdfkd_tf.errors import RequestError, one_line
 from cdfkd_tf.tuning import objective
 from cdfkd_tf.tuning.space import Space
 from cdfkd_tf.tuning.summary import FOLDER, keep_outcome
+from cdfkd_tf.tuning.workers import find_role
 from cdfkd_tf.workdir import Workdir, read_json
 
 # Options of a trial that are the same for all of them, and cost or show something.
@@ -52,9 +53,10 @@ class SearchTuner(keras_tuner.Tuner):
         super().__init__(
             oracle, hypermodel, directory=config.workdir, project_name=FOLDER
         )
-        # Keras Tuner itself goes on with what a process of the same name began.
+        # Keras Tuner itself goes on with what a process of the same name began. Not
+        # where a chief knows the trials: it may be writing the file just now.
         begun = pathlib.Path(self.project_dir, "oracle.json").exists()
-        if begun and not oracle.trials:
+        if begun and not oracle.trials and find_role() != "worker":
             oracle.reload()
         oracle.verbose = 0
 
