@@ -27,6 +27,7 @@ from cdfkd_tf.config import RunConfig
 from cdfkd_tf.data.prepare import open_examples
 from cdfkd_tf.data.specs import spec_of
 from cdfkd_tf.pipeline.run import run
+from cdfkd_tf.runtime.fused_batchnorm import fuse_layers
 from cdfkd_tf.runtime.files import replacing
 from cdfkd_tf.teachers.class_map import ClassMap
 from cdfkd_tf.teachers.ensemble import TeacherEnsemble
@@ -134,14 +135,18 @@ def teacher(image_shape, classes: int, seed: int, share: float) -> keras.Model:
     return keras.Model(image, layers.Dense(classes)(layers.GlobalAveragePooling2D()(x)))
 
 
-def train(model, images, labels, updates: int = 600) -> None:
-    """Adam with a half cosine."""
-    epochs = max(1, updates * 64 // len(labels))
-    steps = epochs * -(-len(labels) // 64)
-    rate = keras.optimizers.schedules.CosineDecay(3e-3, steps)
+def train(model, images, labels, seed: int, updates: int = 600) -> None:
+    """Adam with a half cosine; 64 images an update, in passes of their own order."""
+    fuse_layers(model.layers)
+    rate = keras.optimizers.schedules.CosineDecay(3e-3, updates)
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    model.compile(keras.optimizers.Adam(rate), loss)
-    model.fit(images, labels, batch_size=64, epochs=epochs, verbose=0)
+    # Compiled by XLA, pooling and its gradient are slower on a processor.
+    model.compile(keras.optimizers.Adam(rate), loss, jit_compile=False)
+    rng = np.random.default_rng(seed)
+    passes = -(-64 * updates // len(labels))
+    order = np.concatenate([rng.permutation(len(labels)) for _ in range(passes)])
+    order = order[: 64 * updates]
+    model.fit(images[order], labels[order], batch_size=64, shuffle=False, verbose=0)
 
 
 class Case:
@@ -226,7 +231,7 @@ class Case:
                 share = 1 if index is None else 1 / len(self.classes)
                 model = teacher(self.spec.image_shape, len(known), seed, share)
                 own = np.searchsorted(known, labels[mine])
-                train(model, self.spec.normalise(images[mine]), own)
+                train(model, self.spec.normalise(images[mine]), own, seed)
                 model.save(file)
 
     def counts(self) -> np.ndarray:
@@ -281,7 +286,8 @@ class Case:
         for index in range(count):
             model = teacher(shape, self.spec.num_classes, 100 * self.seed, 1 / count)
             mine = saw == index
-            train(model, self.spec.normalise(seen[mine]), seen_labels[mine])
+            own, own_labels = self.spec.normalise(seen[mine]), seen_labels[mine]
+            train(model, own, own_labels, 100 * self.seed + index)
             together.append([mine.mean() * part for part in model.get_weights()])
         model.set_weights([sum(parts) for parts in zip(*together)])
         logits = model.predict(self.spec.normalise(images), verbose=0)
