@@ -6,10 +6,15 @@ Keras alone.
 
 import importlib
 import os
+import platform
 import sys
 
 # Before TensorFlow is imported, by whom ever: its greetings hide our own lines.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+# Its faster kernels, which TensorFlow leaves off on processors without AVX-512 VNNI:
+# with AVX2 they more than halve a student's step.
+if platform.machine().lower() in ("x86_64", "amd64"):
+    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 __version__ = "0.2.0"
 
 _PUBLIC = {

@@ -2,8 +2,9 @@
 
 import os
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+import cdfkd_tf  # noqa: F401  before TensorFlow, whose environment it sets
 
+# isort: split
 import filelock
 import hypothesis
 import keras

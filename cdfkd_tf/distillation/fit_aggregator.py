@@ -254,9 +254,11 @@ class _Penalised:
         self._start = start.astype("float64")
         self._kernel_shape = self._shape = tuple(self._layer.get_weights()[0].shape)
         self._apply, self._back = "nf,fc->nc", "nf,nc->fc"
-        if columns.ndim == 4:  # (n, H, 1, C): each class for itself
+        if columns.ndim == 4:  # (n, F, 1, K): each class, or header, for itself
             self._columns, self._shape = self._columns[:, :, 0], columns.shape[1::2]
-            self._apply, self._back = "nhc,hc->nc", "nhc,nc->hc"
+            self._apply, self._back = "nfk,fk->nk", "nfk,nk->fk"
+        fixed = [one for one in aggregator.layers if one.name == "spread"]
+        self._spread = fixed[0].get_weights()[0].astype("float64") if fixed else None
         self.reset()
 
     def epochs(self, samples, rng):
@@ -267,11 +269,11 @@ class _Penalised:
         for place, penalty in enumerate(PENALTIES, start=1):
 
             def loss(flat, penalty=penalty):
-                kernel, bias = self._parts(flat)
-                logits = self._start[samples] + bias
-                logits = logits + np.einsum(self._apply, columns, kernel)
+                logits = self._start[samples] + self._added(columns, flat)
                 log_shares = special.log_softmax(logits, axis=-1)
                 slope = (np.exp(log_shares) - truth) / len(samples)
+                if self._spread is not None:
+                    slope = slope @ self._spread.T
                 gradient = np.einsum(self._back, columns, slope)
                 gradient = np.concatenate([gradient.ravel(), slope.sum(0)])
                 value = -(truth * log_shares).sum() / len(samples)
@@ -283,13 +285,18 @@ class _Penalised:
 
     def judge(self, samples) -> tuple[np.ndarray, np.ndarray]:
         """Whether each sample's class is right, and its cross-entropy."""
-        kernel, bias = self._parts(self._flat)
-        logits = np.einsum(self._apply, self._columns[samples], kernel) + bias
-        return _judged(self._start[samples] + logits, self._labels[samples])
+        added = self._added(self._columns[samples], self._flat)
+        return _judged(self._start[samples] + added, self._labels[samples])
 
     def reset(self):
         """Nothing is added."""
         self._assign(np.zeros(np.prod(self._shape) + self._shape[-1]))
+
+    def _added(self, columns, flat):
+        """What weights add to the logits `(n, C)`."""
+        kernel, bias = self._parts(flat)
+        added = np.einsum(self._apply, columns, kernel) + bias
+        return added if self._spread is None else added @ self._spread
 
     def _parts(self, flat):
         bias = self._shape[-1]

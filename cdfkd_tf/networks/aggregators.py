@@ -26,16 +26,19 @@ class Aggregator:
     """One way to merge headers.
 
     Attributes:
-        build: symbolic `(logits (B, H, C), features (B, H, W), join) -> (B, C)`, with
-            `join` the way that needs no data, `logits -> (B, C)`.
+        build: symbolic `(logits (B, H, C), features (B, H, W), join, shares) ->
+            (B, C)`, with `join` the way that needs no data, `logits -> (B, C)`, and
+            `shares` `(H, C)`, how much each header has to say of each class.
         learned: whether it has weights, to be fitted on labelled images.
         penalised: whether these are added to that way, and held near 0 by a penalty
             that cross-validation chooses.
+        by_teacher: whether each header must stand for one teacher.
     """
 
-    build: "Callable[[KerasTensor, KerasTensor, Callable], KerasTensor]"
+    build: "Callable[[KerasTensor, KerasTensor, Callable, np.ndarray], KerasTensor]"
     learned: bool = True
     penalised: bool = False
+    by_teacher: bool = False
 
 
 def aggregator_kind(kind: str, student: "keras.Model", rule: Any) -> str:
@@ -51,7 +54,8 @@ def aggregator_kind(kind: str, student: "keras.Model", rule: Any) -> str:
     each = headers > 1 and headers == len(rule.competence)
     if headers == 1 or kind == "auto":
         return "competence" if each and rule.weights is not None else "mean"
-    return "mean" if kind == "competence" and not each else kind
+    row = AGGREGATORS.get(kind)
+    return "mean" if row and row.by_teacher and not each else kind
 
 
 def build_aggregator(
@@ -99,7 +103,11 @@ def build_aggregator(
         "competence" in (kind, aggregator_kind("auto", student, rule))
     ):
         join = mixed
-    merged = row.build(known, inputs["features"], join)
+    count, num_classes = logits.shape[1:]
+    shares = np.full((count, num_classes), 1 / count)
+    if rule is not None and len(rule.competence) == count:
+        shares, _ = rule.mixture
+    merged = row.build(known, inputs["features"], join, shares)
     return keras.Model(inputs, merged, name=f"{kind}_aggregator")
 
 
@@ -187,7 +195,7 @@ def _mean(logits):
     return layers.GlobalAveragePooling1D(name="mean")(logits)
 
 
-def _weights(logits, features, join):
+def _weights(logits, *_):
     """One learned weight per header, the same for every image."""
     from keras import initializers, layers
 
@@ -202,7 +210,7 @@ def _weights(logits, features, join):
     return layers.Reshape((num_classes,), name="weighted_sum")(merged)
 
 
-def _per_class(logits, features, join):
+def _per_class(logits, _, join, __):
     """One learned weight per header and class, and an offset per class."""
     from keras import layers
 
@@ -215,13 +223,41 @@ def _per_class(logits, features, join):
     return layers.Add(name="aggregated")([join(logits), learned])
 
 
-def _stack(logits, features, join):
+def _stack(logits, _, join, __):
     """A Dense over all headers' logits."""
     from keras import layers
 
     flat = layers.Flatten(name="all_headers")(logits)
     learned = layers.Dense(logits.shape[-1], kernel_initializer="zeros", name="learned")
     return layers.Add(name="aggregated")([join(logits), learned(flat)])
+
+
+def _none_of_mine(logits, features, join, shares):
+    """One more logit per header, from its features: is the image one of its classes?
+
+    What speaks for "one of mine" is added to the classes of that header, a class of
+    several by what each has to say of it. (After FedOV, "Towards Addressing Label Skews
+    in One-Shot Federated Learning", ICLR 2023, whose clients learn one more class, for
+    images that are none of theirs; there it is learned before the models are given
+    away, here afterwards, on images of the others.)
+    """
+    from keras import initializers, layers
+
+    num_headers, width = features.shape[1:]
+    columns = layers.Permute((2, 1), name="headers_last")(features)
+    columns = layers.Reshape((width, 1, num_headers), name="as_map")(columns)
+    mine = layers.DepthwiseConv2D(
+        (width, 1), depthwise_initializer="zeros", name="learned"
+    )(columns)
+    mine = layers.Reshape((num_headers,), name="one_of_mine")(mine)
+    spread = layers.Dense(
+        logits.shape[-1],
+        use_bias=False,
+        trainable=False,
+        kernel_initializer=initializers.Constant(np.asarray(shares).tolist()),
+        name="spread",
+    )
+    return layers.Add(name="aggregated")([join(logits), spread(mine)])
 
 
 def _attend(logits, scored):
@@ -238,13 +274,16 @@ def _attend(logits, scored):
 
 # In the order of what they can learn: `best` tries them so.
 AGGREGATORS = {
-    "mean": Aggregator(lambda logits, features, _: _mean(logits), learned=False),
-    "competence": Aggregator(lambda logits, features, join: join(logits), False),
+    "mean": Aggregator(lambda logits, *_: _mean(logits), learned=False),
+    "competence": Aggregator(
+        lambda logits, _, join, __: join(logits), learned=False, by_teacher=True
+    ),
     "weights": Aggregator(_weights),
+    "none_of_mine": Aggregator(_none_of_mine, penalised=True, by_teacher=True),
     "per_class": Aggregator(_per_class, penalised=True),
     "stacking": Aggregator(_stack, penalised=True),
-    "attention": Aggregator(lambda logits, features, _: _attend(logits, logits)),
+    "attention": Aggregator(lambda logits, *_: _attend(logits, logits)),
     "feature_attention": Aggregator(
-        lambda logits, features, _: _attend(logits, features)
+        lambda logits, features, *_: _attend(logits, features)
     ),
 }

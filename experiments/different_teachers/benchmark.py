@@ -27,8 +27,8 @@ from cdfkd_tf.config import RunConfig
 from cdfkd_tf.data.prepare import open_examples
 from cdfkd_tf.data.specs import spec_of
 from cdfkd_tf.pipeline.run import run
-from cdfkd_tf.runtime.fused_batchnorm import fuse_layers
 from cdfkd_tf.runtime.files import replacing
+from cdfkd_tf.runtime.fused_batchnorm import fuse_layers
 from cdfkd_tf.teachers.class_map import ClassMap
 from cdfkd_tf.teachers.ensemble import TeacherEnsemble
 from cdfkd_tf.teachers.rules import RULES, unlikeness

@@ -5,6 +5,7 @@ import pytest
 
 from cdfkd_tf.distillation.fit_aggregator import fit_aggregator
 from cdfkd_tf.networks.aggregators import build_aggregator
+from cdfkd_tf.teachers.rules import choose_rule
 from tests import toys
 from tests.rows import rows
 
@@ -43,6 +44,29 @@ def test_fit_finds_the_header_to_trust(kind, student):
     # Paired: less than that of two independent shares.
     assert 0 < fit.standard_error < np.sqrt(2 * 0.25 / 200)
     assert "learned weights are used" in str(fit)
+
+
+def test_headers_learn_which_images_are_none_of_theirs():
+    """Each is sure of every image; only its features tell whose classes it shows."""
+    mask = np.zeros((3, CLASSES), bool)
+    mask[np.arange(CLASSES) % 3, np.arange(CLASSES)] = True
+    student = toys.student(3)
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, CLASSES, 120)
+    logits = np.where(mask, rng.normal(size=(120, 3, CLASSES)), -30)
+    features = rng.normal(size=(120, 3, toys.WIDTH))
+    features[..., 0] += 6 * (labels[:, None] % 3 == np.arange(3))
+    logits[np.arange(120), labels % 3, labels] = 3
+    outputs = {"logits": logits, "features": features}
+    outputs = {name: part.astype("float32") for name, part in outputs.items()}
+    rule = choose_rule("auto", [None] * 3, mask)
+    aggregator = build_aggregator("none_of_mine", student, rule)
+    options = {"epochs": 1, "learning_rate": 0.1, "seed": 0}
+    fit = fit_aggregator(aggregator, outputs, labels, **options)
+    assert fit.learned and fit.accuracy > 0.95 > 0.9 > fit.mean_accuracy
+    found = np.asarray(aggregator(outputs)).argmax(-1)  # the layers, not their twins
+    assert np.mean(found == labels) > 0.95
+    np.testing.assert_allclose(aggregator.get_layer("spread").kernel, mask)
 
 
 def test_fit_keeps_the_mean_where_nothing_can_be_gained(student):

@@ -7,6 +7,7 @@ import pytest
 from cdfkd_tf.errors import RequestError
 from cdfkd_tf.networks.aggregators import (
     AGGREGATORS,
+    aggregator_kind,
     build_aggregator,
     build_predictor,
     header_weights,
@@ -95,6 +96,27 @@ def test_a_mask_leaves_each_class_to_the_headers_that_know_it(tmp_path):
         np.testing.assert_allclose(loaded(ANSWERS), expected, rtol=1e-4, atol=1e-6)
 
 
+def test_one_more_logit_per_header_moves_its_classes_alone():
+    """A class of several headers moves by the mean of theirs."""
+    aggregator = build_aggregator("none_of_mine", Student(), RULE)
+    assert [v.path.split("/")[0] for v in aggregator.trainable_variables] == [
+        "learned"
+    ] * 2
+    kernel, offsets = RNG.normal(size=(5, 3)), np.array([0.5, -1.0, 2.0])
+    learned = aggregator.get_layer("learned")
+    learned.set_weights([kernel.reshape(5, 1, 3, 1), offsets])
+    mine = np.einsum("bhf,fh->bh", ANSWERS["features"], kernel) + offsets
+    moved = mine @ (MASK / MASK.sum(0))
+    start = build_aggregator("mean", Student(), RULE)(ANSWERS)
+    np.testing.assert_allclose(aggregator(ANSWERS), start + moved, atol=1e-5)
+    alone = Student()
+    alone.output = {
+        name: keras.KerasTensor((None, 1, tensor.shape[-1]))
+        for name, tensor in Student.output.items()
+    }
+    assert aggregator_kind("none_of_mine", alone, RULE) == "mean"
+
+
 def test_learned_weights_multiply_out_unknown_classes():
     aggregator = build_aggregator("weights", Student(), RULE)
     weights = np.array([[0.5], [0.2], [0.3]], "float32")
@@ -152,7 +174,7 @@ def test_competence_joins_headers_as_the_rule_joins_teachers(known, tmp_path):
     np.testing.assert_allclose(
         softmax(np.array(rule(ANSWERS["logits"])), 1), expected, rtol=1e-4
     )
-    for kind in ("competence", "per_class", "stacking"):  # untrained
+    for kind in ("competence", "none_of_mine", "per_class", "stacking"):  # untrained
         aggregator = build_aggregator(kind, Student(), rule)
         aggregator.save(tmp_path / "a.keras")
         loaded = keras.saving.load_model(tmp_path / "a.keras")
