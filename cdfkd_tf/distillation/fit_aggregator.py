@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import math
 from collections.abc import Iterable, Mapping
 
 import keras
@@ -34,6 +35,7 @@ class AggregatorFit:
         mean_accuracy: the same for what needs no labels.
         standard_error: of the difference, paired over the samples.
         samples: n.
+        loss: mean cross-entropy, in nats, where `accuracy` was measured.
     """
 
     kind: str
@@ -43,6 +45,7 @@ class AggregatorFit:
     mean_accuracy: float
     standard_error: float
     samples: int
+    loss: float = math.inf
 
     def __str__(self) -> str:
         gain = 100 * (self.accuracy - self.mean_accuracy)
@@ -108,7 +111,7 @@ def choose_aggregator(
         aggregator = build_aggregator(name, student, rule)
         fit = fit_aggregator(aggregator, outputs, labels, baseline=baseline, **how)
         tried.append((fit, aggregator))
-    tried.sort(key=lambda pair: (-pair[0].learned, -pair[0].accuracy))
+    tried.sort(key=lambda pair: (-pair[0].learned, -pair[0].accuracy, pair[0].loss))
     best, aggregator = tried[0]
     fits = [fit for fit, _ in tried]
     keeps = best.learned or not AGGREGATORS[best.kind].learned
@@ -178,6 +181,7 @@ def fit_aggregator(
         mean_accuracy=float(right[0].mean()),
         standard_error=float(gains.std(ddof=1) / len(labels) ** 0.5),
         samples=len(labels),
+        loss=float(losses[best].mean()),
     )
 
 
