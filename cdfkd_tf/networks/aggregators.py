@@ -27,11 +27,12 @@ class Aggregator:
 
     Attributes:
         build: symbolic `(logits (B, H, C), features (B, H, W), join, shares) ->
-            (B, C)`, with `join` the way that needs no data, `logits -> (B, C)`, and
-            `shares` `(H, C)`, how much each header has to say of each class.
+            (B, C)`. `join(change=None)` is the way that needs no data, `(B, C)`, of the
+            logits plus `change`; `shares` `(H, C)` how much each header has to say of
+            each class.
         learned: whether it has weights, to be fitted on labelled images.
-        penalised: whether these are added to that way, and held near 0 by a penalty
-            that cross-validation chooses.
+        penalised: whether these are added to what that way gives, and held near 0 by
+            a penalty that cross-validation chooses.
         by_teacher: whether each header must stand for one teacher.
     """
 
@@ -88,21 +89,27 @@ def build_aggregator(
     }
     logits = known = inputs["logits"]
     mask = rule.mask if rule is not None and logits.shape[1] > 1 else None
+    scale = None
     if mask is not None:
-        scale = _scale_of_known(mask, logits.shape[1:])
-        known = layers.Rescaling(scale.tolist(), name="known_classes")(logits)
+        scale = _scale_of_known(mask, logits.shape[1:]).tolist()
+        scale = layers.Rescaling(scale, name="known_classes")
+        known = scale(logits)
+    by_rule = rule is not None and (
+        "competence" in (kind, aggregator_kind("auto", student, rule))
+    )
 
-    def mixed(_):
+    def join(change=None):
+        given, seen = logits, known
+        if change is not None:
+            given = layers.Add(name="changed")([logits, change])
+            seen = given if scale is None else scale(given)
+        if not by_rule:
+            return _mean(seen)
         from cdfkd_tf.networks.layers import log_of_mixture, log_shares
 
-        shares = log_shares(logits, *rule.mixture, mask)
-        return log_of_mixture(layers.Identity(name="header_shares")(shares))
+        parts = log_shares(given, *rule.mixture, mask)
+        return log_of_mixture(layers.Identity(name="header_shares")(parts))
 
-    join = _mean
-    if rule is not None and (
-        "competence" in (kind, aggregator_kind("auto", student, rule))
-    ):
-        join = mixed
     count, num_classes = logits.shape[1:]
     shares = np.full((count, num_classes), 1 / count)
     if rule is not None and len(rule.competence) == count:
@@ -220,7 +227,7 @@ def _per_class(logits, _, join, __):
         (num_headers, 1), depthwise_initializer="zeros", name="learned"
     )(columns)
     learned = layers.Reshape((num_classes,), name="row")(learned)
-    return layers.Add(name="aggregated")([join(logits), learned])
+    return layers.Add(name="aggregated")([join(), learned])
 
 
 def _stack(logits, _, join, __):
@@ -229,7 +236,7 @@ def _stack(logits, _, join, __):
 
     flat = layers.Flatten(name="all_headers")(logits)
     learned = layers.Dense(logits.shape[-1], kernel_initializer="zeros", name="learned")
-    return layers.Add(name="aggregated")([join(logits), learned(flat)])
+    return layers.Add(name="aggregated")([join(), learned(flat)])
 
 
 def _none_of_mine(logits, features, join, shares):
@@ -257,7 +264,25 @@ def _none_of_mine(logits, features, join, shares):
         kernel_initializer=initializers.Constant(np.asarray(shares).tolist()),
         name="spread",
     )
-    return layers.Add(name="aggregated")([join(logits), spread(mine)])
+    return layers.Add(name="aggregated")([join(), spread(mine)])
+
+
+def _tune_headers(logits, features, join, shares):
+    """The headers' last layers learn on: each adds to its logits, from its features."""
+    from keras import layers
+
+    num_headers, num_classes = logits.shape[1:]
+    changes = []
+    for header in range(num_headers):
+        beside = (header, num_headers - 1 - header)
+        own = layers.Cropping1D(beside, name=f"features_{header}")(features)
+        learn = layers.Dense(
+            num_classes, kernel_initializer="zeros", name=f"header_{header}"
+        )
+        changes.append(learn(own))
+    if num_headers > 1:
+        changes = [layers.Concatenate(axis=1, name="changes")(changes)]
+    return join(*changes)
 
 
 def _attend(logits, scored):
@@ -276,10 +301,11 @@ def _attend(logits, scored):
 AGGREGATORS = {
     "mean": Aggregator(lambda logits, *_: _mean(logits), learned=False),
     "competence": Aggregator(
-        lambda logits, _, join, __: join(logits), learned=False, by_teacher=True
+        lambda logits, _, join, __: join(), learned=False, by_teacher=True
     ),
     "weights": Aggregator(_weights),
     "none_of_mine": Aggregator(_none_of_mine, penalised=True, by_teacher=True),
+    "header_tuning": Aggregator(_tune_headers),
     "per_class": Aggregator(_per_class, penalised=True),
     "stacking": Aggregator(_stack, penalised=True),
     "attention": Aggregator(lambda logits, *_: _attend(logits, logits)),

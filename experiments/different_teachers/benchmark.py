@@ -71,7 +71,14 @@ STUDENTS: dict[str, dict] = {
         "steps_per_epoch": 400,
     },
 }
-LABELS = {"50 labels": 50, "200 labels": 200}  # on top of `student`
+# What is learned on top of `student`: the aggregator and the number of labels. The last
+# two are the control: the headers' own last layers learn on.
+LABELS = {
+    "50 labels": ("best", 50),
+    "200 labels": ("best", 200),
+    "50 labels in headers": ("header_tuning", 50),
+    "200 labels in headers": ("header_tuning", 200),
+}
 ROWS = ("ensembles", "fedavg", "student", *LABELS, *list(STUDENTS)[1:])
 RIVALS = ("mean", "single", "generator", "dfed", "dense", "coboosting", "fedavg")
 DRAWN_AS_LINES = (
@@ -215,7 +222,7 @@ class Case:
         if row == "fedavg":
             return {row: self.fedavg()}
         if row in LABELS:
-            return {row: self.labelled(LABELS[row])}
+            return {row: self.labelled(*LABELS[row])}
         return self.student(row)
 
     def train_teachers(self, row: str) -> None:
@@ -329,12 +336,12 @@ class Case:
             found[f"{row}, known task"] = results["student"]["task_accuracy"]
         return found
 
-    def labelled(self, count: int) -> float:
+    def labelled(self, kind: str, count: int) -> float:
         """Accuracy of the first student, its headers joined with labels."""
         if "student" not in self.rows:
             run(self.config("student"))
         for action in ("fit_aggregator", "evaluate"):
-            few = {"aggregator": "best", "labelled_samples": count, "action": action}
+            few = {"aggregator": kind, "labelled_samples": count, "action": action}
             run(self.config("student", **few))
         results = read_results(Workdir(self.config("student").workdir).results)
         return results["aggregator"]["accuracy"]

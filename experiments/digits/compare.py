@@ -16,7 +16,6 @@ import os
 import pathlib
 import statistics
 import sys
-import time
 
 os.environ["TF_NUM_INTRAOP_THREADS"] = os.environ["TF_NUM_INTEROP_THREADS"] = "1"
 HERE = pathlib.Path(__file__).parent
@@ -56,9 +55,13 @@ ROWS = {
     "cdfkd_mfs, 4 teachers": (4, []),
     "cdfkd_mfs, 5 teachers": (5, []),
 }
-AGGREGATORS = ("weights", "attention", "feature_attention")
+AGGREGATORS = {
+    "weights": "weights",
+    "attention": "attention",
+    "feature_attention": "feature_attention",
+    "header fine-tuning": "header_tuning",  # the control
+}
 LABELLED_SAMPLES = (0, 10, 50, 143)
-CONTROL = "header fine-tuning"
 
 
 def main() -> None:
@@ -110,7 +113,7 @@ def run_seed(seed: int, workdir: pathlib.Path, more: list[str]) -> dict:
         }
         if name == MAIN_ROW:
             measured = result
-            rows |= aggregator_rows(folder, [given, *shared, *flags], seed)
+            rows |= aggregator_rows(folder, [given, *shared, *flags])
     return {**teacher_rows(measured), **rows}
 
 
@@ -145,84 +148,23 @@ def teacher_rows(result: dict) -> dict:
     }
 
 
-def aggregator_rows(folder: pathlib.Path, flags: list[str], seed: int) -> dict:
+def aggregator_rows(folder: pathlib.Path, flags: list[str]) -> dict:
     """The main row's student with each aggregator and number of labelled samples."""
     rows = {}
     for count in LABELLED_SAMPLES:
         samples = f"--labelled_samples={count}"
-        for kind in AGGREGATORS:
+        for name, kind in AGGREGATORS.items():
             wanted = [f"--aggregator={kind}", samples, *flags]
             action(folder, "fit_aggregator", *wanted)
             action(folder, "evaluate", *wanted)
             result = json.loads((folder / "results.json").read_text())
-            rows[f"cdfkd_mfs + {kind}, {count} real"] = {
+            rows[f"cdfkd_mfs + {name}, {count} real"] = {
                 "accuracy": result["aggregator"]["accuracy"],
                 "learned": result["aggregator"]["learned"],
                 "parameters": result["student"]["parameters"],
                 "seconds": result["seconds"]["fit_aggregator"],
             }
-        if count:
-            name = f"cdfkd_mfs + {CONTROL}, {count} real"
-            fitted = control_row(folder, [samples, *flags], seed)
-            rows[name] = {**fitted, "parameters": result["student"]["parameters"]}
     return rows
-
-
-def control_row(folder: pathlib.Path, given: list[str], seed: int) -> dict:
-    """What the same samples do if the headers' Dense layers learn from them.
-
-    The fair control for an aggregator: same samples, epochs, rate and held-out choice.
-    """
-    import keras
-    import numpy as np
-    from absl import flags as absl_flags
-    from keras import layers
-
-    from cdfkd_tf import cli
-    from cdfkd_tf.distillation.fit_aggregator import fit_aggregator
-    from cdfkd_tf.pipeline.steps import Run
-
-    start = time.monotonic()
-    values = absl_flags.FlagValues()
-    cli.define(values)
-    flags = [f"--flagfile={FLAGFILE}", *given, f"--workdir={folder}"]
-    run = Run(cli.parse(["", *flags], values))
-    config, student = run.config, run.network("student", "distill")
-    inputs = {
-        name: keras.Input(tensor.shape[1:], name=name)
-        for name, tensor in student.output.items()
-    }
-    num_headers, num_classes = inputs["logits"].shape[1:]
-    dense = [
-        layers.Dense(num_classes, name=f"header{header}_logits")
-        for header in range(num_headers)
-    ]
-    header_logits = [
-        layer(inputs["features"][:, header]) for header, layer in enumerate(dense)
-    ]
-    mean = layers.Average()(header_logits) if num_headers > 1 else header_logits[0]
-    control = keras.Model(inputs, mean)
-    for layer in dense:
-        layer.set_weights(student.get_layer(layer.name).get_weights())
-    images, labels = run.real_images.few_shot(config.labelled_samples, seed)
-    fit = fit_aggregator(
-        control,
-        student.predict(images, batch_size=config.batch_size, verbose=0),
-        labels,
-        epochs=config.aggregator_epochs,
-        learning_rate=config.aggregator_learning_rate,
-        seed=seed,
-    )
-    hits = [
-        np.argmax(control(student.predict_on_batch(run.spec.normalise(images))), -1)
-        == labels
-        for images, labels in run.evaluation_batches
-    ]
-    return {
-        "accuracy": float(np.mean(np.concatenate(hits))),
-        "learned": fit.learned,
-        "seconds": round(time.monotonic() - start, 2),
-    }
 
 
 def history(file: pathlib.Path) -> dict[str, list[float]]:

@@ -28,6 +28,7 @@ from tests.rows import rows
         ("competence", "lenet", 2, "multi_level", [[1, 1, 1, 0], [1, 0, 1, 1]]),
         ("stacking", "lenet", 2, "multi_level", None),
         ("none_of_mine", "lenet", 2, "multi_level", [[1, 1, 1, 0], [1, 0, 1, 1]]),
+        ("header_tuning", "lenet", 2, "multi_level", [[1, 1, 1, 0], [1, 0, 1, 1]]),
     ],
 )
 def test_inference_graph_is_the_same_function(kind, backbone, headers, sharing, mask):

@@ -117,6 +117,19 @@ def test_one_more_logit_per_header_moves_its_classes_alone():
     assert aggregator_kind("none_of_mine", alone, RULE) == "mean"
 
 
+@rows("rule", [RULE, choose_rule("auto", [None] * 3, MASK)])
+def test_tuned_headers_add_to_their_own_logits_before_these_are_joined(rule):
+    aggregator = build_aggregator("header_tuning", Student(), rule)
+    kernels, offsets = RNG.normal(size=(3, 5, 4)), RNG.normal(size=(3, 4))
+    for header in range(3):
+        layer = aggregator.get_layer(f"header_{header}")
+        layer.set_weights([kernels[header], offsets[header]])
+    changes = np.einsum("bhf,hfc->bhc", ANSWERS["features"], kernels) + offsets
+    tuned = {**ANSWERS, "logits": (ANSWERS["logits"] + changes).astype("float32")}
+    free = build_aggregator(aggregator_kind("auto", Student(), rule), Student(), rule)
+    np.testing.assert_allclose(aggregator(ANSWERS), free(tuned), rtol=1e-4, atol=1e-5)
+
+
 def test_learned_weights_multiply_out_unknown_classes():
     aggregator = build_aggregator("weights", Student(), RULE)
     weights = np.array([[0.5], [0.2], [0.3]], "float32")
@@ -157,6 +170,7 @@ def test_header_weights_are_those_that_the_predictor_uses(tmp_path):
             np.testing.assert_allclose(model(images), expected, rtol=1e-3, atol=1e-5)
 
 
+AT_THE_RULE = {"competence", "none_of_mine", "header_tuning", "per_class", "stacking"}
 NORMS = np.array([[4, 4, 1, 1], [1, 4, 4, 1], [1, 1, 2, 4]], float)
 
 
@@ -174,7 +188,7 @@ def test_competence_joins_headers_as_the_rule_joins_teachers(known, tmp_path):
     np.testing.assert_allclose(
         softmax(np.array(rule(ANSWERS["logits"])), 1), expected, rtol=1e-4
     )
-    for kind in ("competence", "none_of_mine", "per_class", "stacking"):  # untrained
+    for kind in sorted(AT_THE_RULE):  # untrained
         aggregator = build_aggregator(kind, Student(), rule)
         aggregator.save(tmp_path / "a.keras")
         loaded = keras.saving.load_model(tmp_path / "a.keras")
