@@ -6,8 +6,8 @@ Five small teachers (fewer, larger ones with class sets) learn parts of one data
 see partitions.py; students of at most a fifth of their weights learn from them. What is
 done of a partition and seed stands in FOLDER/DATASET_SPLIT/PARTITION_SEED/rows.json and
 is not done again: a run may be stopped and called again, and several may work on
-different seeds or partitions side by side. Each call ends with table.md and
-accuracy.png of all that is there, the seconds that each row took among it.
+different seeds or partitions side by side. Each call ends with table.md, accuracy.png
+and results.json of all that is there, the seconds that each row took among it.
 --split=validation measures on other training images, for choosing.
 """
 
@@ -347,13 +347,13 @@ class Case:
         return results["aggregator"]["accuracy"]
 
 
-def gather(folder: pathlib.Path) -> dict[str, dict[str, dict]]:
+def gather(results: dict[str, dict]) -> dict[str, dict[str, dict]]:
     """Partition -> seed -> what was measured, the times of rows as `seconds, ROW`."""
     table: dict[str, dict[str, dict]] = {}
-    for file in sorted(folder.glob("*/rows.json")):
-        name, seed = file.parent.name.rsplit("_", 1)
+    for case, rows in results.items():
+        name, seed = case.rsplit("_", 1)
         into = table.setdefault(name, {}).setdefault(seed, {})
-        for row, found in json.loads(file.read_text()).items():
+        for row, found in rows.items():
             for kind, value in found.items():
                 into[f"{kind}, {row}" if "seconds" in kind else kind] = value
     return table
@@ -417,7 +417,8 @@ def draw(table: dict[str, dict[str, dict]], file: pathlib.Path) -> None:
         }
         found = {alpha: values for alpha, values in found.items() if values}
         if found:
-            means, spreads = ([f(v) for v in found.values()] for f in (np.mean, np.std))
+            means = list(map(np.mean, found.values()))
+            spreads = [np.std(v, ddof=1) if v[1:] else 0 for v in found.values()]
             axes.errorbar(
                 list(map(float, found)), means, spreads, label=kind, marker="o"
             )
@@ -451,7 +452,10 @@ def main() -> None:
         for name in names:
             Case(name, seed, options).complete(rows)
     folder = pathlib.Path(options.folder) / f"{options.dataset}_{options.split}"
-    table = gather(folder)
+    files = sorted(folder.glob("*/rows.json"))
+    results = {file.parent.name: json.loads(file.read_text()) for file in files}
+    (folder / "results.json").write_text(json.dumps(results, indent=1) + "\n")
+    table = gather(results)
     (folder / "table.md").write_text(summary(table))
     draw(table, folder / "accuracy.png")
     print(summary(table))
