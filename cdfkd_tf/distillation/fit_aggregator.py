@@ -2,7 +2,6 @@
 
 import dataclasses
 import itertools
-import math
 from collections.abc import Iterable, Mapping
 
 import keras
@@ -45,7 +44,7 @@ class AggregatorFit:
     mean_accuracy: float
     standard_error: float
     samples: int
-    loss: float = math.inf
+    loss: float
 
     def __str__(self) -> str:
         gain = 100 * (self.accuracy - self.mean_accuracy)
