@@ -9,6 +9,7 @@ import socket
 import tempfile
 from urllib.parse import urlsplit
 
+import filelock
 import tensorflow as tf
 import tensorflow_datasets as tfds
 from etils import epath
@@ -113,13 +114,13 @@ def prepared_builder(spec: DatasetSpec, data_dir: str) -> tfds.core.DatasetBuild
     print(f"Preparing {spec.name} in {builder.data_dir}", flush=True)
     tfds.disable_progress_bar()
     try:
-        with contextlib.redirect_stdout(io.StringIO()):
-            builder.download_and_prepare(
-                download_dir=downloads,
-                download_config=tfds.download.DownloadConfig(
-                    manual_dir=manual, try_download_gcs=False
-                ),
-            )
+        downloads.mkdir(parents=True, exist_ok=True)
+        # Runs that are started together: one prepares, the others wait and read.
+        with filelock.FileLock(downloads / f".{builder.name}.lock"):
+            builder = _builder(spec.tfds_name or spec.name, data_dir)
+            if builder.is_prepared():
+                return builder
+            _prepare(builder, downloads, manual)
     except RequestError:
         raise
     except Exception as error:  # archives break in many ways
@@ -129,6 +130,17 @@ def prepared_builder(spec: DatasetSpec, data_dir: str) -> tfds.core.DatasetBuild
             "fetch it again."
         ) from error
     return builder
+
+
+def _prepare(builder, downloads: pathlib.Path, manual: pathlib.Path) -> None:
+    """Writes the examples; without a word of TFDS's."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        builder.download_and_prepare(
+            download_dir=downloads,
+            download_config=tfds.download.DownloadConfig(
+                manual_dir=manual, try_download_gcs=False
+            ),
+        )
 
 
 def _take_as(cached: pathlib.Path, given: pathlib.Path, url: str, file) -> None:

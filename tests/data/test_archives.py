@@ -1,10 +1,12 @@
 """Every data set is read from its real upstream format, offline."""
 
 import pathlib
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
 
+from cdfkd_tf.data import prepare
 from cdfkd_tf.data.images import RealImages
 from cdfkd_tf.data.sampling import stratified_split
 from cdfkd_tf.data.specs import spec_of
@@ -178,3 +180,30 @@ def test_training_goes_on_where_an_earlier_process_stopped(tmp_path):
     rest = [batch for batch, _ in images.training(60, 1, first_batch=4)[0].take(2)]
     for ours, theirs in zip(rest, whole[4:]):
         np.testing.assert_array_equal(ours, theirs)
+
+
+def test_of_runs_started_together_one_prepares(tmp_path, monkeypatch):
+    archives.make_cifar10(tmp_path)
+    written = {}
+
+    def times():
+        files = tmp_path.rglob("*.tfrecord*")
+        return {file: file.stat().st_mtime_ns for file in files}
+
+    class AnotherIsFirst:
+        def __init__(self, file):
+            self.file = file
+
+        def __enter__(self):
+            with monkeypatch.context() as real:
+                real.setattr(prepare.filelock, "FileLock", lambda _: nullcontext())
+                prepare.prepared_builder(spec_of("cifar10"), str(tmp_path))
+            written.update(times())
+
+        def __exit__(self, *_):
+            pass
+
+    monkeypatch.setattr(prepare.filelock, "FileLock", AnotherIsFirst)
+    builder = prepare.prepared_builder(spec_of("cifar10"), str(tmp_path))
+    assert builder.info.splits["train"].num_examples > 0
+    assert written and times() == written
