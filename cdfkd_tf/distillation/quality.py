@@ -2,8 +2,9 @@
 
 Nothing but agreement can be measured without labelled images. It is taken where the
 teachers agree with each other, as they mostly do on real images and seldom on drawn
-ones: what none of them is sure of tells nothing of a student. Each class counts alike,
-less what guessing gives: most images fall into one class, and real ones do not.
+ones; where they know different things, or there is but one, on what they are sure of.
+The rest tells nothing of a student. Each class counts alike, less what guessing gives:
+most images fall into one class, and real ones do not.
 """
 
 import warnings
@@ -19,12 +20,13 @@ from cdfkd_tf.data.transfer_set import kinds_of
 from cdfkd_tf.distillation.distiller import Distiller
 from cdfkd_tf.distillation.methods import IMAGES
 from cdfkd_tf.errors import DistillationWarning
+from cdfkd_tf.teachers.rules import Rule
 
 # Fitted on two data sets, see experiments/better_images/README.md: students that agree
 # with their teachers on 68 % or less of real images stay below, on 78 % or more above.
 POOR = 0.75
 _VOTES = 0.75  # of the teachers that know a class, for them to agree on it
-_SURE = 0.9  # probability by which one teacher alone is sure
+_SURE = 0.9  # probability from which one teacher, or the rule for unlike ones, is sure
 _SHOWN = 256  # images of each other source
 _SEED = 20_000_003  # on the run's, for images that no training step saw
 _MANY = 4  # images of a class, for the class to count as seen
@@ -49,25 +51,28 @@ def beyond_chance(ours: np.ndarray, theirs: np.ndarray) -> float | None:
     return float((agreement - 1 / len(classes)) / (1 - 1 / len(classes)))
 
 
-def agreed(logits: np.ndarray, joined: np.ndarray, mask=None) -> np.ndarray:
-    """On which images at least three quarters of the teachers say what all together do.
+def agreed(logits: np.ndarray, rule: Rule) -> np.ndarray:
+    """On which images the teachers' answer can be held against a student.
 
-    One teacher alone agrees with itself everywhere: there, where it is sure.
+    Where at least three quarters of them say what all together do. Teachers that know
+    different things have no need to say the same, and one alone agrees with itself
+    everywhere: there, where the joint answer is sure.
 
     Args:
-        logits: `(n, T, C)`.
-        joined: classes `(n,)` of all together.
-        mask: `(T, C)`, which teacher knows which class; None: all know all.
+        logits: of the teachers, `(n, T, C)`.
+        rule: by which they become one.
 
     Returns:
         `(n,)`, bool.
     """
-    known = np.ones(logits.shape[1:], bool) if mask is None else np.asarray(mask)
-    votes = np.argmax(np.where(known, logits, -np.inf), axis=-1) == joined[:, None]
-    if len(known) == 1:
-        shares = np.exp(logits - np.max(logits, axis=-1, keepdims=True))[:, 0]
+    joined = np.asarray(rule(logits))
+    if logits.shape[1] == 1 or rule.sharpness:
+        shares = np.exp(joined - np.max(joined, axis=-1, keepdims=True))
         return np.max(shares, axis=-1) > _SURE * np.sum(shares, axis=-1)
-    return votes.sum(axis=1) >= _VOTES * known[:, joined].sum(axis=0)
+    known = np.ones(logits.shape[1:], bool) if rule.mask is None else rule.mask
+    picked, together = np.where(known, logits, -np.inf).argmax(-1), joined.argmax(-1)
+    votes = picked == together[:, None]
+    return votes.sum(axis=1) >= _VOTES * known[:, together].sum(axis=0)
 
 
 def look(distiller: Distiller, config: RunConfig, spec: DatasetSpec) -> dict[str, Any]:
@@ -121,7 +126,7 @@ def _agreement(distiller, batches) -> dict[str, float | None] | None:
         logits = distiller.student(tf.constant(images), training=False)["logits"]
         theirs = teachers.answers(images).logits
         both = [np.argmax(teachers.combined(x), -1) for x in (logits, theirs)]
-        pairs.append((*both, agreed(theirs, both[1], teachers.mask)))
+        pairs.append((*both, agreed(theirs, teachers.rule)))
     if not pairs:
         return None
     ours, theirs, sure = (np.concatenate(classes) for classes in zip(*pairs))
@@ -138,7 +143,8 @@ def _causes(distiller, config, found) -> list[str]:
     if own["where_teachers_agree"] is None and len(distiller.teachers) > 1:
         causes.append(
             "the teachers agree with each other on hardly any image, or on those of "
-            "one class: one of them may expect other pixel values (--teacher_input)"
+            "one class (of teachers that know different things: are sure of): one of "
+            "them may expect other pixel values (--teacher_input)"
         )
     causes += [
         f"the pixel values of teacher {teacher.name}, {teacher.reading.values}, are "
@@ -165,7 +171,8 @@ def describe(quality: Mapping[str, Any]) -> str:
     if quality["poor"]:
         warnings.warn(
             "The student is poor: on new images of its own kinds on which the teachers "
-            "agree, all classes counted alike, so does the student on only "
+            "agree (those that know different things: are sure), all classes counted "
+            "alike, so does the student on only "
             f"{max(0, quality['agreement']['own']['where_teachers_agree'] or 0):.0%} "
             f"beyond chance (good ones on more than {POOR:.0%}). Likely causes: "
             f"{'; '.join(quality['causes'])}.",

@@ -7,6 +7,7 @@ from cdfkd_tf.config import RunConfig
 from cdfkd_tf.data.specs import plain_spec
 from cdfkd_tf.distillation import quality
 from cdfkd_tf.errors import DistillationWarning
+from cdfkd_tf.teachers.rules import Rule, choose_rule
 from tests import toys
 
 
@@ -22,16 +23,29 @@ def test_beyond_chance_is_the_mean_over_classes_less_what_guessing_gives():
 
 
 def test_teachers_agree_where_three_quarters_of_those_who_know_the_class_do():
-    picks = np.array([[0, 0, 0, 0], [0, 0, 0, 1], [0, 0, 1, 1]])
-    logits = np.eye(3)[picks]
-    assert quality.agreed(logits, np.zeros(3, int)).tolist() == [True, True, False]
-    three = quality.agreed(logits[:, 1:], np.zeros(3, int))
+    picks = np.array([[0, 0, 0, 0], [0, 0, 0, 1], [0, 0, 2, 1]])
+    logits = np.eye(3, dtype="float32")[picks]
+    assert quality.agreed(logits, Rule()).tolist() == [True, True, False]
+    three = quality.agreed(logits[:, [0, 2, 3]], Rule())
     assert three.tolist() == [True, False, False]
     mask = np.ones((4, 3), bool)
     mask[2:, 0] = False  # these two know nothing of class 0
-    assert quality.agreed(logits, np.zeros(3, int), mask).all()
-    alone = np.log([[[0.95, 0.05]], [[0.85, 0.15]]])
-    assert quality.agreed(alone, np.zeros(2, int)).tolist() == [True, False]
+    assert quality.agreed(logits, Rule(mask=mask)).all()
+
+
+def test_where_teachers_differ_or_there_is_one_the_answer_has_to_be_sure():
+    alone = np.log(np.float32([[[0.95, 0.05]], [[0.85, 0.15]]]))
+    assert quality.agreed(alone, Rule()).tolist() == [True, False]
+    knows = np.array([[True, True, False, False], [False, False, True, True]])
+    unlike = choose_rule("auto", [None, None], knows)
+    first = [[0.999, 0.001, 0, 0], [0.96, 0.04, 0, 0], [0.6, 0.4, 0, 0]]
+    shares = np.stack([first, np.tile([0, 0, 0.5, 0.5], (3, 1))], 1) + 1e-6
+    entropy = -np.sum(shares * np.log(shares) * knows, axis=-1)
+    joined = np.sum(np.exp(-4 * entropy)[..., None] * shares * knows, axis=1)
+    expected = joined.max(-1) / joined.sum(-1) > 0.9
+    assert expected.tolist() == [True, False, False]
+    found = quality.agreed(np.log(np.float32(shares)), unlike)
+    assert found.tolist() == expected.tolist()
 
 
 def test_look_measures_agreement_on_images_of_several_sources():
