@@ -2,10 +2,11 @@
 
 python experiments/better_images/compare.py --rows=cdfkd_plus,noise --minutes=1,2
 
-Three teachers of three makes learn the first 10,000 training images of Fashion-MNIST;
-each row distils them into the student that `--student=auto` chooses, without these
-images, in so many minutes. Measured on the whole test split; --split=validation takes
-4,000 other training images, to choose settings by. Runs stand in processes of their
+Three teachers of three makes learn the first 10,000 training images of Fashion-MNIST,
+or all of another --dataset; each row distils them into the student that
+`--student=auto` chooses, without these images, in so many minutes. Measured on the
+whole test split; of Fashion-MNIST, --split=validation takes 4,000 other training
+images, to choose settings by. Runs stand in processes of their
 own, one after the other, on an otherwise idle machine. What is in table.json is not
 done again, so that a call can be stopped and go on, and another can add rows, minutes
 or seeds. After each run all that is there of the split is written: table.json, table.md
@@ -34,10 +35,9 @@ from cdfkd_tf.data.specs import spec_of
 from cdfkd_tf.distillation.methods import METHODS
 
 HERE = pathlib.Path(__file__).parent
-SEEN, CHOSEN_BY = (
-    10_000,
-    4_000,
-)  # training images of the teachers; of --split=validation
+# Data set -> training images of the teachers; as many others for --split=validation.
+SEEN = {"fashion_mnist": 10_000, "mnist_5k": 4_000, "digits": 1_437}
+CHOSEN_BY = 4_000
 FILES = {"train": "train", "test": "t10k"}
 PICTURES = {"transfer_images": "PICTURES"}
 # What all rows share, where their method brings something for larger networks.
@@ -56,23 +56,23 @@ ROWS = {
 }
 
 
-def arrays(split: str, data_dir: str) -> tuple[np.ndarray, np.ndarray]:
-    """Images `(n, 28, 28, 1)`, uint8, and labels `(n,)` of `train` or `test`."""
-    folder = pathlib.Path(data_dir or ".")
+def arrays(split: str, options: argparse.Namespace) -> tuple[np.ndarray, np.ndarray]:
+    """Images `(n, height, width, 1)`, 0 to 255, and labels of `train` or `test`."""
+    folder = pathlib.Path(options.data_dir or ".")
     images = folder / f"{FILES[split]}-images-idx3-ubyte.gz"
-    if images.exists():
+    if options.dataset == "fashion_mnist" and images.exists():
         labels = folder / f"{FILES[split]}-labels-idx1-ubyte.gz"
         read = functools.partial(np.frombuffer, dtype="uint8")
         with gzip.open(images) as x, gzip.open(labels) as y:
             pixels = read(x.read(), offset=16).reshape(-1, 28, 28, 1)
             return pixels, read(y.read(), offset=8).astype("int64")
-    examples = open_examples(spec_of("fashion_mnist"), data_dir)
+    examples = open_examples(spec_of(options.dataset), options.data_dir)
     pairs = [
         (np.asarray(examples.decode(one["image"])), int(one["label"]))
         for one in examples.read(split)
     ]
     x, y = map(np.stack, zip(*pairs))
-    return np.rint(255 * x).reshape(-1, 28, 28, 1), y
+    return np.rint(255 * x), y
 
 
 def convolved(tensor, width: int, stride: int = 1):
@@ -115,35 +115,47 @@ def separable(image):
     return layers.Dense(10)(layers.Dense(64, activation="elu")(tensor))
 
 
-def train_teachers(folder: pathlib.Path, data_dir: str, epochs: int) -> list[str]:
+def train_teachers(options: argparse.Namespace) -> list[str]:
     """Files of the three teachers, trained where they are missing."""
-    files = []
+    files, folder, seen = [], options.folder, SEEN[options.dataset]
+    if options.dataset != "fashion_mnist":
+        folder = folder / options.dataset
     for seed, make in enumerate((pooled, residual, separable)):
         file = folder / f"{make.__name__}.keras"
         files.append(str(file))
         if file.exists():
             continue
-        x, y = (part[:SEEN] for part in arrays("train", data_dir))
+        x, y = (part[:seen] for part in arrays("train", options))
         keras.utils.set_random_seed(seed)
-        image = keras.Input((28, 28, 1))
+        image = keras.Input(x.shape[1:])
         model = keras.Model(image, make(image))
-        decay = keras.optimizers.schedules.CosineDecay(2e-3, epochs * -(-SEEN // 64))
+        updates = options.teacher_epochs * -(-seen // 64)
+        decay = keras.optimizers.schedules.CosineDecay(2e-3, updates)
         model.compile(
             keras.optimizers.Adam(decay),
             keras.losses.SparseCategoricalCrossentropy(from_logits=make != residual),
         )
+        epochs = options.teacher_epochs
         model.fit(x.astype("float32"), y, batch_size=64, epochs=epochs, verbose=2)
         folder.mkdir(parents=True, exist_ok=True)
         model.save(file)
     return files
 
 
-def measured_on(split: str, data_dir: str) -> tuple[np.ndarray, np.ndarray]:
+def measured_on(options: argparse.Namespace) -> tuple[np.ndarray, np.ndarray]:
     """Images and labels of `test`, or of `validation`: training images, too."""
-    if split == "test":
-        return arrays("test", data_dir)
-    x, y = arrays("train", data_dir)
-    return x[SEEN : SEEN + CHOSEN_BY], y[SEEN : SEEN + CHOSEN_BY]
+    if options.split == "test":
+        return arrays("test", options)
+    seen = SEEN[options.dataset]
+    x, y = arrays("train", options)
+    return x[seen : seen + CHOSEN_BY], y[seen : seen + CHOSEN_BY]
+
+
+def name_of_split(options: argparse.Namespace) -> str:
+    """What the tables call what is measured on; plainly `test` of Fashion-MNIST."""
+    if options.dataset == "fashion_mnist":
+        return options.split
+    return f"{options.dataset} {options.split}"
 
 
 class Table:
@@ -166,7 +178,7 @@ class Table:
 
 def one_run(row: str, minutes: float, seed: int, options) -> dict[str, float]:
     """Distils once; accuracies and agreement in [0, 1], seconds of the distillation."""
-    files = train_teachers(options.folder, options.data_dir, options.teacher_epochs)
+    files = train_teachers(options)
     given = {
         name: options.pictures if value == "PICTURES" else value
         for name, value in ROWS[row].items()
@@ -174,7 +186,7 @@ def one_run(row: str, minutes: float, seed: int, options) -> dict[str, float]:
     begun = time.monotonic()
     result = cdfkd_tf.distill(files, minutes=minutes, seed=seed, verbose=2, **given)
     seconds = time.monotonic() - begun
-    x, y = measured_on(options.split, options.data_dir)
+    x, y = measured_on(options)
     found = result.evaluate(x.astype("uint8"), y)
     return {
         "accuracy": found["student"]["accuracy"],
@@ -198,6 +210,11 @@ def accuracies(table: dict, split: str) -> dict[str, dict[float, list[float]]]:
     return {row: dict(sorted(points.items())) for row, points in found.items()}
 
 
+def spread(values: list[float]) -> float:
+    """Deviation of a sample; 0 of a single value."""
+    return float(np.std(values, ddof=1)) if values[1:] else 0.0
+
+
 def summary(found: dict, teachers: float, ensemble: float) -> str:
     """The table as Markdown: mean and deviation over seeds, and how many these are."""
     minutes = sorted({m for points in found.values() for m in points})
@@ -208,7 +225,7 @@ def summary(found: dict, teachers: float, ensemble: float) -> str:
     ]
     for row, points in found.items():
         cells = [
-            f"{np.mean(v):.1f} ± {np.std(v):.1f} ({len(v)})" if v else "-"
+            f"{np.mean(v):.1f} ± {spread(v):.1f} ({len(v)})" if v else "-"
             for v in (points.get(m) for m in minutes)
         ]
         lines.append(f"| {row} | {' | '.join(cells)} |")
@@ -223,8 +240,8 @@ def draw(found: dict, teachers: float, file: pathlib.Path) -> None:
     axes = figure.subplots()
     for row, points in found.items():
         centre = [np.mean(values) for values in points.values()]
-        spread = [np.std(values) for values in points.values()]
-        axes.errorbar(list(points), centre, spread, marker="o", label=row)
+        around = [spread(values) for values in points.values()]
+        axes.errorbar(list(points), centre, around, marker="o", label=row)
     axes.axhline(100 * teachers, color="grey", linestyle="--", label="teachers' mean")
     minutes = sorted({m for points in found.values() for m in points})
     axes.set_xscale("log", base=2)
@@ -237,6 +254,7 @@ def draw(found: dict, teachers: float, file: pathlib.Path) -> None:
 def add_options(parser: argparse.ArgumentParser, seeds: str) -> None:
     """What every comparison on these teachers takes."""
     parser.add_argument("--seeds", default=seeds)
+    parser.add_argument("--dataset", default="fashion_mnist", choices=SEEN)
     parser.add_argument("--split", default="test", choices=("test", "validation"))
     parser.add_argument("--data_dir", default="")
     parser.add_argument("--teacher_epochs", default=12, type=int)
@@ -252,16 +270,19 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--pictures", default="builtin")
     add_options(parser, seeds="0,1,2")
     options = parser.parse_args(arguments)
+    if options.split == "validation" and options.dataset != "fashion_mnist":
+        parser.error("--split=validation is of Fashion-MNIST alone")
     rows = options.rows.split(",")
     if unknown := set(rows) - set(ROWS):
         parser.error(f"no rows {', '.join(unknown)}; there are {', '.join(ROWS)}")
     minutes = [float(value) for value in options.minutes.split(",")]
     table = Table(options.output / "table.json")
+    measured = name_of_split(options)
     for seed in map(int, options.seeds.split(",")):
         for row, time_given in ((row, m) for m in minutes for row in rows):
-            name = f"{row}/{time_given:g}/{seed}/{options.split}"
+            name = f"{row}/{time_given:g}/{seed}/{measured}"
             table.complete(name, one_run, (row, time_given, seed, options))
-            run, found = table.rows[name], accuracies(table.rows, options.split)
+            run, found = table.rows[name], accuracies(table.rows, measured)
             text = summary(found, run["teachers"], run["ensemble"])
             (options.output / "table.md").write_text(text + "\n")
             draw(found, run["teachers"], options.output / "minutes.png")

@@ -12,20 +12,28 @@ accuracy. What is in headers.json is not done again. Writes it and headers.md in
 import argparse
 
 import numpy as np
-from compare import Table, add_options, measured_on, train_teachers
+from compare import (
+    Table,
+    add_options,
+    measured_on,
+    name_of_split,
+    train_teachers,
+)
 
 import cdfkd_tf
+from cdfkd_tf.data.specs import DatasetSpec, spec_of
 from cdfkd_tf.networks.students import build_student
 
-SHAPE, CLASSES, TEACHERS, STUDENT_STEPS = (28, 28, 1), 10, 3, 20
+TEACHERS, STUDENT_STEPS = 3, 20
 
 
-def students(sharing: str) -> dict[str, dict]:
+def students(sharing: str, spec: DatasetSpec) -> dict[str, dict]:
     """Options of both students: name -> fields of the request."""
 
     def weights(headers: int, sharing: str, width: float) -> int:
         options = {"sharing": sharing, "width": width}
-        student = build_student("compact", SHAPE, CLASSES, headers, **options)
+        sizes = spec.image_shape, spec.num_classes, headers
+        student = build_student("compact", *sizes, **options)
         return student.count_params()
 
     most = weights(TEACHERS, sharing, 1.0)
@@ -44,7 +52,7 @@ def students(sharing: str) -> dict[str, dict]:
 
 def one_run(given: dict, seed: int, options) -> dict[str, float]:
     """Distils once; accuracy and agreement in [0, 1], and the student's weights."""
-    files = train_teachers(options.folder, options.data_dir, options.teacher_epochs)
+    files = train_teachers(options)
     result = cdfkd_tf.distill(
         files,
         seed=seed,
@@ -56,7 +64,7 @@ def one_run(given: dict, seed: int, options) -> dict[str, float]:
         verbose=2,
         **given,
     )
-    found = result.evaluate(*measured_on(options.split, options.data_dir))["student"]
+    found = result.evaluate(*measured_on(options))["student"]
     return {key: found[key] for key in ("accuracy", "agreement", "parameters")}
 
 
@@ -88,8 +96,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--bank_size", default=20_000, type=int)
     parser.add_argument("--sharing", default="shared", help="or multi_level, split")
     options = parser.parse_args(arguments)
-    both = students(options.sharing)
-    size = f"{options.updates}/{options.bank_size}/{options.split}"
+    both = students(options.sharing, spec_of(options.dataset))
+    size = f"{options.updates}/{options.bank_size}/{name_of_split(options)}"
     table = Table(options.output / "headers.json")
     for seed in options.seeds.split(","):
         for name, given in both.items():
