@@ -35,9 +35,11 @@ from cdfkd_tf.data.specs import spec_of
 from cdfkd_tf.distillation.methods import METHODS
 
 HERE = pathlib.Path(__file__).parent
-# Data set -> training images of the teachers; as many others for --split=validation.
+# Data set -> training images of the teachers, and in how many passes they learn them:
+# enough for the moving statistics of their BatchNormalizations.
 SEEN = {"fashion_mnist": 10_000, "mnist_5k": 4_000, "digits": 1_437}
-CHOSEN_BY = 4_000
+PASSES = {"fashion_mnist": 12, "mnist_5k": 24, "digits": 80}
+CHOSEN_BY = 4_000  # of --split=validation, others than the teachers'
 FILES = {"train": "train", "test": "t10k"}
 PICTURES = {"transfer_images": "PICTURES"}
 # What all rows share, where their method brings something for larger networks.
@@ -129,14 +131,13 @@ def train_teachers(options: argparse.Namespace) -> list[str]:
         keras.utils.set_random_seed(seed)
         image = keras.Input(x.shape[1:])
         model = keras.Model(image, make(image))
-        updates = options.teacher_epochs * -(-seen // 64)
-        decay = keras.optimizers.schedules.CosineDecay(2e-3, updates)
+        passes = options.teacher_epochs or PASSES[options.dataset]
+        decay = keras.optimizers.schedules.CosineDecay(2e-3, passes * -(-seen // 64))
         model.compile(
             keras.optimizers.Adam(decay),
             keras.losses.SparseCategoricalCrossentropy(from_logits=make != residual),
         )
-        epochs = options.teacher_epochs
-        model.fit(x.astype("float32"), y, batch_size=64, epochs=epochs, verbose=2)
+        model.fit(x.astype("float32"), y, batch_size=64, epochs=passes, verbose=2)
         folder.mkdir(parents=True, exist_ok=True)
         model.save(file)
     return files
@@ -257,7 +258,7 @@ def add_options(parser: argparse.ArgumentParser, seeds: str) -> None:
     parser.add_argument("--dataset", default="fashion_mnist", choices=SEEN)
     parser.add_argument("--split", default="test", choices=("test", "validation"))
     parser.add_argument("--data_dir", default="")
-    parser.add_argument("--teacher_epochs", default=12, type=int)
+    parser.add_argument("--teacher_epochs", default=0, type=int)
     parser.add_argument("--folder", default="runs/better_images", type=pathlib.Path)
     parser.add_argument("--output", default=HERE, type=pathlib.Path)
 
