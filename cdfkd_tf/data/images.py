@@ -13,6 +13,7 @@ from cdfkd_tf.data.sampling import balanced_choice
 from cdfkd_tf.data.specs import DatasetSpec
 from cdfkd_tf.errors import RequestError
 from cdfkd_tf.runtime.files import replacing
+from cdfkd_tf.runtime.input_pipelines import untuned
 
 _SHUFFLE_BUFFER = 50_000
 
@@ -274,8 +275,8 @@ def resize(pixels: tf.Tensor, size: tuple[int, int] | tf.Tensor) -> tf.Tensor:
 
 
 def _map(dataset: tf.data.Dataset, function) -> tf.data.Dataset:
-    """In parallel, in order."""
-    return dataset.map(function, tf.data.AUTOTUNE, deterministic=True)
+    """In parallel, a thread for each core, in order."""
+    return untuned(dataset.map(function, tf.data.AUTOTUNE, deterministic=True))
 
 
 def _write_lines(file: pathlib.Path, lines: list[str]) -> None:

@@ -25,6 +25,7 @@ from cdfkd_tf.distillation.monitoring import (
 from cdfkd_tf.distillation.numerics import SkippedUpdates, is_scaled, what_failed
 from cdfkd_tf.distillation.optimizers import LearningRates
 from cdfkd_tf.errors import RunError
+from cdfkd_tf.runtime.input_pipelines import shared_by_batch
 from cdfkd_tf.runtime.multi_worker import WorkerGroup
 from cdfkd_tf.runtime.precision import memory_advice
 from cdfkd_tf.workdir import Workdir
@@ -105,7 +106,7 @@ def distill(
     with advice, failures, named_failures(distiller):
         state.fit(
             distiller,
-            lambda step: _shared_by_batch(distiller.source.dataset(step)),
+            lambda step: shared_by_batch(distiller.source.dataset(step)),
             epochs=epochs,
             validation_data=evaluation if config.evaluate_every else None,
             validation_freq=max(config.evaluate_every, 1),
@@ -179,13 +180,6 @@ def _steps_per_epoch(distiller: Distiller, config: RunConfig) -> int:
     """Iterations per epoch: as many student steps whatever one iteration makes."""
     per_iteration = distiller.source.student_steps
     return config.steps_per_epoch * max(1, config.student_steps // per_iteration)
-
-
-def _shared_by_batch(dataset: tf.data.Dataset) -> tf.data.Dataset:
-    """Of each element, which holds whole batches, every host takes its own part."""
-    options, sharing = tf.data.Options(), tf.data.experimental.AutoShardPolicy.DATA
-    options.experimental_distribute.auto_shard_policy = sharing
-    return dataset.with_options(options)
 
 
 def _learning_rates(distiller: Distiller, config: RunConfig) -> LearningRates:

@@ -17,6 +17,7 @@ from cdfkd_tf.distillation.distiller import Distiller
 from cdfkd_tf.distillation.image_source import restoring
 from cdfkd_tf.networks.backbones import AUTOMATIC_BACKBONE
 from cdfkd_tf.runtime.files import replacing
+from cdfkd_tf.runtime.input_pipelines import untuned
 from cdfkd_tf.teachers.ensemble import TeacherEnsemble
 from cdfkd_tf.workdir import Workdir
 
@@ -151,7 +152,7 @@ class KeepsToMinutes(keras.callbacks.Callback):
 def seconds_per_iteration(distiller: Distiller) -> float:
     """How long an iteration takes, once it is traced; nothing is moved by it."""
     strategy = distiller.distribute_strategy
-    dataset = distiller.source.dataset(0)
+    dataset = untuned(distiller.source.dataset(0))
     if strategy.num_replicas_in_sync > 1:
         dataset = strategy.experimental_distribute_dataset(dataset)
     elements, step = iter(dataset), distiller.make_train_function()
