@@ -27,6 +27,8 @@ from cdfkd_tf.teachers.rules import Rule
 POOR = 0.75
 _VOTES = 0.75  # of the teachers that know a class, for them to agree on it
 _SURE = 0.9  # probability from which one teacher, or the rule for unlike ones, is sure
+# Sources by which a student is judged; noise is none of them.
+_NAMES = {"own": "new images of its own kinds", "procedural": "images by formula"}
 _SHOWN = 256  # images of each other source
 _SEED = 20_000_003  # on the run's, for images that no training step saw
 _MANY = 4  # images of a class, for the class to count as seen
@@ -108,11 +110,25 @@ def look(distiller: Distiller, config: RunConfig, spec: DatasetSpec) -> dict[str
         "class_counts": counts,
         "agreement": {source: row for source, row in agreement.items() if row},
     }
-    own = agreement["own"]
-    # Images of one class, or none on which the teachers agree, teach nothing, either.
-    found["poor"] = own is not None and (own["where_teachers_agree"] or 0) < POOR
+    found["poor"] = agreement["own"] is not None and _worst(found)[1] < POOR
     found["causes"] = _causes(distiller, config, found) if found["poor"] else []
     return found
+
+
+def _worst(found: Mapping[str, Any]) -> tuple[str, float]:
+    """The source on which student and teachers are furthest apart, and how near.
+
+    Own images of one class, or none on which the teachers agree, teach nothing: 0. A
+    generator's own images can be easy: those by formula count, too.
+    """
+    near = {
+        source: row["where_teachers_agree"]
+        for source, row in found["agreement"].items()
+        if source in _NAMES
+    }
+    near["own"] = max(0.0, near["own"] or 0.0)
+    near = {source: value for source, value in near.items() if value is not None}
+    return min(near.items(), key=lambda item: item[1])
 
 
 def _normalised(images, size, spec) -> Iterable[np.ndarray]:
@@ -163,17 +179,16 @@ def _causes(distiller, config, found) -> list[str]:
 
 def describe(quality: Mapping[str, Any]) -> str:
     """The findings of `look` in a sentence; warns of a poor result."""
-    names = {"own": "new images of its own kinds", "procedural": "images by formula"}
     shares = [
-        f"{row['share']:.0%} of {names.get(name, name)}"
+        f"{row['share']:.0%} of {_NAMES.get(name, name)}"
         for name, row in quality["agreement"].items()
     ]
     if quality["poor"]:
+        source, near = _worst(quality)
         warnings.warn(
-            "The student is poor: on new images of its own kinds on which the teachers "
+            f"The student is poor: on {_NAMES[source]} on which the teachers "
             "agree (those that know different things: are sure), all classes counted "
-            "alike, so does the student on only "
-            f"{max(0, quality['agreement']['own']['where_teachers_agree'] or 0):.0%} "
+            f"alike, so does the student on only {near:.0%} "
             f"beyond chance (good ones on more than {POOR:.0%}). Likely causes: "
             f"{'; '.join(quality['causes'])}.",
             DistillationWarning,

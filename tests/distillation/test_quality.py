@@ -64,8 +64,23 @@ def test_look_measures_agreement_on_images_of_several_sources():
     sure = apart[0] == apart[1]
     expected = quality.beyond_chance(student[sure], teachers.argmax(-1)[sure])
     assert own["where_teachers_agree"] == pytest.approx(expected)
-    assert found["poor"] == ((expected or 0) < quality.POOR)
+    formula = found["agreement"]["procedural"]["where_teachers_agree"]
+    least = min(expected or 0, 1 if formula is None else formula)
+    assert found["poor"] == (least < quality.POOR)
     bad = {**found, "poor": True, "causes": ["this"]}
     bad["agreement"]["own"]["where_teachers_agree"] = 0.1
     with pytest.warns(DistillationWarning, match="10% beyond chance.*this"):
         assert quality.describe(bad)
+
+
+@pytest.mark.parametrize(
+    "own, formula, said",
+    [(0.9, 0.5, "by formula.*only 50%"), (0.6, 0.9, "its own kinds.*only 60%")],
+)
+def test_the_source_on_which_a_student_is_worst_is_named(own, formula, said):
+    agreement = {
+        name: {"share": 0.9, "where_teachers_agree": near}
+        for name, near in (("own", own), ("procedural", formula), ("noise", 0.0))
+    }
+    with pytest.warns(DistillationWarning, match=said):
+        quality.describe({"agreement": agreement, "poor": True, "causes": ["this"]})
