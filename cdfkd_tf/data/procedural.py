@@ -2,9 +2,11 @@
 
 Each kind is a row of `KINDS`: a function of a number of images, their shape and a
 random generator. Dead leaves and spectra follow "Learning to see by looking at noise"
-(Baradad et al., NeurIPS 2021); strokes suit digits and letters, figures things.
+(Baradad et al., NeurIPS 2021); strokes and writing suit digits and letters, figures
+things.
 """
 
+import itertools
 from collections.abc import Callable
 
 import numpy as np
@@ -12,6 +14,7 @@ from scipy import ndimage
 
 _AT_ONCE = 128  # images drawn together
 _CURVE_POINTS = 24
+_LINE_POINTS = 32
 Drawing = Callable[[int, tuple[int, int, int], np.random.Generator], np.ndarray]
 
 
@@ -62,10 +65,7 @@ def strokes(
         t = np.linspace(0, 1, _CURVE_POINTS)[None, :, None]
         weights = ((1 - t) ** 3, 3 * t * (1 - t) ** 2, 3 * t**2 * (1 - t), t**3)
         curve = sum(w * points[:, i : i + 1] for i, w in enumerate(weights))
-        distance = np.full((count, *shape[:2]), np.inf, "float32")
-        for first, second in zip(range(_CURVE_POINTS - 1), range(1, _CURVE_POINTS)):
-            between = _to_segment(y, x, curve[:, first], curve[:, second])
-            np.minimum(distance, between, out=distance)
+        distance = _to_line(y, x, curve)
         width = rng.uniform(0.015, 0.085, (count, 1, 1))
         softness = rng.uniform(0.7, 1.5, (count, 1, 1)) / max(shape[:2])
         ink = np.clip((width - distance) / softness + 0.5, 0, 1)[..., None]
@@ -74,6 +74,28 @@ def strokes(
         ink = ink * drawn[:, None, None, None]
         images = images * (1 - ink) + colour * ink
     return _grounded(images, rng)
+
+
+def writing(
+    count: int, shape: tuple[int, int, int], rng: np.random.Generator
+) -> np.ndarray:
+    """One line of a pen or two, smooth or with corners, bright on black.
+
+    Arguments and result as of `strokes`.
+    """
+    edge = rng.uniform(0.7, 1.5, (count, 1, 1)) / max(shape[:2])
+    return _written(count, shape, rng, edge, pens=(0.02, 0.085), heights=(0.5, 0.95))
+
+
+def soft_writing(
+    count: int, shape: tuple[int, int, int], rng: np.random.Generator
+) -> np.ndarray:
+    """The same by thick pens with soft edges, as in small pictures made larger.
+
+    Arguments and result as of `strokes`.
+    """
+    edge = rng.uniform(0.1, 0.25, (count, 1, 1))
+    return _written(count, shape, rng, edge, pens=(0.03, 0.13), heights=(0.7, 1.1))
 
 
 def dead_leaves(
@@ -208,6 +230,8 @@ KINDS: dict[str, Drawing] = {
     "gradients": gradients,
     "figures": figures,
     "level_lines": level_lines,
+    "writing": writing,
+    "soft_writing": soft_writing,
 }
 
 
@@ -254,6 +278,61 @@ def blobs(
     radius = rng.uniform(0.2, 0.5, count)
     centre = rng.uniform(0.35, 0.65, (count, 2))
     return _blob(y, x, centre, radius, rng, max(shape[:2]))[..., None]
+
+
+def _written(count, shape, rng, edge, pens, heights) -> np.ndarray:
+    """Lines of a pen that fill a frame, `(n, height, width, channels)` in [0, 1].
+
+    Args:
+        count: n.
+        shape: `(height, width, channels)`.
+        rng: draws lines, pen, frame and colour.
+        edge: `(n, 1, 1)`, how wide the pen's edge is, of the longer side.
+        pens: least and largest half of the pen's width, likewise.
+        heights: least and largest height of the frame, likewise.
+    """
+    y, x = _grid(shape)
+    each = (count, 1, 1)
+    pen = rng.uniform(*pens, each)
+    frame = rng.uniform((heights[0], 0.1), (heights[1], 0.9), (count, 1, 2))
+    frame = np.maximum(frame - 2 * pen, 0.05)
+    centre, slant = rng.uniform(0.44, 0.56, (count, 1, 2)), rng.uniform(-0.4, 0.4, each)
+    other = _pen_line(count, rng) * rng.uniform(0.1, 1, (count, 1, 2))
+    other = other + rng.uniform(-0.3, 0.3, (count, 1, 2))
+    lines = []
+    for line in (_pen_line(count, rng), other):
+        down, right = np.split(line * frame, 2, axis=-1)
+        line = centre + np.concatenate([down, right - slant * down], axis=-1)
+        lines.append(_to_line(y, x, line))
+    single = rng.random(each) < 0.65
+    distance = np.where(single, lines[0], np.minimum(*lines))
+    ink = np.clip((pen - distance) / edge + 0.5, 0, 1)[..., None]
+    return ink * _colours(count, shape[2], rng, darkest=0.7)
+
+
+def _pen_line(count: int, rng) -> np.ndarray:
+    """Points `(n, p, 2)` along one line each, which fill a square of side 1 around 0.
+
+    Two of three are smooth, sums of few waves; others have corners.
+    """
+    t, waves = np.linspace(0, 1, _LINE_POINTS), np.arange(1, 6)
+    size = rng.standard_normal((count, 1, 2, 5)) / waves ** rng.uniform(
+        0.8, 2, (count, 1, 1, 1)
+    )
+    begin = rng.uniform(0, 2 * np.pi, (count, 1, 2, 5))
+    periods = rng.uniform(0.3, 1, (count, 1, 1, 1)) * waves
+    angle = 2 * np.pi * periods * t[:, None, None] + begin
+    smooth = np.sum(size * np.cos(angle), axis=-1)
+    corners = rng.uniform(-1, 1, (count, 5, 2))
+    pieces = rng.integers(1, 5, (count, 1))
+    number = np.minimum((t * pieces).astype(int), pieces - 1)
+    start, end = (
+        np.take_along_axis(corners, number[..., None] + step, 1) for step in (0, 1)
+    )
+    bent = start + (end - start) * (t * pieces - number)[..., None]
+    line = np.where(rng.random((count, 1, 1)) < 0.65, smooth, bent)
+    low, high = line.min(axis=1, keepdims=True), line.max(axis=1, keepdims=True)
+    return (line - low) / np.maximum(high - low, 1e-3) - 0.5
 
 
 def _blob(y, x, centre, radius, rng, pixels: int) -> np.ndarray:
@@ -322,6 +401,14 @@ def _grid(shape) -> tuple[np.ndarray, np.ndarray]:
         (np.arange(side) + 0.5 + (longer - side) / 2) / longer for side in shape[:2]
     )
     return y[:, None].astype("float32"), x[None].astype("float32")
+
+
+def _to_line(y, x, points) -> np.ndarray:
+    """Distance of each pixel from a line through points `(n, p, 2)`."""
+    found = np.full((len(points), len(y), x.shape[1]), np.inf, "float32")
+    for start, end in itertools.pairwise(np.moveaxis(points, 1, 0)):
+        np.minimum(found, _to_segment(y, x, start, end), out=found)
+    return found
 
 
 def _to_segment(y, x, start, end) -> np.ndarray:

@@ -590,7 +590,7 @@ def shares_of(
         Kind -> share, summing to 1.
     """
     weights = {
-        kind: (coverage / (gaps.get(kind, 1.0) + _TINY)) ** 2 + _TINY
+        kind: (coverage / (gaps.get(kind, 1.0) + _TINY)) ** 4 + _TINY
         for kind, coverage in covered.items()
     }
     total = sum(weights.values())

@@ -41,6 +41,20 @@ def test_strokes_are_mostly_a_bright_line_on_black():
     assert np.mean(images.max(axis=(1, 2, 3)) > 0.45) > 0.9
 
 
+def test_writing_fills_its_frame_and_soft_writing_is_smoother():
+    sharp, soft = (
+        procedural.draw(kind, 200, (28, 28, 1), seed=0)[..., 0] / 255
+        for kind in ("writing", "soft_writing")
+    )
+    for images, least, most in ((sharp, 0.5, 0.95), (soft, 0.65, 1.0)):
+        # Up to half an edge of a pixel or more is darker than what is counted.
+        heights = (images > 0.3).any(axis=2).sum(axis=1) / 28
+        assert least - 0.1 < np.quantile(heights, 0.05) < np.median(heights) < most
+        assert np.mean(images[:, 0, 0] < 0.1) > 0.9  # on black
+    steepest = [np.abs(np.diff(images, axis=1)).max((1, 2)) for images in (sharp, soft)]
+    assert np.median(steepest[0]) > 0.5 > 2 * np.median(steepest[1])
+
+
 @rows("kind", patches.KINDS)
 def test_patches_follow_from_pictures_and_seed(kind):
     shape = (10, 10, 1)
