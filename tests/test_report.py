@@ -193,7 +193,7 @@ def test_report_calls_a_guess_a_guess(tmp_path):
 def test_report_names_a_guess_as_cause_of_collapse_and_chance(tmp_path):
     text = with_readings(fill(tmp_path), 0.1, [90, 10, *[0] * 8])
     assert (
-        "Here the student agrees with its teachers on 10.00% and generated images show "
+        "Here the student agrees with its teachers on 10.00% and the images show "
         "about 1.4 of 10 classes: a wrong guess may be the cause."
     ) in text  # exp of -.9 log .9 - .1 log .1
 
@@ -288,14 +288,15 @@ def test_render_escapes_all_text(tmp_path):
 
 @pytest.mark.slow
 @rows("teachers, headers", [(1, 1), (3, 2), (9, 4)])
-@rows("has_generator", [True, False])
-def test_render_draws_up_to_four_of_a_kind(teachers, headers, has_generator):
-    drawing = (teachers, headers, has_generator)
+@rows("given", ["", "real", "unrelated"])
+def test_render_draws_up_to_four_of_a_kind(teachers, headers, given):
+    drawing = (teachers, headers, given)
     page = render("", [], kicker="", question="", lead="", drawing=drawing)
-    boxes = min(4, teachers) + min(4, headers) + 1 + (not has_generator)
+    boxes = min(4, teachers) + min(4, headers) + 1 + bool(given)
     assert page.count("<rect") == boxes
     assert f"student, {headers} header{'s' * (headers > 1)}<" in page
-    assert (">generator<" in page) is has_generator is (">images<" not in page)
+    assert (">generator<" in page) is (not given) is (">images<" not in page)
+    assert not given or f">{given}<" in page
 
 
 def test_read_history_gives_columns_with_gaps(tmp_path):

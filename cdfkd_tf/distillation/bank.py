@@ -165,7 +165,7 @@ def fill(
         folder.mkdir(parents=True, exist_ok=True)
         with replacing(kept) as temporary:
             temporary.write_text(json.dumps({"shares": shares, "count": count}))
-    mixed = ", ".join(f"{share:.0%} {kind}" for kind, share in shares.items())
+    mixed = ", ".join(f"{s:.0%} {kind}" for kind, s in shares.items() if s >= 0.005)
     waiting = f"; asking takes about {count * each:.0f} s" if count * each > 20 else ""
     print(f"Images to learn from: {count}, {mixed}{waiting}.", flush=True)
     strategy, sizes = tf.distribute.get_strategy(), sizes_of_parts(count)

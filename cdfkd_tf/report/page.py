@@ -58,7 +58,7 @@ def render(title: str, sections: Sequence[Section], **opening: Any) -> str:
         **opening: `kicker`, the small line above the heading; `question`, the
             heading; `lead`, the answer in a sentence or two, bold between asterisks;
             `drawing`, if there is to be one: the numbers of teachers and of headers,
-            and whether there is a generator.
+            and which images there are, `real`, say; empty where a generator makes them.
     """
     loader = jinja2.FileSystemLoader(pathlib.Path(__file__).parent)
     how = {"autoescape": True, "trim_blocks": True, "lstrip_blocks": True}
@@ -97,7 +97,8 @@ def write_report(workdir: Workdir) -> pathlib.Path:
     headers = len(results["student"]["header_accuracy"] or [None])
     names = ("its teachers", "one teacher", "two teachers", "three teachers")
     who = names[teachers] if teachers < len(names) else f"{teachers} teachers"
-    source = "from their" if "real" in sources else "without a single one of their"
+    kind = "real" if "real" in sources else "unrelated"
+    source = "from their" if kind == "real" else "without a single one of their"
     run = [results["dataset"], results["method"], f"seed {results['seed']}"]
     together = results["teacher_ensemble"]
     rule = together.get("rule")
@@ -120,11 +121,11 @@ def write_report(workdir: Workdir) -> pathlib.Path:
         ),
         Section("How it learned", charts=_curves(read_history(workdir.history))),
         Section(
-            "Generated images over time",
+            "Generated images over time" if has_generator else "What it learned from",
             "What the generator drew, from the same noise, as training went on."
             if has_generator
             else f"Some of the {learned_from}.",
-            pictures=_pictures(workdir.samples),
+            pictures=_pictures(workdir.samples, _PICTURES if has_generator else 1),
         ),
         _answers(observations),
         Section(
@@ -142,7 +143,7 @@ def write_report(workdir: Workdir) -> pathlib.Path:
         kicker=" · ".join(run),
         question=f"Can one small network learn what {who} know, {source} images?",
         lead=" ".join([*_lead(results), *_origin(results, learned_from)]),
-        drawing=(teachers or 1, headers, has_generator),
+        drawing=(teachers or 1, headers, "" if has_generator else kind),
     )
     write_text(workdir.report, text)
     return workdir.report
@@ -158,7 +159,7 @@ def _lead(results: Mapping[str, Any]) -> Iterator[str]:
         )
     elif student["agreement"] is not None:
         yield (
-            "No real image was there to measure on. On generated ones the student "
+            "No real image was there to measure on. On such as it learned from it "
             f"agrees with its teachers on *{written(student['agreement'])}*."
         )
     if student["parameters"] and ensemble["parameters"]:
@@ -170,8 +171,8 @@ def _lead(results: Mapping[str, Any]) -> Iterator[str]:
     if aggregator.get("learned") and aggregator["labelled_samples"]:
         yield (
             "How much each header counts was learned from "
-            f"{aggregator['labelled_samples']} labelled real images, all else from "
-            "generated ones."
+            f"{aggregator['labelled_samples']} labelled real images, all else "
+            "without labels."
         )
 
 
@@ -188,7 +189,11 @@ def _origin(results: Mapping[str, Any], learned_from: str) -> Iterator[str]:
     """What the images were made of; what is known of the result without any labels."""
     quality = results.get("quality") or {}
     kinds = (quality.get("kinds") or {}).items()
-    shares = [f"{share:.0%} {kind.replace('_', ' ')}" for kind, share in kinds]
+    shares = [
+        f"{share:.0%} {kind.replace('_', ' ')}"
+        for kind, share in kinds
+        if share >= 0.005
+    ]
     mixed = f" ({', '.join(shares)})" if len(shares) > 1 else ""
     yield f"By method {results['method']} it learned from {learned_from}{mixed}."
     if counts := quality.get("class_counts"):
@@ -232,9 +237,7 @@ def _guess_note(results: Mapping[str, Any], seen: Mapping[str, Any]) -> str:
         shares = counts[counts > 0] / counts.sum()
         in_use = np.exp(-np.sum(shares * np.log(shares)))  # by their entropy
         if in_use < len(counts) / 2:
-            signs.append(
-                f"generated images show about {in_use:.1f} of {len(counts)} classes"
-            )
+            signs.append(f"the images show about {in_use:.1f} of {len(counts)} classes")
     if signs:
         note += f"Here {' and '.join(signs)}: a wrong guess may be the cause."
     return note
@@ -257,7 +260,7 @@ def _curves(history: Mapping[str, Sequence[float | None]]) -> list[Chart]:
     shares = {_SHARES[name]: known[name] for name in _SHARES if name in known}
     found = []
     if shares:
-        caption = "Accuracy; agreement with the teachers on generated images"
+        caption = "Accuracy; agreement with the teachers on images it learned from"
         found.append(charts.curves(shares, caption, percent=True))
     for role in ("student", "generator"):
         names = [name for name in known if name.startswith(f"{role}_")]
@@ -269,10 +272,10 @@ def _curves(history: Mapping[str, Sequence[float | None]]) -> list[Chart]:
     return found
 
 
-def _pictures(folder: pathlib.Path) -> dict[str, str]:
-    """Sample grids spread evenly over the epochs, the first and the last among them."""
+def _pictures(folder: pathlib.Path, most: int) -> dict[str, str]:
+    """Sample grids spread evenly over the epochs, the last always among them."""
     files, pictures = sorted(folder.glob("epoch_*.png")), {}
-    places = {round((len(files) - 1) * i / (_PICTURES - 1)) for i in range(_PICTURES)}
+    places = {round(place) for place in np.linspace(len(files) - 1, 0, most)}
     for file in [files[place] for place in sorted(places) if files]:
         content = io.BytesIO()
         with Image.open(file) as picture:
@@ -292,12 +295,14 @@ def _answers(seen: Mapping[str, Any]) -> Section:
     axes, note = ("label", "student"), ""
     if seen["confusion_rows"] == "teachers":
         axes = ("teachers", "student")
-        note = "Without labels, the teachers' answers to generated images stand for the"
-        note += " truth."
+        note = (
+            "Without labels, the teachers' answers to images such as it learned from "
+        )
+        note += "stand for the truth."
     caption, rows = f"Confusion matrix: {axes[0]} against student", seen["confusion"]
     found = [charts.matrix(rows, names, names, caption, axes, counts=True)]
     if generated:
-        caption = f"Classes of {sum(generated)} generated images; dashed: all alike"
+        caption = f"Classes of {sum(generated)} such images; dashed: all alike"
         found.append(charts.bars(generated, names, caption))
     headers = [f"header {index}" for index in range(len(seen["header_weights"]))]
     if len(headers) > 1:
