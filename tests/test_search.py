@@ -125,8 +125,7 @@ def test_finished_search_is_summed_up_again_without_a_trial(complete):
 
 
 @pytest.mark.slow
-def test_finished_search_is_known_to_a_process_of_another_name(complete, monkeypatch):
-    monkeypatch.setenv("KERASTUNER_TUNER_ID", "another")
+def test_finished_search_is_known_to_a_process_of_another_name(complete):
     config = complete[0]
     tuner = SearchTuner(config, find_space(config), None, None)
     assert len(tuner.oracle.trials) == 3 and tuner.oracle.create_trial("another").status
