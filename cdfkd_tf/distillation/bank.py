@@ -589,6 +589,8 @@ def shares_of(
     Returns:
         Kind -> share, summing to 1.
     """
+    # Of the second and the fourth power the fourth was better on digits and clothes,
+    # and no worse on MNIST-5k (experiments/better_images).
     weights = {
         kind: (coverage / (gaps.get(kind, 1.0) + _TINY)) ** 4 + _TINY
         for kind, coverage in covered.items()
