@@ -5,16 +5,14 @@ from the graph.
 """
 
 import importlib.util
-import json
 import math
-import os
 import re
 import tempfile
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
+from cdfkd_tf.runtime.child_process import in_child
 from cdfkd_tf.runtime.silence_stderr import quiet_stderr
 
 PACKAGE = "tflite_micro"
@@ -41,30 +39,10 @@ def micro_figures(content: bytes, images: np.ndarray, expected: np.ndarray) -> d
     """
     if not importlib.util.find_spec(PACKAGE):
         return dict.fromkeys(FIGURES)
+    # This interpreter aborts on what it does not like.
     figures = in_child(lambda: _measured(content, images, expected))
     broken = {**dict.fromkeys(FIGURES), "micro_unsupported": ["its process died"]}
     return figures or broken
-
-
-def in_child(work: Callable[[], dict]) -> dict | None:
-    """What `work` gives, as JSON carries it, out of a process of its own.
-
-    None if that died: this interpreter aborts on what it does not like.
-    """
-    receive, send = os.pipe()
-    child = os.fork()  # not spawned: that would run the caller's script again
-    if not child:
-        try:
-            with open(send, "w") as pipe:
-                json.dump(work(), pipe)
-            os._exit(0)
-        finally:
-            os._exit(1)
-    os.close(send)
-    with open(receive) as pipe:
-        text = pipe.read()
-    _, status = os.waitpid(child, 0)
-    return None if status else json.loads(text)
 
 
 def _measured(content: bytes, images: np.ndarray, expected: np.ndarray) -> dict:

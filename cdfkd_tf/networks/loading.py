@@ -5,6 +5,7 @@ import copy
 import functools
 import json
 import pathlib
+import sys
 import tempfile
 import warnings
 import zipfile
@@ -29,6 +30,9 @@ from cdfkd_tf.networks.file_kinds import (
 from cdfkd_tf.networks.keras_configs import explanation, modernised, with_old_functions
 from cdfkd_tf.networks.saved_model_check import check_saved_model
 from cdfkd_tf.networks.saved_models import SavedModelClassifier
+from cdfkd_tf.runtime.child_process import in_child
+
+_READ_SECONDS = 20  # for what a file says of itself: whole ones take far less than one
 
 
 def load_classifier(
@@ -176,6 +180,8 @@ def _read_keras(path: pathlib.Path, kind: str) -> keras.Model:
 
     Keras goes by names of files, and reads descriptions of Keras 3 alone.
     """
+    if kind == HDF5:
+        _check_readable(path)
     entry, version = _description(path, kind)
     is_old = version.startswith(("0.", "1.", "2."))
     with tempfile.TemporaryDirectory() as folder:
@@ -194,6 +200,25 @@ def _read_keras(path: pathlib.Path, kind: str) -> keras.Model:
             raise RequestError(explanation(entry, version, error)) from error
         model.load_weights(path / "model.weights.h5" if path.is_dir() else named)
     return model
+
+
+def _check_readable(file: pathlib.Path) -> None:
+    """Refuses an HDF5 file whose damage would make its library loop or abort.
+
+    Names, shapes and attributes are read, in a process of their own.
+    """
+
+    def read_through() -> dict:
+        with contextlib.suppress(Exception), h5py.File(file, "r") as opened:
+            dict(opened.attrs)
+            opened.visititems(lambda _, item: dict(item.attrs) and None)
+        return {}  # what else is wrong is said better where it is read
+
+    if sys.platform == "linux" and in_child(read_through, _READ_SECONDS) is None:
+        raise RequestError(
+            f"The file is damaged: reading it ends the process or takes more than "
+            f"{_READ_SECONDS} s. Give a copy that is whole."
+        )
 
 
 def _description(path: pathlib.Path, kind: str) -> tuple[dict[str, Any], str]:

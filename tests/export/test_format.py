@@ -2,7 +2,6 @@
 
 import collections
 import ctypes
-import os
 import re
 import shutil
 import subprocess
@@ -20,7 +19,6 @@ from cdfkd_tf.export.format import FORMATS, format_of
 from cdfkd_tf.export.micro import (
     FIGURES,
     estimated_arena,
-    in_child,
     micro_figures,
 )
 from cdfkd_tf.export.packing import pack
@@ -250,11 +248,6 @@ def test_other_readers_classify_by_the_metadata_alone(arithmetic, tmp_path):
     assert {a.category_name: a.score for a in answers.categories} == pytest.approx(
         expected, abs=1 / 200
     )
-
-
-def test_an_interpreter_that_dies_ends_no_export():
-    assert in_child(lambda: {"arena_bytes": 16}) == {"arena_bytes": 16}
-    assert in_child(os.abort) is None
 
 
 @pytest.mark.slow

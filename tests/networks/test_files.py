@@ -9,6 +9,7 @@ import os
 import pathlib
 import pickle
 import shutil
+import time
 import zipfile
 
 import h5py
@@ -19,6 +20,7 @@ import tensorflow as tf
 from keras import layers, ops
 
 from cdfkd_tf.errors import DistillationWarning, RequestError
+from cdfkd_tf.networks import loading
 from cdfkd_tf.networks.loading import check_finite, load_classifier, load_network
 from tests import toys
 from tests.rows import rows
@@ -436,6 +438,23 @@ def test_files_cut_off_anywhere_are_refused_in_one_sentence(files):
             ) as info:
                 load_classifier(files / "cut")
             assert "\n" not in str(info.value)
+
+
+def test_hdf5_file_that_would_never_end_is_refused_in_time(tmp_path, monkeypatch):
+    """As damage in an attribute can make of it: its library goes in circles."""
+    file, mark = tmp_path / "a.h5", tmp_path / "reading"
+    toys.classifier(seed=0).save(file)
+    assert load_classifier(file)
+    monkeypatch.setattr(loading, "_READ_SECONDS", 2)
+
+    def endless(*_):
+        mark.touch()
+        time.sleep(600)
+
+    monkeypatch.setattr(h5py.AttributeManager, "__getitem__", endless)
+    with pytest.raises(RequestError, match=r"damaged: reading it .* more than 2 s"):
+        load_classifier(file)
+    assert mark.exists()
 
 
 def test_folder_without_one_model_tells_what_is_in_it(files):
