@@ -208,10 +208,13 @@ def _check_readable(file: pathlib.Path) -> None:
     Names, shapes and attributes are read, in a process of their own.
     """
 
+    def read_attributes(_, item) -> None:  # anything but None would end the visit
+        dict(item.attrs)
+
     def read_through() -> dict:
         with contextlib.suppress(Exception), h5py.File(file, "r") as opened:
-            dict(opened.attrs)
-            opened.visititems(lambda _, item: dict(item.attrs) and None)
+            read_attributes("", opened)
+            opened.visititems(read_attributes)
         return {}  # what else is wrong is said better where it is read
 
     if sys.platform == "linux" and in_child(read_through, _READ_SECONDS) is None:

@@ -295,10 +295,8 @@ def _answers(seen: Mapping[str, Any]) -> Section:
     axes, note = ("label", "student"), ""
     if seen["confusion_rows"] == "teachers":
         axes = ("teachers", "student")
-        note = (
-            "Without labels, the teachers' answers to images such as it learned from "
-        )
-        note += "stand for the truth."
+        note = "Without labels, the teachers' answers to such images as it learned "
+        note += "from stand for the truth."
     caption, rows = f"Confusion matrix: {axes[0]} against student", seen["confusion"]
     found = [charts.matrix(rows, names, names, caption, axes, counts=True)]
     if generated:
